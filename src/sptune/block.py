@@ -1,0 +1,245 @@
+"""`PromptedBlock`: one transformer block with prompts before, through or after it.
+
+It binds the call of the block it wraps by argument name, because positions and types differ between families and
+between versions of transformers, puts prompts in front of the text or renews them, extends mask and positions, and
+takes the prompts off after the last block.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from sptune.backbones import WeightedProbabilities, check_attention_mask
+from sptune.config import SPTConfig
+from sptune.errors import InputError
+from sptune.flow import AdapterSettings, PromptFlow, argument_positions
+from sptune.gates import mix_prompts, mixing_weights
+from sptune.generators import build_generator
+from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer
+
+
+class PromptedBlock(nn.Module, BaseTunerLayer):
+    """A frozen block and, for each adapter that has this layer, a generator and on a search network a gate.
+
+    Args:
+        base_layer: the block of the backbone, left as it is.
+        index: its layer index.
+        flow: what the blocks of the model share.
+
+    Raises:
+        InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
+    """
+
+    adapter_layer_names = ("spt_generator", "spt_gate")
+    other_param_names = ("spt_settings",)
+
+    def __init__(self, base_layer: nn.Module, index: int, flow: PromptFlow) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.index = index
+        self.flow = flow
+        self.spt_generator = nn.ModuleDict()
+        self.spt_gate = nn.ParameterDict()
+        self.positions = argument_positions(base_layer.forward)
+        names = list(self.positions)
+        if names[:1] != ["hidden_states"] or "attention_mask" not in names:
+            raise InputError(
+                f"{type(base_layer).__name__} takes ({', '.join(names)}); prompts need blocks that take hidden_states "
+                "first and an attention_mask. Choose another layers_path."
+            )
+        self.weighted_probabilities = None
+        if flow.backbone.weighted_attention is not None:
+            attention = attrgetter(flow.backbone.weighted_attention)(base_layer)
+            self.weighted_probabilities = WeightedProbabilities(attention)
+
+    @property
+    def spt_settings(self) -> dict[str, AdapterSettings]:
+        """The settings of all adapters of the model, by name; one dictionary for all blocks."""
+        return self.flow.settings
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models read attributes of their blocks (Qwen2's attention_type).
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def update_layer(self, adapter_name: str, config: SPTConfig) -> None:
+        """Give an adapter a generator here and, if it searches, a gate with alpha = 0."""
+        generator = build_generator(config, self.flow.backbone.hidden_size)
+        gate = nn.Parameter(torch.zeros(1)) if config.searching else None
+        reference = next(self.base_layer.parameters())
+        if reference.device.type != "meta" and next(generator.parameters()).device.type != "meta":
+            generator = generator.to(reference.device)
+            gate = nn.Parameter(gate.to(reference.device)) if gate is not None else None
+        self.spt_generator[adapter_name] = generator
+        if gate is not None:
+            self.spt_gate[adapter_name] = gate
+        self.set_adapter(self.active_adapters)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Prompts are vectors in the sequence, not weights, and cannot be merged.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("SPT adapters cannot be merged into the backbone; use unload() to get the backbone back.")
+
+    def unmerge(self) -> None:
+        """Nothing is ever merged."""
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """PEFT's way to get the wrapped block back; takes everything off that was hooked on."""
+        if merge:
+            self.merge()
+        if self.weighted_probabilities is not None:
+            self.weighted_probabilities.remove()
+        return self.base_layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the block on (batch, length, d) or, above the first prompt layer, on (batch, m + length, d)."""
+        adapter = self._prompting_adapter()
+        call = _Call(self.positions, args, kwargs)
+        if adapter is None:
+            if self.weighted_probabilities is not None:
+                call["attention_mask"] = call["attention_mask"].to(torch.bool)
+            return self.base_layer(*call.args, **call.kwargs)
+        return self._prompted(adapter, call)
+
+    def _prompting_adapter(self) -> str | None:
+        """The active adapter if its prompts pass this block, else None.
+
+        Raises:
+            InputError: several SPT adapters are active.
+        """
+        if self.disable_adapters:
+            return None
+        active = [name for name in self.active_adapters if name in self.spt_settings]
+        if len(active) > 1:
+            raise InputError(
+                f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose one "
+                "with set_adapter."
+            )
+        if not active or self.index < self.spt_settings[active[0]].layers[0]:
+            return None
+        return active[0]
+
+    def _prompted(self, adapter: str, call: _Call) -> Any:
+        flow, settings = self.flow, self.spt_settings[adapter]
+        flow.check_inputs()
+        m = settings.config.num_virtual_tokens
+        cache_layer = self._cache_layer(call, m, adapter)
+        inserting = cache_layer is None or not cache_layer.holds_prompts
+        if self.index in settings.layers:
+            gate, below = self._pass_gate(adapter, settings)
+            if inserting:
+                call["hidden_states"] = self._renew(call["hidden_states"], adapter, settings, gate, below)
+        hidden_states = call["hidden_states"]
+        mask = call.get("attention_mask")
+        check_attention_mask(mask)
+        call["attention_mask"] = flow.attention_mask(
+            mask,
+            hidden_states,
+            num_prompts=m,
+            past_length=0 if cache_layer is None else cache_layer.get_seq_length(),
+            inserting=inserting,
+            gated=settings.gated,
+        )
+        if inserting:
+            self._extend_positions(call, hidden_states, m)
+        output = self.base_layer(*call.args, **call.kwargs)
+        last = self.index == flow.backbone.num_layers - 1
+        return self._take_off(output, m if inserting else 0) if last else output
+
+    def _cache_layer(self, call: _Call, m: int, adapter: str) -> PromptedCacheLayer | None:
+        cache = call.get("past_key_values")
+        return None if cache is None else prompted_cache_layer(cache, self.index, m, adapter)
+
+    def _pass_gate(
+        self, adapter: str, settings: AdapterSettings
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
+        if not settings.config.searching:
+            return None, None
+        gate = torch.sigmoid(self.spt_gate[adapter].float())
+        if self.flow.layer_masks is not None:
+            gate = gate * self.flow.layer_masks[:, settings.layers.index(self.index)].to(gate)
+        below = self.flow.state.presence
+        below = torch.zeros_like(gate) if below is None else below.to(gate.device)
+        self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate)[2]
+        return gate, below
+
+    def _renew(
+        self,
+        hidden_states: torch.Tensor,
+        adapter: str,
+        settings: AdapterSettings,
+        gate: torch.Tensor | None,
+        below: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Put this layer's prompts in front of the text, mixed with those that came from below."""
+        config, m = settings.config, settings.config.num_virtual_tokens
+        first = self.index == settings.layers[0]
+        propagated, text = (None, hidden_states) if first else (hidden_states[:, :m], hidden_states[:, m:])
+        generator = self.spt_generator[adapter]
+        dtype = next(generator.parameters()).dtype
+        source = self.flow.source_mask(text)
+        new = generator(text.to(dtype), source, causal=self.flow.backbone.causal).to(text.dtype)
+        if gate is not None and below is not None:
+            propagated = torch.zeros_like(new) if propagated is None else propagated
+            if settings.gated:
+                new = mix_prompts(propagated, new, gate, below, config.mixing_rate)
+            else:
+                share = (config.mixing_rate * gate)[:, None, None].to(new.dtype)
+                new = (1 - share) * propagated + share * new
+        elif propagated is not None and config.mixing_rate < 1:
+            new = (1 - config.mixing_rate) * propagated + config.mixing_rate * new
+        return torch.cat([new, text], dim=1)
+
+    def _extend_positions(self, call: _Call, hidden_states: torch.Tensor, m: int) -> None:
+        if call.get("position_embeddings") is not None:
+            call["position_embeddings"] = self.flow.rotary_tables(call["position_embeddings"], hidden_states, m)
+        if call.get("position_ids") is not None:
+            call["position_ids"] = self.flow.position_ids(call["position_ids"], m)
+        if call.get("relative_pos") is not None:
+            call["relative_pos"] = self.flow.relative_positions(hidden_states)
+
+    def _take_off(self, output: Any, num_prompts: int) -> Any:
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        text = hidden_states[:, num_prompts:]
+        if self.flow.final_states is not None:
+            self.flow.final_states.append(text)
+        return (text, *output[1:]) if isinstance(output, tuple) else text
+
+
+class _Call:
+    """Arguments of a call, read and replaced by name and passed on in the places where they came."""
+
+    def __init__(self, positions: dict[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.positions = positions
+        self.args = list(args)
+        self.kwargs = dict(kwargs)
+
+    def get(self, name: str) -> Any:
+        index = self.positions.get(name)
+        if index is not None and index < len(self.args):
+            return self.args[index]
+        return self.kwargs.get(name)
+
+    __getitem__ = get
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        index = self.positions.get(name)
+        if index is not None and index < len(self.args):
+            self.args[index] = value
+        else:
+            self.kwargs[name] = value

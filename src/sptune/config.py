@@ -1,0 +1,142 @@
+"""`SPTConfig`: what a user decides about the prompts, in PEFT's words where PEFT has one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+from peft.utils import PeftType
+from transformers.activations import ACT2FN
+
+from sptune.generators import GENERATORS
+
+NAMED_SETTINGS = ("search", "all", "middle", "first")
+
+
+@dataclass
+class SPTConfig(PeftConfig):
+    """Configuration of Selective Prompt Tuning.
+
+    `prompt_layers="search"` gives the search network, with a generator and a gate at every candidate layer; any other
+    value gives a final network, with generators at just those layers.
+
+    Raises:
+        ValueError: a field's value is not allowed; the message names the field, the value and the values allowed.
+    """
+
+    prompt_layers: str | list[int] = field(
+        default="search",
+        metadata={"help": "'search', 'all', 'middle' (layer L // 2), 'first' (layer 0), or a list of layer indices."},
+    )
+    candidate_layers: list[int] | None = field(
+        default=None, metadata={"help": "Layers the search may use; None for all. Only with prompt_layers='search'."}
+    )
+    num_virtual_tokens: int = field(default=10, metadata={"help": "m, the number of prompt vectors at a layer."})
+    generator: str = field(
+        default="appg",
+        metadata={"help": "What makes the prompts: 'static', 'npg', 'appg', 'mppg' or 'attention'."},
+    )
+    bottleneck_dim: int = field(default=64, metadata={"help": "r, the width between the generator's projections."})
+    projection: str = field(
+        default="linear", metadata={"help": "'linear', or 'phm' with about 1/phm_dim of the parameters."}
+    )
+    phm_dim: int = field(default=4, metadata={"help": "n of the PHM projection; divides the hidden size and r."})
+    activation: str = field(default="relu", metadata={"help": "A name in transformers' ACT2FN."})
+    mixing_rate: float = field(
+        default=1.0,
+        metadata={"help": "tau in (0, 1]: how much of a new prompt replaces the one that came up from below."},
+    )
+    visibility: str = field(
+        default="gated",
+        metadata={"help": "'gated': slots weigh in attention by their presence. 'always': they are always visible."},
+    )
+    layers_path: str | None = field(
+        default=None,
+        metadata={"help": "Dotted path of the list of blocks, for a model family that sptune does not know."},
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules besides the prompts to train and save, such as a new head."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.SPT
+        # PEFT reads this attribute on every tuner's configuration; which blocks it names follows from the layers.
+        self.target_modules: set[str] | None = None
+        _check_choice("generator", self.generator, GENERATORS)
+        _check_choice("projection", self.projection, ("linear", "phm"))
+        _check_choice("visibility", self.visibility, ("gated", "always"))
+        _check_positive("num_virtual_tokens", self.num_virtual_tokens)
+        _check_positive("bottleneck_dim", self.bottleneck_dim)
+        _check_positive("phm_dim", self.phm_dim)
+        if self.activation not in ACT2FN:
+            raise ValueError(f"activation={self.activation!r} is not known; choose one of {sorted(ACT2FN)}.")
+        if not (isinstance(self.mixing_rate, (int, float)) and 0 < self.mixing_rate <= 1):
+            raise ValueError(f"mixing_rate={self.mixing_rate!r} is not allowed; choose a number in (0, 1].")
+        if self.projection == "phm" and self.bottleneck_dim % self.phm_dim:
+            raise ValueError(
+                f"phm_dim={self.phm_dim} does not divide bottleneck_dim={self.bottleneck_dim}; "
+                "change one so that it does."
+            )
+        if isinstance(self.prompt_layers, str):
+            _check_choice("prompt_layers", self.prompt_layers, NAMED_SETTINGS, " or a list of layer indices")
+        else:
+            self.prompt_layers = _check_layers("prompt_layers", self.prompt_layers)
+        if self.candidate_layers is not None:
+            self.candidate_layers = _check_layers("candidate_layers", self.candidate_layers)
+            if self.prompt_layers != "search":
+                raise ValueError(
+                    f"candidate_layers={self.candidate_layers} has a meaning only with prompt_layers='search', "
+                    f"but prompt_layers={self.prompt_layers!r}; leave one of them out."
+                )
+
+    @property
+    def searching(self) -> bool:
+        """Whether this is a search network's configuration, with gates."""
+        return self.prompt_layers == "search"
+
+
+def resolve_prompt_layers(config: SPTConfig, num_layers: int) -> list[int]:
+    """The layer indices, ascending, that carry a generator in a backbone of `num_layers` blocks.
+
+    Raises:
+        ValueError: a layer index does not exist in the backbone.
+    """
+    if config.prompt_layers == "search":
+        layers = list(range(num_layers)) if config.candidate_layers is None else config.candidate_layers
+    elif isinstance(config.prompt_layers, str):
+        layers = {"all": list(range(num_layers)), "middle": [num_layers // 2], "first": [0]}[config.prompt_layers]
+    else:
+        layers = config.prompt_layers
+    beyond = [layer for layer in layers if layer >= num_layers]
+    if beyond:
+        raise ValueError(
+            f"prompt_layers/candidate_layers name layer {beyond[0]}, but the backbone has {num_layers} layers; "
+            f"allowed are 0 to {num_layers - 1}."
+        )
+    return sorted(layers)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...], more: str = "") -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not allowed; choose one of {', '.join(allowed)}{more}.")
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} is not allowed; choose a whole number of at least 1.")
+
+
+def _check_layers(name: str, layers: object) -> list[int]:
+    try:
+        indices = list(layers)  # type: ignore[call-overload]
+    except TypeError:
+        raise ValueError(f"{name}={layers!r} is not allowed; give a list of layer indices.") from None
+    if not indices:
+        raise ValueError(f"{name} is empty; give at least one layer index.")
+    for index in indices:
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise ValueError(f"{name} holds {index!r}; layer indices are whole numbers from 0.")
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"{name}={indices} names a layer twice; name each once.")
+    return sorted(indices)

@@ -1,0 +1,388 @@
+"""What one forward pass shares between its prompted blocks: masks, rotary tables, source tokens, presence.
+
+Blocks see hidden states and a mask that has long lost the padding of each example. Hooks on the model keep what was
+passed to it for the length of one forward. Everything extended for the prompts is extended once a forward.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import pad
+
+from sptune.backbones import Backbone
+from sptune.config import SPTConfig
+from sptune.errors import InputError
+from sptune.gates import presence_bias
+from sptune.generators import INSTANCE_AWARE
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What the blocks need to know of one adapter.
+
+    Attributes:
+        layers: the layers with a generator, ascending.
+        config: the adapter's configuration.
+    """
+
+    layers: tuple[int, ...]
+    config: SPTConfig
+
+    @property
+    def gated(self) -> bool:
+        """Whether attention weighs the slots by their presence."""
+        return self.config.searching and self.config.visibility == "gated"
+
+
+@dataclass
+class ForwardState:
+    """One forward pass. `inputs` are the base model's arguments by name; the rest is filled in by the blocks."""
+
+    inputs: dict[str, Any] = field(default_factory=dict)
+    checked: bool = False
+    presence: torch.Tensor | None = None
+    source_mask: torch.Tensor | None = None
+    extended: dict[Any, Any] = field(default_factory=dict)
+
+
+class PromptFlow:
+    """Shared by all prompted blocks of one model; holds the adapters' settings and the forward under way.
+
+    Args:
+        model: the model that was given to PEFT, head included.
+        backbone: its blocks.
+    """
+
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+        self.model = model
+        self.backbone = backbone
+        self.settings: dict[str, AdapterSettings] = {}
+        self.state = ForwardState()
+        self.layer_masks: torch.Tensor | None = None
+        self.final_states: list[torch.Tensor] | None = None
+        self._labels: torch.Tensor | None = None
+        self._given_source_mask: torch.Tensor | None = None
+        self._generate_length: int | None = None
+        self._handles = [
+            model.register_forward_pre_hook(self._begin_model, with_kwargs=True),
+            model.register_forward_hook(self._end_model, always_call=True),
+            backbone.base_model.register_forward_pre_hook(self._begin_blocks, with_kwargs=True),
+            backbone.base_model.register_forward_hook(self._end_blocks, always_call=True),
+        ]
+        if hasattr(model, "generate"):
+            # Generation without a cache reads the whole text anew at every token, so that a generator would see the
+            # tokens generated so far; only `generate` knows where the instruction ends.
+            self._generate = model.generate
+            model.generate = self.generate  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Take the hooks off and leave the model as it was found."""
+        for handle in self._handles:
+            handle.remove()
+        self.model.__dict__.pop("generate", None)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def _begin_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = _arguments(module, args, kwargs)
+        self._labels = inputs.get("labels")
+        if "source_mask" in kwargs:
+            kwargs = dict(kwargs)
+            self._given_source_mask = kwargs.pop("source_mask")
+            return args, kwargs
+        if self._reads_targets_unknowingly(module, inputs):
+            logger.warning(
+                "Training a causal language model without labels: the prompt generators see every token, targets "
+                "included. Pass labels (-100 on the instruction) or source_mask to the model."
+            )
+        return None
+
+    def _end_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._labels = self._given_source_mask = None
+
+    def _begin_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.state = ForwardState(inputs=_arguments(module, args, kwargs))
+
+    def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tokens = _text(self.state.inputs)
+        if tokens is not None and self.state.extended and getattr(output, "hidden_states", None) is not None:
+            length = tokens.shape[1]
+            output.hidden_states = tuple(states[:, states.shape[1] - length :] for states in output.hidden_states)
+        self.state = ForwardState()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`, with the length of the instruction known to the generators."""
+        inputs = _arguments_of(self._generate, args, kwargs)
+        given = inputs.get("inputs")
+        for name in ("input_ids", "inputs_embeds"):
+            given = inputs.get(name) if given is None else given
+        self._generate_length = given.shape[1] if isinstance(given, torch.Tensor) else None
+        try:
+            return self._generate(*args, **kwargs)
+        finally:
+            self._generate_length = None
+
+    def _reads_targets_unknowingly(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
+        return (
+            module.training
+            and torch.is_grad_enabled()
+            and self.backbone.causal
+            and _has_language_model_head(module)
+            and self._labels is None
+            and not inputs.get("logits_to_keep")
+            and any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values())
+        )
+
+    # -- what blocks ask for -------------------------------------------------------------------------------------
+
+    @contextmanager
+    def masking_layers(self, masks: torch.Tensor) -> Iterator[None]:
+        """Multiply gate i of example b by masks[b, i], (batch, candidates), in the forwards inside."""
+        self.layer_masks = masks
+        try:
+            yield
+        finally:
+            self.layer_masks = None
+
+    @contextmanager
+    def recording_final_states(self) -> Iterator[list[torch.Tensor]]:
+        """Collect what leaves the last block, prompts off, in the forwards inside."""
+        self.final_states = []
+        try:
+            yield self.final_states
+        finally:
+            self.final_states = None
+
+    def check_inputs(self) -> None:
+        """Refuse what cannot be right with prompts, once a forward.
+
+        Raises:
+            InputError: packed sequences, or an attention mask that is not (batch, length).
+        """
+        if self.state.checked:
+            return
+        self.state.checked = True
+        inputs = self.state.inputs
+        attention_mask = inputs.get("attention_mask")
+        if attention_mask is not None and getattr(attention_mask, "ndim", None) != 2:
+            form = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
+            raise InputError(
+                f"attention_mask has the form {form}; prompts need one of shape (batch, length) with ones at real tokens."
+            )
+        packed = any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx"))
+        if packed or _positions_restart(inputs.get("position_ids"), attention_mask):
+            raise InputError(
+                "The batch holds packed sequences (positions restart within a row), and a prompt stands before a row, not "
+                "before each sequence in it; use one sequence a row with padding (packing=False, padding_free=False)."
+            )
+
+    def source_mask(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The tokens a generator may look at, (batch, length) bool; see method section 2.
+
+        All real tokens; in a causal language model with labels only those whose label is -100; during generation only
+        the instruction.
+        """
+        state = self.state
+        if state.source_mask is None:
+            state.source_mask = self._build_source_mask(hidden_states)
+        return state.source_mask
+
+    def _build_source_mask(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch, length = hidden_states.shape[:2]
+        attention_mask = self.state.inputs.get("attention_mask")
+        if attention_mask is None:
+            mask = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+        else:
+            mask = attention_mask[:, -length:].to(hidden_states.device, torch.bool)
+        labels = self._labels
+        if self._given_source_mask is not None:
+            mask = mask & self._given_source_mask.to(mask.device, torch.bool)
+        elif (
+            self.backbone.causal
+            and labels is not None
+            and labels.shape == mask.shape
+            and _has_language_model_head(self.model)
+        ):
+            mask = mask & (labels.to(mask.device) == -100)
+        if self._generate_length is not None:
+            if length < self._generate_length:
+                raise InputError(
+                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first: chunked prefill), but "
+                    "this adapter's generator must see all of it to make the prompts; generate without "
+                    "prefill_chunk_size, or train a generator='static' adapter."
+                )
+            mask = mask & (torch.arange(length, device=mask.device) < self._generate_length)
+        return mask
+
+    def attention_mask(
+        self,
+        mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        num_prompts: int,
+        past_length: int,
+        inserting: bool,
+        gated: bool,
+    ) -> torch.Tensor | None:
+        """The block's mask, extended by the prompts' columns and, where prompts are inserted, their rows.
+
+        Args:
+            mask: as the model passed it to the block: None, boolean (true: attend), additive, or multiplicative.
+            hidden_states: (batch, length, d), prompts included where they are inserted; for dtype and length.
+            num_prompts: m.
+            past_length: text tokens in the cache.
+            inserting: whether the prompts are among the queries (not so after prefill).
+            gated: whether to weigh the prompts' columns by the presence.
+        """
+        length = hidden_states.shape[1] - (num_prompts if inserting else 0)
+        key = ("mask", id(mask), inserting, gated)
+        if key not in self.state.extended:
+            extended = self._extend_mask(mask, hidden_states, num_prompts, length, past_length, inserting, gated)
+            # The mask is kept beside the result, so that its id is not given to another while this one is in use.
+            self.state.extended[key] = (mask, extended)
+        extended = self.state.extended[key][1]
+        if not gated:
+            return extended
+        assert self.state.presence is not None
+        presence = self.state.presence.to(hidden_states.device, torch.float32)[:, None, None, None]
+        slots = presence.expand(-1, 1, 1, num_prompts)
+        rest = extended.shape[-1] - num_prompts
+        if self.backbone.weighted_attention is not None:
+            return extended * pad(slots, (0, rest), value=1.0).to(extended.dtype)
+        bias = pad(presence_bias(slots), (0, rest)).clamp_min(torch.finfo(extended.dtype).min)
+        return extended + bias.to(extended.dtype)
+
+    def _extend_mask(
+        self,
+        mask: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        m: int,
+        length: int,
+        past_length: int,
+        inserting: bool,
+        gated: bool,
+    ) -> torch.Tensor | None:
+        causal = self.backbone.causal
+        multiplicative = self.backbone.weighted_attention is not None
+        device = hidden_states.device
+        if mask is None:
+            # Attention without a mask is causal from the first key on or not at all; both are right unless several
+            # queries meet a cache, where the keys would be aligned wrongly.
+            if not gated and not (causal and past_length > 0 and length > 1):
+                return None
+            if causal:
+                keys = torch.arange(past_length + length, device=device)
+                queries = torch.arange(past_length, past_length + length, device=device)
+                mask = (keys[None] <= queries[:, None])[None, None]
+            else:
+                mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
+        elif multiplicative:
+            mask = mask.to(torch.bool)
+        visible, hidden = _visible_and_hidden(mask)
+        rows = mask.shape[-2]
+        parts = [_full(mask, rows, m, visible), mask]
+        extended = torch.cat(parts, dim=-1)
+        if inserting and (causal or rows > 1):
+            if causal:
+                order = torch.arange(m, device=device)
+                among = torch.where(order[None] <= order[:, None], visible, hidden).to(mask.dtype)
+                among = among.expand(*mask.shape[:-2], m, m)
+                prompt_rows = torch.cat([among, _full(mask, m, mask.shape[-1], hidden)], dim=-1)
+            else:
+                text = mask.amax(dim=-2, keepdim=True) if mask.is_floating_point() else mask.any(-2, keepdim=True)
+                text = text.expand(*mask.shape[:-2], m, mask.shape[-1])
+                prompt_rows = torch.cat([_full(mask, m, m, visible), text], dim=-1)
+            extended = torch.cat([prompt_rows, extended], dim=-2)
+        if gated and extended.dtype == torch.bool:
+            dtype = hidden_states.dtype
+            if multiplicative:
+                return extended.to(dtype)
+            return torch.zeros_like(extended, dtype=dtype).masked_fill(~extended, torch.finfo(dtype).min)
+        return extended
+
+    def rotary_tables(
+        self, tables: tuple[torch.Tensor, torch.Tensor], hidden_states: torch.Tensor, num_prompts: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rotary tables (cos, sin) with positions -m ... -1 for the prompts in front, so that text keeps its own."""
+        key = ("rotary", id(tables))
+        if key not in self.state.extended:
+            assert self.backbone.rotary is not None
+            positions = torch.arange(-num_prompts, 0, device=hidden_states.device)[None]
+            front = self.backbone.rotary(hidden_states, positions)
+            extended = tuple(
+                torch.cat([new.expand(table.shape[0], -1, -1), table], dim=1)
+                for new, table in zip(front, tables, strict=True)
+            )
+            self.state.extended[key] = (tables, extended)
+        return self.state.extended[key][1]
+
+    def position_ids(self, position_ids: torch.Tensor, num_prompts: int) -> torch.Tensor:
+        """Position ids (batch, length) with -m ... -1 in front."""
+        key = ("positions", id(position_ids))
+        if key not in self.state.extended:
+            front = torch.arange(-num_prompts, 0, device=position_ids.device, dtype=position_ids.dtype)
+            extended = torch.cat([front.expand(position_ids.shape[0], -1), position_ids], dim=1)
+            self.state.extended[key] = (position_ids, extended)
+        return self.state.extended[key][1]
+
+    def relative_positions(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """DeBERTa's relative positions for hidden states with prompts in front, or None in other families."""
+        if self.backbone.relative_positions is None:
+            return None
+        if "relative" not in self.state.extended:
+            self.state.extended["relative"] = self.backbone.relative_positions(hidden_states)
+        return self.state.extended["relative"]
+
+
+def argument_positions(function: Any) -> dict[str, int]:
+    """The position of each named argument of a function or bound method."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: i for i, p in enumerate(p for p in parameters if p.kind in kinds)}
+
+
+def _arguments_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(argument_positions(function), args, strict=False)), **kwargs}
+
+
+def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return _arguments_of(module.forward, args, kwargs) if args else kwargs
+
+
+def _text(inputs: dict[str, Any]) -> torch.Tensor | None:
+    tokens = inputs.get("input_ids")
+    return inputs.get("inputs_embeds") if tokens is None else tokens
+
+
+def _has_language_model_head(model: nn.Module) -> bool:
+    embeddings = getattr(model, "get_output_embeddings", None)
+    return embeddings is not None and embeddings() is not None
+
+
+def _positions_restart(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
+    if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] < 2:
+        return False
+    restarts = position_ids.diff(dim=-1) < 0
+    if attention_mask is not None:
+        real = attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
+        restarts = restarts & real[:, 1:] & real[:, :-1]
+    return bool(restarts.any())
+
+
+def _visible_and_hidden(mask: torch.Tensor) -> tuple[Any, Any]:
+    if mask.dtype == torch.bool:
+        return True, False
+    return 0.0, torch.finfo(mask.dtype).min
+
+
+def _full(mask: torch.Tensor, rows: int, columns: int, value: Any) -> torch.Tensor:
+    return mask.new_full((*mask.shape[:-2], rows, columns), value)

@@ -1,0 +1,237 @@
+"""Prompt generators: what makes the m prompt vectors of a layer (method section 2).
+
+A generator reads the text hidden states at the input of its layer, restricted to the source tokens, and returns
+m vectors of the hidden size. `appg`, `mppg` and `npg` follow Late Prompt Tuning (Liu et al., 2022); the `phm`
+projection follows Zhang et al. (2021), "Beyond Fully-Connected Layers with Quaternions".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+if TYPE_CHECKING:
+    from sptune.config import SPTConfig
+
+INITIAL_STD = 0.02
+INSTANCE_AWARE = ("npg", "appg", "mppg", "attention")
+GENERATORS = ("static", *INSTANCE_AWARE)
+
+
+class PHMLinear(nn.Module):
+    """A linear layer whose weight is W = sum_j kron(A_j, B_j), with about 1/n of the parameters.
+
+    The product is taken factor by factor; W itself is built only by `weight()`.
+
+    Args:
+        in_features: size of the input; divisible by `phm_dim`.
+        out_features: size of the output; divisible by `phm_dim`.
+        phm_dim: n, the number of Kronecker terms and the side of each A_j.
+        bias: whether to add a learned bias.
+
+    Raises:
+        ValueError: `phm_dim` does not divide a feature size.
+    """
+
+    def __init__(self, in_features: int, out_features: int, phm_dim: int, bias: bool = True) -> None:
+        super().__init__()
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size % phm_dim:
+                raise ValueError(f"PHMLinear: phm_dim={phm_dim} does not divide {name}={size}; choose a divisor.")
+        self.in_features, self.out_features, self.phm_dim = in_features, out_features, phm_dim
+        self.A = nn.Parameter(torch.empty(phm_dim, phm_dim, phm_dim))
+        self.B = nn.Parameter(torch.empty(phm_dim, in_features // phm_dim, out_features // phm_dim))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.reset_parameters(std=1.0 / math.sqrt(in_features))
+
+    def reset_parameters(self, std: float) -> None:
+        """Draw A and B so that the entries of W have standard deviation `std`.
+
+        Var(W) = n Var(A) Var(B); with Var(A) = 1/n that is Var(B).
+        """
+        nn.init.normal_(self.A, std=1.0 / math.sqrt(self.phm_dim))
+        nn.init.normal_(self.B, std=std)
+
+    def weight(self) -> torch.Tensor:
+        """The explicit weight W = sum_j kron(A_j, B_j), shape (in_features, out_features)."""
+        return torch.stack([torch.kron(a, b) for a, b in zip(self.A, self.B, strict=True)]).sum(0)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Map states (..., in_features) to (..., out_features)."""
+        n = self.phm_dim
+        blocks = states.reshape(*states.shape[:-1], n, self.in_features // n)
+        # First B, as one matrix product over all j side by side, then the small mixing by A.
+        stacked = self.B.permute(1, 0, 2).reshape(self.in_features // n, self.out_features)
+        projected = (blocks @ stacked).reshape(*states.shape[:-1], n, n, self.out_features // n)
+        mixed = torch.einsum("...ijo,jik->...ko", projected, self.A.to(projected.dtype))
+        out = mixed.reshape(*states.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+
+def adaptive_pool(
+    states: torch.Tensor, mask: torch.Tensor, slots: int, kind: Literal["average", "max"] = "average"
+) -> torch.Tensor:
+    """Adaptive pooling of each example's masked tokens to a fixed number of slots, without a loop over examples.
+
+    Slot j of an example with n masked-in tokens covers the tokens floor(j n / m) <= t < ceil((j + 1) n / m) in the
+    order in which they stand, as `nn.AdaptiveAvgPool1d` and `nn.AdaptiveMaxPool1d` do on the example alone.
+    Examples with n < m repeat tokens; examples with no token give zeros.
+
+    Args:
+        states: (batch, length, features).
+        mask: (batch, length), true for the tokens to pool.
+        slots: m.
+        kind: "average" or "max".
+
+    Returns:
+        (batch, m, features).
+    """
+    mask = mask.to(torch.bool)
+    count = mask.sum(-1)[:, None]  # (batch, 1)
+    index = mask.cumsum(-1) - 1  # (batch, length): the token's number among the masked-in ones
+    slot = torch.arange(slots, device=states.device)[None]  # (1, m)
+    start = torch.div(slot * count, slots, rounding_mode="floor")[..., None]
+    end = torch.div((slot + 1) * count + slots - 1, slots, rounding_mode="floor")[..., None]
+    covers = (index[:, None] >= start) & (index[:, None] < end) & mask[:, None]  # (batch, m, length)
+    if kind == "average":
+        weights = covers.to(states.dtype)
+        return (weights / weights.sum(-1, keepdim=True).clamp_min(1)) @ states
+    empty = ~mask.any(-1)[:, None, None]
+    lowest = torch.finfo(states.dtype).min
+    # One slot at a time keeps the memory at (batch, length, features); m is about ten.
+    pooled = torch.stack([states.masked_fill(~covers[:, j, :, None], lowest).amax(1) for j in range(slots)], dim=1)
+    return pooled.masked_fill(empty, 0.0)
+
+
+class StaticGenerator(nn.Module):
+    """m learned vectors, the same for every input.
+
+    Args:
+        num_virtual_tokens: m.
+        hidden_size: d.
+    """
+
+    def __init__(self, num_virtual_tokens: int, hidden_size: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.empty(num_virtual_tokens, hidden_size))
+        nn.init.normal_(self.prompt, std=INITIAL_STD)
+
+    def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+        """Return the prompt (batch, m, d) for hidden_states (batch, length, d), whose values play no part."""
+        return self.prompt.expand(hidden_states.shape[0], -1, -1)
+
+
+class PooledGenerator(nn.Module):
+    """`appg` and `mppg`: down-projection of every source token, adaptive pooling to m slots, activation, up-projection.
+
+    Late Prompt Tuning (Liu et al., 2022), section 3.2.
+
+    Args:
+        config: sizes, projection and activation.
+        hidden_size: d.
+        kind: "average" (appg) or "max" (mppg).
+    """
+
+    def __init__(self, config: SPTConfig, hidden_size: int, kind: Literal["average", "max"]) -> None:
+        super().__init__()
+        self.slots, self.kind = config.num_virtual_tokens, kind
+        self.down = _projection(config, hidden_size, config.bottleneck_dim)
+        self.activation = ACT2FN[config.activation]
+        self.up = _projection(config, config.bottleneck_dim, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+        """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
+        pooled = adaptive_pool(self.down(hidden_states), source_mask, self.slots, self.kind)
+        return self.up(self.activation(pooled))
+
+
+class TokenGenerator(nn.Module):
+    """`npg`: one token's vector through a bottleneck to all m prompts at once.
+
+    The token is the first source token in an encoder and the last in a causal model, where only the last has seen
+    the whole source.
+
+    Args:
+        config: sizes, projection and activation.
+        hidden_size: d.
+    """
+
+    def __init__(self, config: SPTConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.slots = config.num_virtual_tokens
+        self.down = _projection(config, hidden_size, config.bottleneck_dim)
+        self.activation = ACT2FN[config.activation]
+        self.up = _projection(config, config.bottleneck_dim, self.slots * hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+        """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
+        length = hidden_states.shape[1]
+        position = torch.arange(length, device=hidden_states.device)
+        if causal:
+            index = torch.where(source_mask, position, -1).amax(-1).clamp_min(0)
+        else:
+            index = torch.where(source_mask, position, length).amin(-1).clamp_max(length - 1)
+        token = hidden_states[torch.arange(hidden_states.shape[0], device=index.device), index]
+        token = token * source_mask.any(-1, keepdim=True).to(token.dtype)
+        return self.up(self.activation(self.down(token))).unflatten(-1, (self.slots, -1))
+
+
+class AttentionGenerator(nn.Module):
+    """`attention`: m learned queries attend over the down-projected source tokens; activation; up-projection.
+
+    Args:
+        config: sizes, projection and activation.
+        hidden_size: d.
+    """
+
+    def __init__(self, config: SPTConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.down = _projection(config, hidden_size, config.bottleneck_dim)
+        self.queries = nn.Parameter(torch.empty(config.num_virtual_tokens, config.bottleneck_dim))
+        nn.init.normal_(self.queries, std=1.0)
+        self.activation = ACT2FN[config.activation]
+        self.up = _projection(config, config.bottleneck_dim, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
+        """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
+        source = self.down(hidden_states)
+        scores = torch.einsum("mr,btr->bmt", self.queries, source) / math.sqrt(source.shape[-1])
+        scores = scores.masked_fill(~source_mask[:, None], torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1) * source_mask.any(-1)[:, None, None].to(scores.dtype)
+        return self.up(self.activation(weights @ source))
+
+
+def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
+    """Build the generator that the configuration names.
+
+    Args:
+        config: an `SPTConfig`.
+        hidden_size: d of the backbone.
+
+    Returns:
+        A module with `forward(hidden_states (batch, length, d), source_mask (batch, length), *, causal) -> (batch, m, d)`.
+
+    Raises:
+        ValueError: `phm_dim` does not divide the hidden size or the bottleneck.
+    """
+    if config.generator == "static":
+        return StaticGenerator(config.num_virtual_tokens, hidden_size)
+    if config.generator == "npg":
+        return TokenGenerator(config, hidden_size)
+    if config.generator == "attention":
+        return AttentionGenerator(config, hidden_size)
+    return PooledGenerator(config, hidden_size, "average" if config.generator == "appg" else "max")
+
+
+def _projection(config: SPTConfig, in_features: int, out_features: int) -> nn.Module:
+    if config.projection == "phm":
+        return PHMLinear(in_features, out_features, config.phm_dim)
+    layer = nn.Linear(in_features, out_features)
+    # The same spread of W and zero bias for both kinds of projection, so that their first prompts are as large.
+    nn.init.normal_(layer.weight, std=1.0 / math.sqrt(in_features))
+    nn.init.zeros_(layer.bias)
+    return layer

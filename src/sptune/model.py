@@ -1,0 +1,212 @@
+"""`SPTModel`: attaches prompts to a backbone as a PEFT tuner, and `discretize`, from a search network to a final one."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+from sptune.backbones import check_prompt_at_first_layer, find_backbone
+from sptune.block import PromptedBlock
+from sptune.config import SPTConfig, resolve_prompt_layers
+from sptune.errors import InputError
+from sptune.flow import AdapterSettings, PromptFlow
+from sptune.gates import gate_logits
+
+
+class SPTModel(BaseTuner):
+    """Selective Prompt Tuning of a frozen transformer.
+
+    Every block from the first layer with a generator on is wrapped in a `PromptedBlock`; blocks below it are not
+    touched. Made by `peft.get_peft_model`; reach it as `peft_model.base_model`.
+
+    Raises:
+        InputError: the backbone cannot take prompts (see `sptune.backbones.find_backbone`).
+    """
+
+    prefix = "spt_"
+    tuner_layer_cls = PromptedBlock
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT reads it from the class)
+
+    # -- what PEFT calls -------------------------------------------------------------------------------------------
+
+    def _prepare_adapter_config(self, peft_config: SPTConfig, model_config: dict[str, Any]) -> SPTConfig:
+        flow = _find_flow(self.model)
+        backbone = flow.backbone if flow is not None else find_backbone(self.model, peft_config.layers_path)
+        layers = resolve_prompt_layers(peft_config, backbone.num_layers)
+        check_prompt_at_first_layer(backbone, layers)
+        if peft_config.projection == "phm" and backbone.hidden_size % peft_config.phm_dim:
+            raise InputError(
+                f"phm_dim={peft_config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; "
+                "choose a divisor."
+            )
+        if not peft_config.searching:
+            peft_config.prompt_layers = layers
+        peft_config.target_modules = {f"{backbone.layers_name}.{layer}" for layer in layers}
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: SPTConfig, key: str) -> bool:
+        return key in (peft_config.target_modules or ())
+
+    def _create_and_replace(
+        self,
+        peft_config: SPTConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        # All state is set here and not in a hook of the constructor, which does not run for a second adapter.
+        flow = _find_flow(self.model)
+        if flow is None:
+            flow = PromptFlow(self.model, find_backbone(self.model, peft_config.layers_path))
+        layers = resolve_prompt_layers(peft_config, flow.backbone.num_layers)
+        flow.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
+        blocks = flow.backbone.layers
+        for index in range(layers[0], len(blocks)):
+            if not isinstance(blocks[index], PromptedBlock):
+                blocks[index] = PromptedBlock(blocks[index], index, flow)
+                blocks[index].train(parent.training)
+                blocks[index].set_adapter(self.active_adapters)
+        block: Any = blocks[int(target_name)]
+        block.update_layer(adapter_name, peft_config)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own moves a weight from a wrapped linear layer to its wrapper and back; a block has none.
+        setattr(parent, child_name, new_module)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        flow = self._flow()
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        flow.remove()
+        return model
+
+    # -- what users call -------------------------------------------------------------------------------------------
+
+    @property
+    def candidate_layers(self) -> list[int]:
+        """The layers with a generator in the active adapter, ascending."""
+        return list(self._flow().settings[self._active()].layers)
+
+    def gate_parameters(self) -> dict[int, nn.Parameter]:
+        """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
+
+        Raises:
+            InputError: the active adapter is not a search network.
+        """
+        adapter = self._active()
+        if not self._flow().settings[adapter].config.searching:
+            raise InputError(
+                f"Adapter {adapter!r} is a final network without gates; make one with SPTConfig(prompt_layers='search')."
+            )
+        return {block.index: block.spt_gate[adapter] for block in self._generating_blocks()}
+
+    def gate_values(self) -> torch.Tensor:
+        """The gates a = sigmoid(alpha) of the active adapter, (candidates,) in [0, 1], detached, lowest layer first."""
+        gates = [torch.sigmoid(alpha.detach().float()).cpu() for alpha in self.gate_parameters().values()]
+        return torch.cat(gates)
+
+    def set_gate_values(self, values: torch.Tensor | list[float]) -> None:
+        """Set the gates of the active adapter; 0.0 and 1.0 are kept exactly.
+
+        Args:
+            values: (candidates,) in [0, 1], lowest layer first.
+
+        Raises:
+            InputError: not one value a candidate layer, or a value outside [0, 1].
+        """
+        gates = self.gate_parameters()
+        wanted = torch.as_tensor(values, dtype=torch.float32).flatten()
+        if len(wanted) != len(gates):
+            raise InputError(f"{len(wanted)} gate values were given for {len(gates)} candidate layers {list(gates)}.")
+        try:
+            logits = gate_logits(wanted)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        with torch.no_grad():
+            for alpha, logit in zip(gates.values(), logits, strict=True):
+                alpha.copy_(logit)
+
+    def generator_parameters(self) -> dict[int, list[nn.Parameter]]:
+        """The active adapter's generator parameters, by layer index."""
+        adapter = self._active()
+        return {block.index: list(block.spt_generator[adapter].parameters()) for block in self._generating_blocks()}
+
+    def layer_masks(self, masks: torch.Tensor) -> AbstractContextManager[None]:
+        """In the forwards inside, multiply gate i of example b by masks[b, i].
+
+        Args:
+            masks: (batch, candidates) of zeros and ones.
+        """
+        return self._flow().masking_layers(masks)
+
+    def record_final_states(self) -> AbstractContextManager[list[torch.Tensor]]:
+        """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""
+        return self._flow().recording_final_states()
+
+    def _flow(self) -> PromptFlow:
+        flow = _find_flow(self.model)
+        if flow is None:
+            raise InputError("No prompts are attached to this model any more (it was unloaded).")
+        return flow
+
+    def _active(self) -> str:
+        if len(self.active_adapters) != 1:
+            raise InputError(f"One adapter must be active, but {self.active_adapters} are; use set_adapter.")
+        return self.active_adapters[0]
+
+    def _generating_blocks(self) -> list[PromptedBlock]:
+        adapter = self._active()
+        blocks = (block for block in self._flow().backbone.layers if isinstance(block, PromptedBlock))
+        return [block for block in blocks if adapter in block.spt_generator]
+
+
+def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = False) -> PeftModel:
+    """Turn a search network into the final network with prompts at the given layers.
+
+    The backbone is not copied: the search network is taken apart and cannot be used afterwards.
+
+    Args:
+        network: a `PeftModel` with one SPT adapter whose `prompt_layers` is "search".
+        prompt_layers: the layers to keep, candidates of the search.
+        warm_start: keep the searched generators and trained `modules_to_save`; else both start fresh, the latter as
+            they were before the search.
+
+    Returns:
+        The final network, without gates, every generator and module to save trainable.
+
+    Raises:
+        InputError: not a search network, or a layer that was not a candidate.
+    """
+    tuner = network.base_model
+    if not isinstance(tuner, SPTModel) or len(network.peft_config) != 1:
+        raise InputError("discretize needs a model with one adapter, made by get_peft_model with an SPTConfig.")
+    candidates = list(tuner.gate_parameters())
+    strangers = [layer for layer in prompt_layers if layer not in candidates]
+    if strangers:
+        raise InputError(f"Layer {strangers[0]} was not a candidate of the search; candidates are {candidates}.")
+    adapter_name = network.active_adapter
+    searched = network.peft_config[adapter_name]
+    config = dataclasses.replace(searched, prompt_layers=sorted(prompt_layers), candidate_layers=None)
+    weights = get_peft_model_state_dict(network, adapter_name=adapter_name) if warm_start else None
+    model = get_peft_model(tuner.unload(), config, adapter_name=adapter_name)
+    if weights is not None:
+        kept = get_peft_model_state_dict(model, adapter_name=adapter_name).keys()
+        set_peft_model_state_dict(model, {key: weights[key] for key in kept}, adapter_name=adapter_name)
+    return model
+
+
+def _find_flow(model: nn.Module) -> PromptFlow | None:
+    for module in model.modules():
+        if isinstance(module, PromptedBlock):
+            return module.flow
+    return None
