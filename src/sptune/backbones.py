@@ -120,7 +120,7 @@ def find_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
         family, base_model, layers, layers_name = _follow_layers_path(model, model_type, layers_path)
     else:
         family, base_model, layers, layers_name = _look_up_family(model, model_type)
-    inner_config = base_model.config
+    inner_config: Any = base_model.config
     _refuse_unsafe(model, inner_config)
     return Backbone(
         family=inner_config.model_type,
@@ -144,8 +144,8 @@ def check_prompt_at_first_layer(backbone: Backbone, layers: list[int]) -> None:
     """
     if 0 in layers and getattr(getattr(backbone.base_model, "encoder", None), "conv", None) is not None:
         raise InputError(
-            f"This {backbone.family} model has a convolution after layer 0 (conv_kernel_size > 0), which cannot run over "
-            "a prompt inserted at layer 0. Leave layer 0 out: candidate_layers=list(range(1, "
+            f"This {backbone.family} model has a convolution after layer 0 (conv_kernel_size > 0), which cannot run "
+            "over a prompt inserted at layer 0. Leave layer 0 out: candidate_layers=list(range(1, "
             f"{backbone.num_layers})) for a search, or prompt_layers without 0."
         )
 
@@ -160,8 +160,8 @@ def check_attention_mask(mask: Any) -> None:
         return
     if not isinstance(mask, torch.Tensor):
         raise InputError(
-            f"A block got an attention mask of type {type(mask).__name__} (flex attention), which cannot be extended by "
-            "prompts; load the model with attn_implementation='sdpa' or 'eager'."
+            f"A block got an attention mask of type {type(mask).__name__} (flex attention), which cannot be extended "
+            "by prompts; load the model with attn_implementation='sdpa' or 'eager'."
         )
     if mask.dim() != 4:
         raise InputError(
@@ -173,8 +173,8 @@ def check_attention_mask(mask: Any) -> None:
 def _look_up_family(model: nn.Module, model_type: str) -> tuple[Family, nn.Module, nn.ModuleList, str]:
     if model_type not in FAMILIES and model_type not in TRANSPARENT_WRAPPERS:
         raise InputError(
-            f"Models of type {model_type!r} are not in sptune's table of families ({', '.join(FAMILIES)}). If its blocks "
-            "take hidden_states and attention_mask as Llama's or BERT's do, name their list: "
+            f"Models of type {model_type!r} are not in sptune's table of families ({', '.join(FAMILIES)}). If its "
+            "blocks take hidden_states and attention_mask as Llama's or BERT's do, name their list: "
             "SPTConfig(layers_path='model.layers')."
         )
     for name, module in model.named_modules():
@@ -219,16 +219,16 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
     implementation = getattr(config, "_attn_implementation", None)
     if implementation not in (None, "eager", "sdpa"):
         raise InputError(
-            f"attn_implementation={implementation!r} is not supported, prompts need masks they can extend; load the model "
-            "with attn_implementation='sdpa' or 'eager'."
+            f"attn_implementation={implementation!r} is not supported, prompts need masks they can extend; load the "
+            "model with attn_implementation='sdpa' or 'eager'."
         )
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0):
             raise InputError(
-                f"{name}={getattr(config, name)} drops whole layers at random, and with them the prompts; load the model "
-                f"with {name}=0."
+                f"{name}={getattr(config, name)} drops whole layers at random, and with them the prompts; load the "
+                f"model with {name}=0."
             )
-    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False):
+    if _is_quantised(model):
         raise InputError(
             "The model is quantised, which has not been tried with prompts; load it without quantization_config."
         )
@@ -243,6 +243,16 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
             f"Rotary embeddings of type {rope_type!r} change with the length of the call, which prompts would disturb; "
             "load the model with another rope type (default, linear, yarn, llama3)."
         )
+
+
+def _is_quantised(model: nn.Module) -> bool:
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None and not getattr(model, "is_quantized", False):
+        return False
+    # Transformers 5 leaves its quantiser on a model whose GGUF weights it has unpacked to plain floating numbers.
+    method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
+    unpacked = all(tensor.is_floating_point() for tensor in model.parameters())
+    return not (method == "gguf" and unpacked)
 
 
 def _rope_type(config: Any) -> str | None:
@@ -297,5 +307,3 @@ class WeightedProbabilities:
             return None
         weighted = args[0] * self.weights
         return (weighted / weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(weighted.dtype).tiny), *args[1:])
-
-

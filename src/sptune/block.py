@@ -126,8 +126,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.spt_settings]
         if len(active) > 1:
             raise InputError(
-                f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose one "
-                "with set_adapter."
+                f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose "
+                "one with set_adapter."
             )
         if not active or self.index < self.spt_settings[active[0]].layers[0]:
             return None
@@ -164,9 +164,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         cache = call.get("past_key_values")
         return None if cache is None else prompted_cache_layer(cache, self.index, m, adapter)
 
-    def _pass_gate(
-        self, adapter: str, settings: AdapterSettings
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _pass_gate(self, adapter: str, settings: AdapterSettings) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
         if not settings.config.searching:
             return None, None

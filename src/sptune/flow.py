@@ -82,7 +82,7 @@ class PromptFlow:
         if hasattr(model, "generate"):
             # Generation without a cache reads the whole text anew at every token, so that a generator would see the
             # tokens generated so far; only `generate` knows where the instruction ends.
-            self._generate = model.generate
+            self._generate: Any = model.generate
             model.generate = self.generate  # type: ignore[assignment]
 
     def remove(self) -> None:
@@ -177,13 +177,15 @@ class PromptFlow:
         if attention_mask is not None and getattr(attention_mask, "ndim", None) != 2:
             form = tuple(attention_mask.shape) if isinstance(attention_mask, torch.Tensor) else type(attention_mask)
             raise InputError(
-                f"attention_mask has the form {form}; prompts need one of shape (batch, length) with ones at real tokens."
+                f"attention_mask has the form {form}; prompts need one of shape (batch, length) with ones at real "
+                "tokens."
             )
         packed = any(inputs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx"))
         if packed or _positions_restart(inputs.get("position_ids"), attention_mask):
             raise InputError(
-                "The batch holds packed sequences (positions restart within a row), and a prompt stands before a row, not "
-                "before each sequence in it; use one sequence a row with padding (packing=False, padding_free=False)."
+                "The batch holds packed sequences (positions restart within a row), and a prompt stands before a row, "
+                "not before each sequence in it; use one sequence a row with padding (packing=False, "
+                "padding_free=False)."
             )
 
     def source_mask(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -217,8 +219,8 @@ class PromptFlow:
         if self._generate_length is not None:
             if length < self._generate_length:
                 raise InputError(
-                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first: chunked prefill), but "
-                    "this adapter's generator must see all of it to make the prompts; generate without "
+                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first: chunked prefill), "
+                    "but this adapter's generator must see all of it to make the prompts; generate without "
                     "prefill_chunk_size, or train a generator='static' adapter."
                 )
             mask = mask & (torch.arange(length, device=mask.device) < self._generate_length)

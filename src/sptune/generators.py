@@ -213,7 +213,8 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
         hidden_size: d of the backbone.
 
     Returns:
-        A module with `forward(hidden_states (batch, length, d), source_mask (batch, length), *, causal) -> (batch, m, d)`.
+        A module whose `forward(hidden_states, source_mask, *, causal)` takes (batch, length, d) and (batch, length)
+        and gives (batch, m, d).
 
     Raises:
         ValueError: `phm_dim` does not divide the hidden size or the bottleneck.

@@ -35,7 +35,8 @@ class PromptedCacheLayer(DynamicLayer):
 
     def get_seq_length(self, *args: Any) -> int:
         """Number of text tokens held."""
-        return self.keys.shape[-2] - self.num_prompts if self.holds_prompts else 0
+        keys = self.keys
+        return keys.shape[-2] - self.num_prompts if keys is not None and self.holds_prompts else 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -57,7 +58,7 @@ class PromptedCacheLayer(DynamicLayer):
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` text tokens, or with a negative number drop that many from the end."""
         kept = self.get_seq_length() + max_length if max_length <= 0 else min(max_length, self.get_seq_length())
-        if self.holds_prompts:
+        if self.keys is not None and self.values is not None:
             self.keys = self.keys[..., : self.num_prompts + kept, :]
             self.values = self.values[..., : self.num_prompts + kept, :]
 
@@ -72,23 +73,24 @@ def prompted_cache_layer(cache: Cache, index: int, num_prompts: int, adapter_nam
         raise InputError(f"past_key_values is a {type(cache).__name__}; prompts need a transformers.DynamicCache.")
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())  # type: ignore[misc]
-    layer = cache.layers[index]
+    layer: Any = cache.layers[index]
     if isinstance(layer, PromptedCacheLayer):
         if layer.holds_prompts and layer.adapter_name != adapter_name:
             raise InputError(
-                f"past_key_values was filled by adapter {layer.adapter_name!r} and is used with {adapter_name!r}; start "
-                "with an empty cache after switching adapters."
+                f"past_key_values was filled by adapter {layer.adapter_name!r} and is used with {adapter_name!r}; "
+                "start with an empty cache after switching adapters."
             )
         if layer.holds_prompts:
             return layer
     elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise InputError(
-            f"past_key_values has layers of type {type(layer).__name__}, which cannot hold prompts (static, sliding and "
+            f"past_key_values has layers of type {type(layer).__name__}, which cannot hold prompts (static and "
             "quantised caches); use the default, cache_implementation='dynamic'."
         )
     elif layer.get_seq_length() > 0:
         raise InputError(
-            "past_key_values was filled without prompts (adapter disabled, or another model); start with an empty cache."
+            "past_key_values was filled without prompts (adapter disabled, or another model); start with an empty "
+            "cache."
         )
     prompted = PromptedCacheLayer(num_prompts, adapter_name, getattr(layer, "sliding_window", None))
     cache.layers[index] = prompted

@@ -1,13 +1,13 @@
-"""`SPTModel`: attaches prompts to a backbone as a PEFT tuner, and `discretize`, from a search network to a final one."""
+"""`SPTModel` attaches prompts to a backbone as a PEFT tuner; `discretize` makes a final network of a search network."""
 
 from __future__ import annotations
 
 import dataclasses
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
@@ -36,7 +36,8 @@ class SPTModel(BaseTuner):
 
     # -- what PEFT calls -------------------------------------------------------------------------------------------
 
-    def _prepare_adapter_config(self, peft_config: SPTConfig, model_config: dict[str, Any]) -> SPTConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        peft_config = cast(SPTConfig, peft_config)
         flow = _find_flow(self.model)
         backbone = flow.backbone if flow is not None else find_backbone(self.model, peft_config.layers_path)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
@@ -52,12 +53,12 @@ class SPTModel(BaseTuner):
         return peft_config
 
     @staticmethod
-    def _check_target_module_exists(peft_config: SPTConfig, key: str) -> bool:
-        return key in (peft_config.target_modules or ())
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
+        return key in (cast(SPTConfig, peft_config).target_modules or ())
 
     def _create_and_replace(
         self,
-        peft_config: SPTConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -65,6 +66,7 @@ class SPTModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        peft_config = cast(SPTConfig, peft_config)
         # All state is set here and not in a hook of the constructor, which does not run for a second adapter.
         flow = _find_flow(self.model)
         if flow is None:
@@ -76,7 +78,7 @@ class SPTModel(BaseTuner):
             if not isinstance(blocks[index], PromptedBlock):
                 blocks[index] = PromptedBlock(blocks[index], index, flow)
                 blocks[index].train(parent.training)
-                blocks[index].set_adapter(self.active_adapters)
+                cast(PromptedBlock, blocks[index]).set_adapter(self.active_adapters)
         block: Any = blocks[int(target_name)]
         block.update_layer(adapter_name, peft_config)
 
@@ -84,11 +86,11 @@ class SPTModel(BaseTuner):
         # PEFT's own moves a weight from a wrapped linear layer to its wrapper and back; a block has none.
         setattr(parent, child_name, new_module)
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         flow = self._flow()
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        super()._unload_and_optionally_merge(*args, **kwargs)
         flow.remove()
-        return model
+        return self.model
 
     # -- what users call -------------------------------------------------------------------------------------------
 
@@ -106,7 +108,8 @@ class SPTModel(BaseTuner):
         adapter = self._active()
         if not self._flow().settings[adapter].config.searching:
             raise InputError(
-                f"Adapter {adapter!r} is a final network without gates; make one with SPTConfig(prompt_layers='search')."
+                f"Adapter {adapter!r} is a final network without gates; make a search network with "
+                "SPTConfig(prompt_layers='search')."
             )
         return {block.index: block.spt_gate[adapter] for block in self._generating_blocks()}
 
@@ -195,7 +198,7 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
     if strangers:
         raise InputError(f"Layer {strangers[0]} was not a candidate of the search; candidates are {candidates}.")
     adapter_name = network.active_adapter
-    searched = network.peft_config[adapter_name]
+    searched = cast(SPTConfig, network.peft_config[adapter_name])
     config = dataclasses.replace(searched, prompt_layers=sorted(prompt_layers), candidate_layers=None)
     weights = get_peft_model_state_dict(network, adapter_name=adapter_name) if warm_start else None
     model = get_peft_model(tuner.unload(), config, adapter_name=adapter_name)
