@@ -107,6 +107,11 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block on (batch, length, d) or, above the first prompt layer, on (batch, m + length, d)."""
+        if "_is_replica" in self.__dict__:
+            raise InputError(
+                "torch.nn.DataParallel runs replicas in threads, which prompts do not support; start one process a GPU "
+                "(accelerate launch ...) or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
         adapter = self._prompting_adapter()
         call = _Call(self.positions, args, kwargs)
         if adapter is None:

@@ -9,6 +9,7 @@ from peft.utils import PeftType
 from transformers.activations import ACT2FN
 
 from sptune.generators import GENERATORS
+from sptune.registration import PEFT_TYPE
 
 NAMED_SETTINGS = ("search", "all", "middle", "first")
 
@@ -60,7 +61,7 @@ class SPTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = PeftType.SPT
+        self.peft_type = PeftType(PEFT_TYPE)
         # PEFT reads this attribute on every tuner's configuration; which blocks it names follows from the layers.
         self.target_modules: set[str] | None = None
         _check_choice("generator", self.generator, GENERATORS)

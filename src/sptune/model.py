@@ -92,6 +92,21 @@ class SPTModel(BaseTuner):
         flow.remove()
         return self.model
 
+    def train(self, mode: bool = True) -> SPTModel:
+        """Set training mode; the frozen backbone keeps its dropout off.
+
+        A frozen backbone needs no regularisation, and without dropout the layers below the first prompt give the same
+        states every epoch. The new head's dropout, outside the backbone or in `modules_to_save`, is left on.
+        """
+        super().train(mode)
+        flow = _find_flow(self.model)
+        if mode and flow is not None:
+            for module in flow.backbone.base_model.modules():
+                # Modules that check for gradient checkpointing do so in training mode only; they hold no dropout.
+                if not hasattr(module, "gradient_checkpointing") and not isinstance(module, PromptedBlock):
+                    module.training = False
+        return self
+
     # -- what users call -------------------------------------------------------------------------------------------
 
     @property

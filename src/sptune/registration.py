@@ -19,7 +19,7 @@ def register(config_class: type[PeftConfig], model_class: type[BaseTuner]) -> No
         member = str.__new__(PeftType, PEFT_TYPE)
         member._name_ = PEFT_TYPE
         member._value_ = PEFT_TYPE
-        member._sort_order_ = len(PeftType.__members__)
+        member._sort_order_ = len(PeftType.__members__)  # type: ignore[attr-defined]
         member.__objclass__ = PeftType  # type: ignore[attr-defined]
         PeftType._member_names_.append(PEFT_TYPE)
         PeftType._member_map_[PEFT_TYPE] = member
