@@ -244,5 +244,10 @@ class _Call:
         index = self.positions.get(name)
         if index is not None and index < len(self.args):
             self.args[index] = value
+        elif index == len(self.args):
+            # Reentrant gradient checkpointing carries gradients through positional arguments only, and a gated mask
+            # has them.
+            self.kwargs.pop(name, None)
+            self.args.append(value)
         else:
             self.kwargs[name] = value
