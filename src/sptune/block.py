@@ -140,12 +140,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
 
     def _prompted(self, adapter: str, call: _Call) -> Any:
         flow, settings = self.flow, self.spt_settings[adapter]
-        flow.check_inputs()
         m = settings.config.num_virtual_tokens
         cache_layer = self._cache_layer(call, m, adapter)
+        flow.check_inputs()
         inserting = cache_layer is None or not cache_layer.holds_prompts
         if self.index in settings.layers:
-            gate, below = self._pass_gate(adapter, settings)
+            gate, below = self._pass_gate(adapter, settings, call["hidden_states"].shape[0])
             if inserting:
                 call["hidden_states"] = self._renew(call["hidden_states"], adapter, settings, gate, below)
         hidden_states = call["hidden_states"]
@@ -169,13 +169,22 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         cache = call.get("past_key_values")
         return None if cache is None else prompted_cache_layer(cache, self.index, m, adapter)
 
-    def _pass_gate(self, adapter: str, settings: AdapterSettings) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def _pass_gate(
+        self, adapter: str, settings: AdapterSettings, batch: int
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
         if not settings.config.searching:
             return None, None
-        gate = torch.sigmoid(self.spt_gate[adapter].float())
-        if self.flow.layer_masks is not None:
-            gate = gate * self.flow.layer_masks[:, settings.layers.index(self.index)].to(gate)
+        alpha = self.spt_gate[adapter]
+        gate = torch.sigmoid(alpha.to(torch.promote_types(alpha.dtype, torch.float32)))
+        masks = self.flow.layer_masks
+        if masks is not None:
+            if masks.shape != (batch, len(settings.layers)):
+                raise InputError(
+                    f"layer_masks have the shape {tuple(masks.shape)}; for this batch of {batch} and "
+                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}."
+                )
+            gate = gate * masks[:, settings.layers.index(self.index)].to(gate)
         below = self.flow.state.presence
         below = torch.zeros_like(gate) if below is None else below.to(gate.device)
         self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate)[2]
@@ -192,7 +201,10 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """Put this layer's prompts in front of the text, mixed with those that came from below."""
         config, m = settings.config, settings.config.num_virtual_tokens
         first = self.index == settings.layers[0]
-        propagated, text = (None, hidden_states) if first else (hidden_states[:, :m], hidden_states[:, m:])
+        if first:
+            propagated, text = None, self.flow.align(hidden_states)
+        else:
+            propagated, text = hidden_states[:, :m], hidden_states[:, m:]
         generator = self.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
         source = self.flow.source_mask(text)
@@ -209,16 +221,17 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         return torch.cat([new, text], dim=1)
 
     def _extend_positions(self, call: _Call, hidden_states: torch.Tensor, m: int) -> None:
-        if call.get("position_embeddings") is not None:
-            call["position_embeddings"] = self.flow.rotary_tables(call["position_embeddings"], hidden_states, m)
-        if call.get("position_ids") is not None:
-            call["position_ids"] = self.flow.position_ids(call["position_ids"], m)
+        ids, tables = call.get("position_ids"), call.get("position_embeddings")
+        if tables is not None:
+            call["position_embeddings"] = self.flow.rotary_tables(tables, ids, hidden_states, m)
+        if ids is not None:
+            call["position_ids"] = self.flow.position_ids(ids, hidden_states.shape[1] - m, m)
         if call.get("relative_pos") is not None:
             call["relative_pos"] = self.flow.relative_positions(hidden_states)
 
     def _take_off(self, output: Any, num_prompts: int) -> Any:
         hidden_states = output[0] if isinstance(output, tuple) else output
-        text = hidden_states[:, num_prompts:]
+        text = self.flow.restore(hidden_states[:, num_prompts:])
         if self.flow.final_states is not None:
             self.flow.final_states.append(text)
         return (text, *output[1:]) if isinstance(output, tuple) else text

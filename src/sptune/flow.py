@@ -117,7 +117,10 @@ class PromptFlow:
         tokens = _text(self.state.inputs)
         if tokens is not None and self.state.extended and getattr(output, "hidden_states", None) is not None:
             length = tokens.shape[1]
-            output.hidden_states = tuple(states[:, states.shape[1] - length :] for states in output.hidden_states)
+            output.hidden_states = tuple(
+                self.restore(states[:, -length:]) if states.shape[1] > length else states
+                for states in output.hidden_states
+            )
         self.state = ForwardState()
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -196,7 +199,7 @@ class PromptFlow:
         """
         state = self.state
         if state.source_mask is None:
-            state.source_mask = self._build_source_mask(hidden_states)
+            state.source_mask = self.align(self._build_source_mask(hidden_states))
         return state.source_mask
 
     def _build_source_mask(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -255,13 +258,16 @@ class PromptFlow:
         if not gated:
             return extended
         assert self.state.presence is not None
-        presence = self.state.presence.to(hidden_states.device, torch.float32)[:, None, None, None]
+        presence = self.state.presence.to(hidden_states.device)[:, None, None, None]
         slots = presence.expand(-1, 1, 1, num_prompts)
         rest = extended.shape[-1] - num_prompts
         if self.backbone.weighted_attention is not None:
             return extended * pad(slots, (0, rest), value=1.0).to(extended.dtype)
-        bias = pad(presence_bias(slots), (0, rest)).clamp_min(torch.finfo(extended.dtype).min)
-        return extended + bias.to(extended.dtype)
+        # Presence may be of higher precision than the mask, whose lowest number bounds the bias then.
+        bias = presence_bias(slots)
+        if bias.dtype.itemsize > extended.dtype.itemsize:
+            bias = bias.clamp_min(torch.finfo(extended.dtype).min)
+        return extended + pad(bias, (0, rest)).to(extended.dtype)
 
     def _extend_mask(
         self,
@@ -288,16 +294,15 @@ class PromptFlow:
             else:
                 mask = torch.ones(1, 1, 1, length, dtype=torch.bool, device=device)
         elif multiplicative:
-            mask = mask.to(torch.bool)
+            mask = self._align_mask(mask.to(torch.bool))
         visible, hidden = _visible_and_hidden(mask)
         rows = mask.shape[-2]
         parts = [_full(mask, rows, m, visible), mask]
         extended = torch.cat(parts, dim=-1)
         if inserting and (causal or rows > 1):
             if causal:
-                order = torch.arange(m, device=device)
-                among = torch.where(order[None] <= order[:, None], visible, hidden).to(mask.dtype)
-                among = among.expand(*mask.shape[:-2], m, m)
+                later = torch.ones(m, m, dtype=torch.bool, device=device).triu(1)
+                among = _full(mask, m, m, visible).masked_fill(later, hidden)
                 prompt_rows = torch.cat([among, _full(mask, m, mask.shape[-1], hidden)], dim=-1)
             else:
                 text = mask.amax(dim=-2, keepdim=True) if mask.is_floating_point() else mask.any(-2, keepdim=True)
@@ -311,30 +316,81 @@ class PromptFlow:
             return torch.zeros_like(extended, dtype=dtype).masked_fill(~extended, torch.finfo(dtype).min)
         return extended
 
+    def position_ids(self, position_ids: torch.Tensor | None, length: int, num_prompts: int) -> torch.Tensor:
+        """Position ids (batch or 1, m + length): the prompts stand right before each row's first real token.
+
+        So the text keeps its own positions, and padding in front of it does not push the prompts away.
+
+        Args:
+            position_ids: the text's, (batch or 1, length); None for 0, 1, ...
+            length: of the text, padding included.
+            num_prompts: m.
+        """
+        key = ("positions", id(position_ids))
+        if key not in self.state.extended:
+            mask = self.state.inputs.get("attention_mask")
+            device = position_ids.device if position_ids is not None else self.backbone_device
+            ids = torch.arange(length, device=device)[None] if position_ids is None else position_ids
+            first = ids[:, :1]
+            if mask is not None:
+                ids = ids.expand(mask.shape[0], -1)
+                first = ids.gather(1, mask[:, -length:].to(device, torch.long).argmax(-1, keepdim=True))
+            front = first + torch.arange(-num_prompts, 0, device=device, dtype=ids.dtype)
+            self.state.extended[key] = (position_ids, torch.cat([front, ids], dim=1))
+        return self.state.extended[key][1]
+
     def rotary_tables(
-        self, tables: tuple[torch.Tensor, torch.Tensor], hidden_states: torch.Tensor, num_prompts: int
+        self,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        position_ids: torch.Tensor | None,
+        hidden_states: torch.Tensor,
+        num_prompts: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotary tables (cos, sin) with positions -m ... -1 for the prompts in front, so that text keeps its own."""
+        """Rotary tables (cos, sin) of the text with those of the prompts in front; see `position_ids`."""
         key = ("rotary", id(tables))
         if key not in self.state.extended:
             assert self.backbone.rotary is not None
-            positions = torch.arange(-num_prompts, 0, device=hidden_states.device)[None]
-            front = self.backbone.rotary(hidden_states, positions)
+            ids = self.position_ids(position_ids, tables[0].shape[1], num_prompts)[:, :num_prompts]
+            front = self.backbone.rotary(hidden_states, ids)
+            rows = max(ids.shape[0], tables[0].shape[0])
             extended = tuple(
-                torch.cat([new.expand(table.shape[0], -1, -1), table], dim=1)
+                torch.cat([new.expand(rows, -1, -1), table.expand(rows, -1, -1)], dim=1)
                 for new, table in zip(front, tables, strict=True)
             )
             self.state.extended[key] = (tables, extended)
         return self.state.extended[key][1]
 
-    def position_ids(self, position_ids: torch.Tensor, num_prompts: int) -> torch.Tensor:
-        """Position ids (batch, length) with -m ... -1 in front."""
-        key = ("positions", id(position_ids))
-        if key not in self.state.extended:
-            front = torch.arange(-num_prompts, 0, device=position_ids.device, dtype=position_ids.dtype)
-            extended = torch.cat([front.expand(position_ids.shape[0], -1), position_ids], dim=1)
-            self.state.extended[key] = (position_ids, extended)
-        return self.state.extended[key][1]
+    @property
+    def backbone_device(self) -> torch.device:
+        """Where the blocks are."""
+        return next(self.backbone.layers.parameters()).device
+
+    def align(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Roll the rows of (batch, length, ...) so that padding stands behind the text, where that is needed.
+
+        DeBERTa has one table of relative positions for all rows of a batch: with padding between the prompts and the
+        text, the prompts would be as far away as there is padding.
+        """
+        return _roll(tensor, self._padding_in_front())
+
+    def restore(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Undo `align`."""
+        front = self._padding_in_front()
+        return _roll(tensor, None if front is None else -front)
+
+    def _align_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        front = self._padding_in_front()
+        return _roll(_roll(mask.squeeze(1), front).mT, front).mT.unsqueeze(1)
+
+    def _padding_in_front(self) -> torch.Tensor | None:
+        """Number of padding tokens before each row's text, (batch,), or None where it does not matter."""
+        mask = self.state.inputs.get("attention_mask")
+        if self.backbone.relative_positions is None or mask is None:
+            return None
+        if "front" not in self.state.extended:
+            front = mask.to(torch.long).argmax(-1)
+            self.state.extended["front"] = front if bool(front.any()) else None
+        return self.state.extended["front"]
 
     def relative_positions(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
         """DeBERTa's relative positions for hidden states with prompts in front, or None in other families."""
@@ -384,6 +440,15 @@ def _visible_and_hidden(mask: torch.Tensor) -> tuple[Any, Any]:
     if mask.dtype == torch.bool:
         return True, False
     return 0.0, torch.finfo(mask.dtype).min
+
+
+def _roll(tensor: torch.Tensor, shifts: torch.Tensor | None) -> torch.Tensor:
+    """Row b of (batch, length, ...) rolled to the left by shifts[b]."""
+    if shifts is None:
+        return tensor
+    length = tensor.shape[1]
+    index = (torch.arange(length, device=tensor.device) + shifts.to(tensor.device)[:, None]) % length
+    return tensor[torch.arange(tensor.shape[0], device=tensor.device)[:, None], index]
 
 
 def _full(mask: torch.Tensor, rows: int, columns: int, value: Any) -> torch.Tensor:

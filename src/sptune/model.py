@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from sptune.backbones import check_prompt_at_first_layer, find_backbone
@@ -82,6 +83,16 @@ class SPTModel(BaseTuner):
         block: Any = blocks[int(target_name)]
         block.update_layer(adapter_name, peft_config)
 
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        # Adapter files do not name the adapter. PEFT's own takes the name away before a parameter, but generators are
+        # modules with parameters at some depth.
+        for container in PromptedBlock.adapter_layer_names:
+            head, found, rest = key.partition(f".{container}.{adapter_name}")
+            if found:
+                return f"{head}.{container}{rest}"
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own moves a weight from a wrapped linear layer to its wrapper and back; a block has none.
         setattr(parent, child_name, new_module)
@@ -91,6 +102,15 @@ class SPTModel(BaseTuner):
         super()._unload_and_optionally_merge(*args, **kwargs)
         flow.remove()
         return self.model
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise InputError(
+                "adapter_names asks for several adapters in one batch, which SPT does not support; split the batch by "
+                "adapter and use set_adapter."
+            )
+        yield
 
     def train(self, mode: bool = True) -> SPTModel:
         """Set training mode; the frozen backbone keeps its dropout off.
@@ -215,7 +235,13 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
     adapter_name = network.active_adapter
     searched = cast(SPTConfig, network.peft_config[adapter_name])
     config = dataclasses.replace(searched, prompt_layers=sorted(prompt_layers), candidate_layers=None)
-    weights = get_peft_model_state_dict(network, adapter_name=adapter_name) if warm_start else None
+    weights = None
+    if warm_start:
+        state = get_peft_model_state_dict(network, adapter_name=adapter_name)
+        weights = {name: tensor.clone() for name, tensor in state.items()}
+    for module in tuner.modules():
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT unloads the trained module, not the one it began with
+            module.modules_to_save[adapter_name].load_state_dict(module.original_module.state_dict())
     model = get_peft_model(tuner.unload(), config, adapter_name=adapter_name)
     if weights is not None:
         kept = get_peft_model_state_dict(model, adapter_name=adapter_name).keys()
