@@ -3,9 +3,29 @@
 from sptune.config import SPTConfig
 from sptune.errors import InputError, SptuneError
 from sptune.model import SPTModel, discretize
+from sptune.pipeline import Run, evaluate, fit, predict
+from sptune.pooling import MeanPooledClassifier
 from sptune.registration import register
+from sptune.search import SearchConfig, SearchResult, search_prompt_layers
+from sptune.training import SPTSearchTrainer, SPTTrainer
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "SPTConfig", "SPTModel", "SptuneError", "discretize"]
+__all__ = [
+    "InputError",
+    "MeanPooledClassifier",
+    "Run",
+    "SPTConfig",
+    "SPTModel",
+    "SPTSearchTrainer",
+    "SPTTrainer",
+    "SearchConfig",
+    "SearchResult",
+    "SptuneError",
+    "discretize",
+    "evaluate",
+    "fit",
+    "predict",
+    "search_prompt_layers",
+]
 
 register(SPTConfig, SPTModel)

@@ -1,0 +1,43 @@
+# Each target sets up what it needs in a virtual environment of its own and works however often it is called.
+PYTHON ?= python3
+# Installed first, so that pip does not choose another build: make demo TORCH='torch --index-url https://...'
+TORCH ?= torch==2.13.0
+PIP_OPTIONS = --quiet --disable-pip-version-check --no-input
+
+VENV = .venv
+VENV4 = .venv-transformers-4
+
+# Tests run in several processes of one thread each.
+PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint conformance clean
+
+demo: $(VENV)/.demo
+	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
+
+test: $(VENV)/.test
+	@$(PYTEST) $(VENV)/bin/pytest -n auto
+
+lint: $(VENV)/.lint
+	@$(VENV)/bin/ruff check
+	@$(VENV)/bin/ruff format --check
+	@$(VENV)/bin/mypy
+
+conformance: $(VENV4)/.test
+	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance
+
+clean:
+	rm -rf $(VENV) $(VENV4) runs
+
+$(VENV)/.torch $(VENV4)/.torch: %/.torch:
+	@$(PYTHON) -m venv $*
+	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
+	@touch $@
+
+$(VENV4)/.test: pyproject.toml | $(VENV4)/.torch
+	@$(VENV4)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test]' transformers==4.57.6
+	@touch $@

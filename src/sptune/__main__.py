@@ -1,0 +1,5 @@
+"""`python -m sptune`, and so `accelerate launch -m sptune`."""
+
+from sptune.cli import main
+
+main()

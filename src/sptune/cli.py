@@ -1,0 +1,444 @@
+"""The command line: it parses options and prints results. What it runs is in pipeline.py, loaded only when needed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sptune.errors import InputError, SptuneError
+from sptune.options import RunOptions
+from sptune.outputs import CONFIG_FILE, read_config
+
+if TYPE_CHECKING:
+    from sptune.pipeline import Run
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+results = Console(soft_wrap=True, highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
+AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder that a run wrote.")]
+
+
+class _Stages:
+    """Shows the stages of a run on standard error: bars on a terminal, a line a stage elsewhere.
+
+    It is a `sptune.progress.Monitor`; not by inheritance, because importing that takes seconds.
+    """
+
+    def __init__(self) -> None:
+        self.title = "starting"
+        self.done = 0
+        self.steps: int | None = None
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=messages,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> _Stages:
+        if messages.is_terminal and self.is_main:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error == (None, None, None):
+            self._close()
+        self._progress.stop()
+
+    def stage(self, title: str, steps: int | None = None) -> None:
+        """A stage begins."""
+        self._close()
+        self.title, self.steps, self.done = title, steps, 0
+        if not self.is_main:
+            return
+        if messages.is_terminal:
+            self._task = self._progress.add_task(escape(title), total=steps)
+        else:
+            messages.print(escape(title + (f" ({steps} steps)" if steps else "")), soft_wrap=True)
+
+    def step(self) -> None:
+        """One step is done."""
+        self.done += 1
+        if self._task is not None:
+            self._progress.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Something to read."""
+        if self.is_main:
+            messages.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
+
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        return self.title + (f", step {self.done} of {self.steps}" if self.steps else "")
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=max(self.done, 1), completed=max(self.done, 1))
+            self._task = None
+
+
+@contextlib.contextmanager
+def _running(resume: str | None = None) -> Iterator[_Stages]:
+    """Sets up a command that loads models, and turns errors into messages and exit codes.
+
+    Args:
+        resume: how to continue the run if it is interrupted.
+    """
+    stages = _Stages()
+    try:
+        with stages:
+            _quiet_libraries()
+            yield stages
+    except KeyboardInterrupt:
+        messages.print(f"[bold yellow]Interrupted[/] ({escape(stages.where())}). Nothing was left half-written.")
+        if resume:
+            messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns sptune's errors into a message and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SptuneError as error:
+            messages.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+            raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED) from None
+
+    return wrapped
+
+
+def _quiet_libraries() -> None:
+    """Keeps other libraries' bars and advice off the screen; their errors still come through."""
+    import datasets
+    import transformers
+
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
+    )
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|datasets)\b")
+
+
+# -- fit, search, train -------------------------------------------------------------------------------------------
+
+
+def _add_run_command(verb: str, text: str) -> None:
+    """A command whose options are the fields of RunOptions that this verb takes."""
+
+    def command(config: Path | None, as_json: bool, **given: Any) -> None:
+        values = {name: _parse(name, value) for name, value in given.items() if value is not None}
+        begun: dict[str, Any] = {}
+        if config is not None:
+            begun = read_config(config)
+            RunOptions.from_mapping(begun, str(config))
+        output = values.get("output_dir", begun.get("output_dir"))
+        again = f"sptune {verb} --output {output} --resume" if output else None
+        with _running(again) as stages:
+            from sptune import pipeline
+
+            run = getattr(pipeline, verb)(**{**begun, **values}, monitor=stages)
+        if stages.is_main:
+            _print_run(run, as_json)
+
+    fields = [field for field in dataclasses.fields(RunOptions) if verb in field.metadata["verbs"]]
+    parameters = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+                                    annotation=_annotation(field)) for field in fields]  # fmt: skip
+    config = Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help=f"YAML file of options, such as a run's {CONFIG_FILE}.", rich_help_panel="Output"
+        ),
+    ]
+    as_json = Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
+    ]
+    parameters += [
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config),
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json),
+    ]
+    wrapped = _command(command)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {}
+    app.command(verb, help=text)(wrapped)
+
+
+def _annotation(field: dataclasses.Field[Any]) -> Any:
+    """The command-line type of an option: repeated for lists and mappings of texts, separated by commas for layers."""
+    meta = field.metadata
+    flag = "--" + (meta["flag"] or field.name.replace("_", "-"))
+    help_text = meta["help"]
+    if meta["choices"]:
+        help_text += f" One of {', '.join(meta['choices'])}."
+    if field.default is not dataclasses.MISSING and field.default is not None and field.type != "bool":
+        help_text += f" Default: {field.default}."
+    kinds: dict[str, Any] = {"int": int, "float": float, "bool": bool}
+    text = str(field.type)
+    if text in ("list[str]", "dict[str, str]"):
+        kind: Any = list[str] | None
+    else:
+        kind = kinds.get(text.removesuffix(" | None"), str) | None
+    if text == "bool" and field.default is True:
+        flag = f"{flag}/--no-{flag.removeprefix('--')}"
+    option = typer.Option(flag, help=help_text, rich_help_panel=meta["group"], show_default=False)
+    return Annotated[kind, option]
+
+
+def _parse(name: str, value: Any) -> Any:
+    """The value of an option as RunOptions takes it."""
+    if name == "label_words":
+        pairs = [text.partition("=") for text in value]
+        wrong = [text for text, (_, sign, word) in zip(value, pairs, strict=True) if not (sign and word)]
+        if wrong:
+            raise InputError(f"--label-word {wrong[0]!r} is not LABEL=WORD; write for example positive=great.")
+        return {label: word for label, _, word in pairs}
+    if name in ("prompt_layers", "candidate_layers"):
+        if name == "prompt_layers" and value in ("all", "middle", "first"):
+            return value
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} {value!r} is not a list of layers; write indices such as 3,5.") from None
+    return value
+
+
+_add_run_command("fit", "The main job: find the prompt layers, train prompts at only those, evaluate and save.")
+_add_run_command("search", "Only find the prompt layers.")
+_add_run_command("train", "Train prompts at given layers, evaluate and save.")
+
+
+# -- the other verbs ----------------------------------------------------------------------------------------------
+
+
+@app.command()
+@_command
+def evaluate(
+    adapter: AdapterOption,
+    test_file: Annotated[Path, typer.Option(help="Labelled data: .jsonl, .csv, .tsv or .parquet.")],
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column with the label. Default: as in training.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write predictions here, as JSON Lines.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Score an adapter on labelled data."""
+    with _running() as stages:
+        from sptune import pipeline
+
+        metrics = pipeline.evaluate(
+            adapter,
+            test_file,
+            text_columns=text_column,
+            label_column=label_column,
+            output=output,
+            monitor=stages,  # type: ignore[arg-type]
+        )
+    if as_json:
+        _print_json(metrics)
+        return
+    for name, value in metrics.items():
+        results.print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
+
+
+@app.command()
+@_command
+def predict(
+    adapter: AdapterOption,
+    input: Annotated[Path, typer.Option("--input", help="Texts: .jsonl, .csv, .tsv or .parquet.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Write predictions here, as JSON Lines. Default: print them.")
+    ] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Predict the class of new texts."""
+    with _running() as stages:
+        from sptune import pipeline
+
+        rows = pipeline.predict(adapter, input, output, text_columns=text_column, monitor=stages)  # type: ignore[arg-type]
+    if as_json:
+        _print_json({"predictions": len(rows), "output": str(output)} if output else rows)
+    elif output is not None:
+        results.print(f"{len(rows)} predictions are in {escape(str(output))}")
+    else:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+
+
+@app.command(name="inspect")
+@_command
+def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
+    """Show what an adapter is."""
+    from sptune import pipeline
+
+    about = pipeline.inspect(adapter)
+    if as_json:
+        _print_json(about)
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in about.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_shown(one)}" for key, one in value.items() if one not in (None, [], ""))
+        table.add_row(name.replace("_", " "), escape(_shown(value)))
+    results.print(table)
+
+
+@app.command()
+@_command
+def tasks(as_json: JsonFlag = False) -> None:
+    """List the benchmark tasks."""
+    from sptune.tasks import BENCHMARK_TASKS
+
+    described = {name: task.to_dict() for name, task in BENCHMARK_TASKS.items()}
+    if as_json:
+        _print_json(described)
+        return
+    table = Table("task", "text columns", "template", "classes: label words", "metrics")
+    for name, task in described.items():
+        words = ", ".join(f"{label}: {word}" for label, word in zip(task["labels"], task["label_words"], strict=True))
+        row = (name, ", ".join(task["text_fields"]), task["template"], words, ", ".join(task["metrics"]))
+        table.add_row(*map(escape, row))
+    results.print(table)
+
+
+@app.command()
+@_command
+def models(as_json: JsonFlag = False) -> None:
+    """List the model families that can take prompts."""
+    from sptune.backbones import FAMILIES
+
+    described = {name: {"attention": "causal" if family.causal else "both ways"} for name, family in FAMILIES.items()}
+    if as_json:
+        _print_json(described)
+        return
+    table = Table("family", "attention", "tasks")
+    for name, about in described.items():
+        both = "verbalizer, classifier" if name != "electra" else "classifier, verbalizer with a generator checkpoint"
+        table.add_row(name, about["attention"], both)
+    results.print(table)
+    results.print("Another family with blocks like Llama's or BERT's: name its list of blocks with --layers-path.")
+
+
+@app.command()
+@_command
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for what the run writes.")] = Path("runs/demo"),
+    overwrite: Annotated[bool, typer.Option(help="Replace the run that the folder holds.")] = False,
+) -> None:
+    """Search, train and compare on MiniLM-L6 and movie reviews (needs the extra 'demo')."""
+    with _running() as stages:
+        from sptune.demo import run_demo, summary
+
+        run = run_demo(output, overwrite=overwrite, monitor=stages)  # type: ignore[arg-type]
+    _print_run(run, as_json=False)
+    print(json.dumps(summary(run)))
+
+
+# -- printing -----------------------------------------------------------------------------------------------------
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _print_run(run: Run, as_json: bool) -> None:
+    if as_json:
+        folders = {"output_dir": str(run.output_dir)}
+        if run.metrics:
+            folders["adapter_dir"] = str(run.adapter_dir)
+        _print_json({**folders, "prompt_layers": run.prompt_layers, **run.metrics})
+        return
+    search_file = run.output_dir / "search.json"
+    if search_file.exists():
+        search = json.loads(search_file.read_text(encoding="utf-8"))
+        if search["history"]:
+            _print_gates(search["candidate_layers"], search["gates"], run.prompt_layers)
+    results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
+    if run.metrics:
+        _print_scores(run.metrics)
+        parameters = run.metrics["parameters"]
+        results.print(
+            f"Trained parameters: {parameters['trainable']:,} ({parameters['generators']:,} in prompt generators), "
+            f"of {parameters['total']:,} in all; adapter: {run.metrics['adapter_bytes']:,} bytes; "
+            f"time: {run.metrics['seconds']['total']:.0f} s"
+        )
+        results.print(f"Adapter: {escape(str(run.adapter_dir))}")
+    results.print(f"Everything else: {escape(str(run.output_dir))}")
+
+
+def _print_gates(layers: list[int], gates: list[float], chosen: list[int]) -> None:
+    table = Table("layer", "gate", "", title="Gates", box=None, title_justify="left")
+    for layer, gate in sorted(zip(layers, gates, strict=True), reverse=True):
+        bar = "█" * max(1, round(40 * gate))
+        style = "bold green" if layer in chosen else "dim"
+        table.add_row(f"{layer}", f"{gate:.3f}", f"{bar} {'chosen' if layer in chosen else ''}", style=style)
+    results.print(table)
+
+
+def _print_scores(metrics: dict[str, Any]) -> None:
+    shown = [name for name in ("accuracy", "f1", "mean") if name in metrics["test"]]
+    table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in shown), box=None)
+    rows = [("prompts", metrics)]
+    if "baseline" in metrics:
+        rows.insert(0, (metrics["baseline"]["kind"], metrics["baseline"]))
+        rows.append(("gain", metrics["gain"]))
+    for title, values in rows:
+        sign = "+" if title == "gain" else ""
+        table.add_row(
+            title,
+            *(f"{values[split][name]:{sign}.4f}" for split in ("validation", "test") for name in shown),
+            style="bold" if title == "prompts" else "",
+        )
+    results.print(table)
+    results.print(f"Test examples: {metrics['test']['examples']:,}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    app(args=arguments, prog_name="sptune")
+    sys.exit(0)

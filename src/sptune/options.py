@@ -1,0 +1,388 @@
+"""`RunOptions`: everything a run can be told, written once for Python, YAML files and the command line.
+
+Importing this module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sptune.errors import InputError
+
+SEARCHERS = ("spt_darts", "darts", "all", "middle", "first")
+DTYPES = ("float32", "bfloat16", "float16")
+
+# Options that say how to go about a run, not what the run is: they may change when a run is continued.
+CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints")
+
+# What config.yaml holds besides options: records of the run, not read back.
+RECORDS = ("command", "versions", "data_files")
+
+
+ALL = ("fit", "search", "train")
+SEARCHING = ("fit", "search")
+TRAINING = ("fit", "train")
+
+
+def _about(
+    help: str,
+    group: str,
+    *,
+    verbs: tuple[str, ...] = ALL,
+    choices: tuple[str, ...] | None = None,
+    flag: str | None = None,
+) -> dict[str, Any]:
+    """What the command line must know of an option: its help, group, the verbs that take it, and its flag."""
+    return {"help": help, "group": group, "verbs": verbs, "choices": choices, "flag": flag}
+
+
+@dataclass
+class RunOptions:
+    """The options of `fit`, `search` and `train`; None means that the run chooses, and config.yaml says what it chose.
+
+    Raises:
+        InputError: an unknown option, a value of the wrong type or outside its choices, or options that exclude
+            each other.
+    """
+
+    model: str | None = field(default=None, metadata=_about("Backbone: a hub id or a local folder.", "Backbone"))
+    gguf_file: str | None = field(
+        default=None,
+        metadata=_about("Backbone as a GGUF file: its name inside --model, or the path of a local file.", "Backbone"),
+    )
+    revision: str | None = field(
+        default=None, metadata=_about("Branch, tag or commit of a backbone from the hub.", "Backbone")
+    )
+    dtype: str = field(
+        default="float32", metadata=_about("Number format of the frozen backbone.", "Backbone", choices=DTYPES)
+    )
+    head_pooling: str | None = field(
+        default=None,
+        metadata=_about(
+            "What a classifier's head sees: 'mean', the masked mean of the text, or 'own', the backbone's own pooling. "
+            "Default: mean for encoders, own for causal models.",
+            "Backbone",
+            choices=("mean", "own"),
+        ),
+    )
+    layers_path: str | None = field(
+        default=None,
+        metadata=_about("Dotted path of the list of blocks, for a model family that sptune does not know.", "Backbone"),
+    )
+
+    task: str | None = field(
+        default=None, metadata=_about("A benchmark task (see 'sptune tasks'); leave it out for your own data.", "Data")
+    )
+    task_kind: str | None = field(
+        default=None,
+        metadata=_about(
+            "'verbalizer' (label words read by the language-model head) or 'classifier' (a trained head). "
+            "Default: verbalizer for a task with a template on a language model, else classifier.",
+            "Data",
+            choices=("verbalizer", "classifier"),
+        ),
+    )
+    train_file: str | None = field(
+        default=None, metadata=_about("Training data: .jsonl, .csv, .tsv or .parquet.", "Data")
+    )
+    validation_file: str | None = field(
+        default=None, metadata=_about("Validation data; default: carved out of the training data.", "Data")
+    )
+    test_file: str | None = field(
+        default=None, metadata=_about("Test data; default: carved out of the training data.", "Data")
+    )
+    data: str | None = field(
+        default=None, metadata=_about("Instead of files: a Datasets name (hub id or local folder).", "Data")
+    )
+    data_config: str | None = field(
+        default=None, metadata=_about("Configuration of the Datasets name, such as a GLUE task.", "Data")
+    )
+    text_columns: list[str] = field(
+        default_factory=list,
+        metadata=_about(
+            "Column with the text; give it twice for pairs. Default: the task's, or 'text'.", "Data", flag="text-column"
+        ),
+    )
+    label_column: str | None = field(
+        default=None, metadata=_about("Column with the label. Default: the task's, or 'label'.", "Data")
+    )
+    labels: list[str] = field(
+        default_factory=list,
+        metadata=_about(
+            "A class, once for each, in the order of the task's. Default: the task's, or those in the data.",
+            "Data",
+            flag="label",
+        ),
+    )
+    template: str | None = field(
+        default=None,
+        metadata=_about(
+            "Turns your texts into a cloze, such as '{text} . It was [MASK] .'; needs --label-word.", "Data"
+        ),
+    )
+    label_words: dict[str, str] = field(
+        default_factory=dict,
+        metadata=_about(
+            "Answer word of a class, such as 'positive=great'; once for each class.", "Data", flag="label-word"
+        ),
+    )
+    few_shot: int | None = field(
+        default=None, metadata=_about("Train on this many examples only, drawn in proportion to the classes.", "Data")
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata=_about(
+            "Longest input in tokens; longer texts are cut. Default: what the backbone takes, at most 512.", "Data"
+        ),
+    )
+
+    prompt_layers: str | list[int] | None = field(
+        default=None,
+        metadata=_about("Layers to prompt: indices such as 3,5, or all, middle, first.", "Prompts", verbs=("train",)),
+    )
+    candidate_layers: list[int] | None = field(
+        default=None,
+        metadata=_about("Layers the search may use, such as 2,3,4. Default: all.", "Prompts", verbs=SEARCHING),
+    )
+    num_virtual_tokens: int = field(default=10, metadata=_about("Prompt vectors at a layer (m).", "Prompts"))
+    generator: str = field(
+        default="appg",
+        metadata=_about("What makes the prompts.", "Prompts", choices=("appg", "static", "npg", "mppg", "attention")),
+    )
+    bottleneck_dim: int = field(
+        default=64, metadata=_about("Width between a generator's two projections (r).", "Prompts")
+    )
+    projection: str = field(
+        default="linear", metadata=_about("Projections of the generators.", "Prompts", choices=("linear", "phm"))
+    )
+    phm_dim: int = field(default=4, metadata=_about("n of PHM projections: about 1/n of the parameters.", "Prompts"))
+    activation: str = field(default="relu", metadata=_about("Activation inside a generator.", "Prompts"))
+    mixing_rate: float = field(
+        default=1.0, metadata=_about("Share of a new prompt where one came up from below, in (0, 1].", "Prompts")
+    )
+    visibility: str = field(
+        default="gated",
+        metadata=_about(
+            "How gates act on attention during the search.", "Prompts", choices=("gated", "always"), verbs=SEARCHING
+        ),
+    )
+
+    searcher: str = field(
+        default="spt_darts",
+        metadata=_about("How prompt layers are chosen.", "Search", choices=SEARCHERS, verbs=SEARCHING),
+    )
+    num_prompt_layers: int | None = field(
+        default=None, metadata=_about("Keep this many layers. Default: the search's own.", "Search", verbs=SEARCHING)
+    )
+    threshold: float | None = field(
+        default=None, metadata=_about("Instead: keep the layers with a gate above this.", "Search", verbs=SEARCHING)
+    )
+    parameter_budget: int | None = field(
+        default=None,
+        metadata=_about("Instead: keep as many layers as fit into this many parameters.", "Search", verbs=SEARCHING),
+    )
+    search_steps: int | None = field(
+        default=None,
+        metadata=_about(
+            "Optimiser steps of the search. Default: 3 epochs, at least 90, at most 1000.", "Search", verbs=SEARCHING
+        ),
+    )
+    consistency: str | None = field(
+        default=None,
+        metadata=_about(
+            "Architecture consistency: 'kl' of predictions or 'mse' of final states.",
+            "Search",
+            choices=("kl", "mse"),
+            verbs=SEARCHING,
+        ),
+    )
+    consistency_weight: float | None = field(default=None, metadata=_about("Its weight.", "Search", verbs=SEARCHING))
+    mask_probability: float | None = field(
+        default=None, metadata=_about("Probability that a layer is masked in a search step.", "Search", verbs=SEARCHING)
+    )
+    mixed_level_weight: float | None = field(
+        default=None, metadata=_about("Weight of the weight half's gradient on the gates.", "Search", verbs=SEARCHING)
+    )
+    gate_learning_rate: float | None = field(
+        default=None, metadata=_about("Learning rate of the gates.", "Search", verbs=SEARCHING)
+    )
+
+    epochs: float | None = field(
+        default=None,
+        metadata=_about(
+            "Epochs of the final training. Default: 5, at least 150 and at most 2000 steps.", "Training", verbs=TRAINING
+        ),
+    )
+    max_steps: int | None = field(
+        default=None,
+        metadata=_about("Optimiser steps of the final training, instead of epochs.", "Training", verbs=TRAINING),
+    )
+    batch_size: int = field(default=16, metadata=_about("Examples a device takes at a time.", "Training"))
+    gradient_accumulation_steps: int = field(
+        default=1, metadata=_about("Batches that make one optimiser step.", "Training")
+    )
+    learning_rate: float | None = field(
+        default=None,
+        metadata=_about("Learning rate of the generators. Default: 5e-3, static prompts 5e-2.", "Training"),
+    )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata=_about("Learning rate of a trained head. Default: 1e-2 on the masked mean, else 1e-3.", "Training"),
+    )
+    weight_decay: float = field(default=0.01, metadata=_about("AdamW's weight decay.", "Training"))
+    gradient_checkpointing: bool = field(
+        default=False, metadata=_about("Trade time for memory in the backward pass.", "Training")
+    )
+    head_baseline: bool = field(
+        default=True,
+        metadata=_about(
+            "Also train the same head alone (verbalizer: zero-shot), and report the gain.", "Training", verbs=TRAINING
+        ),
+    )
+    seed: int = field(default=0, metadata=_about("Seed of sampling, initialisation and training.", "Training"))
+
+    output_dir: str | None = field(
+        default=None, metadata=_about("Folder for everything the run writes.", "Output", flag="output")
+    )
+    resume: bool = field(default=False, metadata=_about("Continue the run that --output holds.", "Output"))
+    overwrite: bool = field(default=False, metadata=_about("Replace the run that --output holds.", "Output"))
+    keep_checkpoints: bool = field(default=False, metadata=_about("Keep the checkpoints of a finished run.", "Output"))
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(RunOptions)
+        for one in dataclasses.fields(self):
+            value = _coerce(getattr(self, one.name), hints[one.name])
+            if not _fits(value, hints[one.name]):
+                raise InputError(f"{one.name}={value!r} has the wrong type; it takes {_describe(hints[one.name])}.")
+            choices = one.metadata["choices"]
+            if choices and value is not None and value not in choices:
+                raise InputError(f"{one.name}={value!r} is not allowed; choose one of {', '.join(choices)}.")
+            setattr(self, one.name, value)
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        for name in (
+            "few_shot",
+            "max_length",
+            "num_virtual_tokens",
+            "bottleneck_dim",
+            "phm_dim",
+            "num_prompt_layers",
+            "parameter_budget",
+            "search_steps",
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name}={value} is not allowed; give a whole number of at least 1.")
+        for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name}={value} is not allowed; give a number above 0.")
+        for name in ("weight_decay", "seed", "consistency_weight", "mixed_level_weight"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{name}={value} is not allowed; give 0 or more.")
+        if not 0 < self.mixing_rate <= 1:
+            raise InputError(f"mixing_rate={self.mixing_rate} is not allowed; give a number in (0, 1].")
+
+    def _check_combinations(self) -> None:
+        if self.resume and self.overwrite:
+            raise InputError("resume continues a run and overwrite replaces it; give only one of them.")
+        if self.epochs is not None and self.max_steps is not None:
+            raise InputError(f"epochs={self.epochs} and max_steps={self.max_steps} say the same thing; give one.")
+        if self.data and (self.train_file or self.validation_file or self.test_file):
+            raise InputError(
+                f"data={self.data!r} brings all its splits; leave out train_file, validation_file and test_file, "
+                "or leave out data."
+            )
+        if self.task and self.template:
+            raise InputError(f"task={self.task!r} brings its own template; leave out one of task and template.")
+        if bool(self.template) != bool(self.label_words):
+            given, missing = ("template", "label_words") if self.template else ("label_words", "template")
+            raise InputError(f"{given} is given without {missing}; a verbalizer needs both, a classifier neither.")
+        selections = [
+            name for name in ("num_prompt_layers", "threshold", "parameter_budget") if getattr(self, name) is not None
+        ]
+        if len(selections) > 1:
+            raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], where: str) -> RunOptions:
+        """Options from a mapping such as a YAML file's content; `where` is named in errors.
+
+        Raises:
+            InputError: a key that is no option, or what the constructor raises.
+        """
+        names = [one.name for one in dataclasses.fields(cls)]
+        for key in values:
+            if key not in names and key not in RECORDS:
+                close = difflib.get_close_matches(str(key), names, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else f" Options are: {', '.join(names)}."
+                raise InputError(f"{where}: {key!r} is not an option.{hint}")
+        given = {key: value for key, value in values.items() if key in names}
+        try:
+            return cls(**given)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def lasting(self) -> dict[str, Any]:
+        """The options that say what the run is, as plain values for config.yaml."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in CONDUCT}
+
+    def folder(self) -> Path:
+        """The output folder.
+
+        Raises:
+            InputError: none was given.
+        """
+        if not self.output_dir:
+            raise InputError("output_dir is missing: name a folder for what the run writes (--output FOLDER).")
+        return Path(self.output_dir)
+
+
+def _coerce(value: Any, hint: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return list(value)
+    wants_float = hint is float or float in typing.get_args(hint)
+    if wants_float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, arguments[0]) and _fits(one, arguments[1]) for key, one in value.items()
+        )
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(one) for one in arguments)
+    if origin is list:
+        return f"a list of {'whole numbers' if arguments[0] is int else 'texts'}"
+    if origin is dict:
+        return "a mapping of texts to texts"
+    return names[hint]

@@ -1,0 +1,262 @@
+"""The output folder of a run: its files, each written whole or not at all, and who may write into it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sptune.errors import InputError
+
+CONFIG_FILE = "config.yaml"
+ADAPTER_FOLDER = "adapter"
+SEARCH_FILE = "search.json"
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+GATES_FILES = ("gates.png", "gates.svg")
+CHECKPOINTS_FOLDER = "checkpoints"
+TASK_FILE = "task.json"
+
+RUN_FILES = (CONFIG_FILE, ADAPTER_FOLDER, SEARCH_FILE, METRICS_FILE, PREDICTIONS_FILE, *GATES_FILES, CHECKPOINTS_FOLDER)
+
+_PARTIAL = ".partial-"
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file or fill a folder; it takes `path`'s name only if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(_PARTIAL + path.name)
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():
+            retired = path.with_name(_PARTIAL + "old-" + path.name)
+            _remove(retired)
+            path.rename(retired)
+            partial.rename(path)
+            _remove(retired)
+        else:
+            os.replace(partial, path)
+    finally:
+        _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file whole or not at all."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes one JSON document whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, the file whole or not at all."""
+    with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str]) -> None:
+    """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data."""
+    records = {
+        "command": command,
+        "versions": versions(),
+        "data_files": {
+            file: {"sha256": _sha256(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files
+        },
+    }
+    heading = f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
+    write_text(path, heading + yaml.safe_dump({**options, **records}, sort_keys=False, allow_unicode=True))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file of options holds.
+
+    Raises:
+        InputError: no such file, broken YAML, or something else than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file; name a YAML file of options.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}).") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds {type(values).__name__}, not options; write one 'name: value' a line.")
+    return values
+
+
+def read_json(path: Path) -> Any:
+    """One JSON document.
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
+
+
+def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuses a folder that a run must not write into; touches nothing.
+
+    Raises:
+        InputError: the folder holds a run and neither is set, or there is no run to resume.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what the run writes.")
+    if resume and not (folder / CONFIG_FILE).exists():
+        raise InputError(f"{folder}: holds no run to resume ({CONFIG_FILE} is missing); leave out --resume.")
+    held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and not (resume or overwrite):
+        raise InputError(
+            f"{folder}: holds a run already ({', '.join(held)}); continue it with --resume, replace it with "
+            "--overwrite, or name another folder."
+        )
+
+
+def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Makes `folder` ready for a run.
+
+    Args:
+        resume: the folder holds a run, which is continued.
+        overwrite: the files of a run that the folder holds are removed; anything else in it stays.
+
+    Raises:
+        InputError: as `check_folder`, or the folder cannot be made.
+    """
+    check_folder(folder, resume=resume, overwrite=overwrite)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: the folder cannot be made ({error.strerror}); name another.") from None
+    if overwrite:
+        for name in RUN_FILES:
+            _remove(folder / name)
+    for leftover in folder.glob(_PARTIAL + "*"):
+        _remove(leftover)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Removes the checkpoints of a finished run."""
+    _remove(folder / CHECKPOINTS_FOLDER)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    packages = ("sptune", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def write_adapter(folder: Path, model: Any, task_document: dict[str, Any], card: str) -> int:
+    """Writes the adapter folder: what `save_pretrained` writes, task.json and the model card.
+
+    Returns:
+        The size in bytes of the adapter's weights.
+    """
+    with written_whole(folder) as partial:
+        model.save_pretrained(partial)
+        write_json(partial / TASK_FILE, task_document)
+        write_text(partial / "README.md", card)
+    return weight_bytes(folder)
+
+
+def weight_bytes(adapter: Path) -> int:
+    """Size in bytes of an adapter's weight files."""
+    return sum(file.stat().st_size for file in adapter.glob("adapter_model*"))
+
+
+def model_card(base: dict[str, Any], load: str, task: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The adapter's README.md: what it is, what it scored, and how to load it.
+
+    Args:
+        base: the backbone's description, as task.json keeps it.
+        load: the Python expression that loads the backbone.
+        task: the task, as task.json keeps it.
+        metrics: what the run measured.
+    """
+    is_hub_id = not Path(base["model"]).is_absolute()
+    front = {
+        **({"base_model": base["model"]} if is_hub_id else {}),
+        "library_name": "peft",
+        "pipeline_tag": "text-classification",
+        "tags": ["sptune", "prompt-tuning", "selective-prompt-tuning"],
+    }
+    classes = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
+    loader = classes.get(base["head"], "AutoModelForSequenceClassification")
+    imports = f"from transformers import {loader}"
+    if base["pooling"] == "mean":
+        imports = "from sptune.pooling import MeanPooledClassifier"
+    rows = "\n".join(_card_row(name, metrics) for name in ("train", "validation", "test"))
+    asked = task["causal_template"] or task["template"] if base["head"] == "causal_lm" else task["template"]
+    form = (
+        f"Input form: `{asked}`; label words: "
+        + ", ".join(f"{label} = {word}" for label, word in zip(task["labels"], task["label_words"], strict=True))
+        if asked
+        else f"Classes, in the order of the logits: {', '.join(task['labels'])}"
+    )
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# Selective prompts for {task["name"]}
+
+An adapter for `{base["model"]}`: soft prompts at layers {", ".join(map(str, metrics["prompt_layers"]))}, made by
+Selective Prompt Tuning with sptune. The backbone is frozen; {metrics["parameters"]["trainable"]:,} \
+parameters were trained.
+
+{form}.
+
+| data | accuracy | examples |
+|---|---|---|
+{rows}
+
+## Use
+
+```python
+import sptune  # makes SPT known to PEFT
+from peft import PeftModel
+{imports}
+backbone = {load}
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder")
+```
+
+Or from the shell: `sptune predict --adapter path/to/this/folder --input texts.jsonl --output predictions.jsonl`
+"""
+
+
+def _card_row(name: str, metrics: dict[str, Any]) -> str:
+    return f"| {name} | {metrics[name]['accuracy']:.3f} | {metrics[name]['examples']:,} |"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,302 @@
+"""Everything of a run that comes before weights are loaded: data are checked and all choices left open are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from sptune import outputs
+from sptune.errors import InputError
+from sptune.loading import (
+    CLASSIFIER,
+    BackboneSource,
+    BackboneSpec,
+    check_supported,
+    find_source,
+    is_causal,
+    language_head,
+    load_config,
+    load_tokenizer,
+    longest_input,
+    text_config,
+)
+from sptune.options import RunOptions
+from sptune.progress import Clock, Monitor
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, LEARNED_SEARCHERS, SearchConfig
+from sptune.tasks import (
+    BENCHMARK_TASKS,
+    Splits,
+    Task,
+    TaskEncoder,
+    benchmark_task,
+    load_benchmark,
+    load_splits,
+)
+from sptune.tasks.template import Template
+
+DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
+DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
+
+# Epochs of a stage, and the fewest and most steps they may come to.
+FINAL_EPOCHS, FINAL_STEPS = 5, (150, 2000)
+SEARCH_EPOCHS, SEARCH_STEPS = 3, (90, 1000)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        verb: "fit", "search" or "train".
+        options: with every choice made.
+        folder: the output folder.
+        task: what is learned.
+        splits: checked data.
+        spec: the backbone and its head.
+        tokenizer: the backbone's.
+        encoder: turns examples into batches and batches into class scores.
+        clock: counts seconds by stage.
+        monitor: is told about progress.
+    """
+
+    verb: str
+    options: RunOptions
+    folder: Path
+    task: Task
+    splits: Splits
+    spec: BackboneSpec
+    tokenizer: PreTrainedTokenizerBase
+    encoder: TaskEncoder
+    clock: Clock
+    monitor: Monitor
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainers keep what `--resume` needs."""
+        return self.folder / outputs.CHECKPOINTS_FOLDER
+
+    @property
+    def max_steps(self) -> int:
+        """Optimiser steps of the final training."""
+        assert self.options.max_steps is not None
+        return self.options.max_steps
+
+    @property
+    def search_steps(self) -> int:
+        """Optimiser steps of the search."""
+        assert self.options.search_steps is not None
+        return self.options.search_steps
+
+
+def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
+    """Read and check all but the weights, and claim the output folder.
+
+    Raises:
+        InputError: options, data, backbone or output folder that cannot be right.
+    """
+    folder = options.folder()
+    outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
+    is_main = PartialState().is_main_process
+    clock = Clock()
+    search_config(options)
+    with clock.stage("data"):
+        monitor.stage("Reading the data")
+        task, splits = read_data(options)
+    with clock.stage("load"):
+        monitor.stage(f"Reading the configuration and the tokenizer of {source.model}")
+        config = load_config(source)
+        check_supported(config, options.layers_path)
+        _check_layers(options, config)
+        spec = _choose_head(task, options, config, source)
+        if spec.head == CLASSIFIER:
+            task = task.as_classifier()
+        tokenizer = load_tokenizer(source)
+        max_length = longest_input(config, tokenizer, options.max_length)
+        encoder = TaskEncoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
+    for note in splits.notes:
+        monitor.note(note)
+    options = _resolved(options, task, spec, config, max_length, len(splits.train))
+    if is_main:
+        _claim(verb, folder, options)
+        clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
+    PartialState().wait_for_everyone()
+    return Plan(verb, options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
+
+
+def search_config(options: RunOptions) -> SearchConfig:
+    """How to search; what the options leave open is as `SearchConfig` has it.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    names = [one.name for one in dataclasses.fields(SearchConfig) if hasattr(options, one.name)]
+    return SearchConfig(**{name: getattr(options, name) for name in names if getattr(options, name) is not None})
+
+
+def read_data(options: RunOptions) -> tuple[Task, Splits]:
+    """The task and its checked data: a benchmark task's from the hub, or the user's own.
+
+    Raises:
+        InputError: what is wrong with the data.
+    """
+    columns = tuple(options.text_columns)
+    if options.task is not None:
+        task = benchmark_task(options.task)
+        if _is_hub_benchmark(options):
+            return task, load_benchmark(options.task, data=options.data, few_shot=options.few_shot, seed=options.seed)
+        task = task.with_columns(columns or task.text_fields, options.label_column)
+        if options.labels:
+            task = task.with_labels(options.labels)
+        _, splits = _load_own(options, task.text_fields, task.label_field, task.labels)
+        return task, splits
+    if not columns:
+        columns = Template.parse(options.template).fields if options.template else ("text",)
+    label_column = options.label_column or "label"
+    labels, splits = _load_own(options, columns, label_column, tuple(options.labels) or None)
+    name = options.data or Path(options.train_file or "").stem
+    if options.template is None:
+        return Task(name, "classifier", columns, label_column, labels), splits
+    if set(options.label_words) != set(labels):
+        raise InputError(
+            f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}; "
+            "give one word for each class (--label-word CLASS=WORD)."
+        )
+    words = tuple(options.label_words[label] for label in labels)
+    task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)
+    return task, splits
+
+
+def _is_hub_benchmark(options: RunOptions) -> bool:
+    return options.task is not None and not options.train_file and not options.text_columns
+
+
+def _load_own(
+    options: RunOptions, columns: tuple[str, ...], label_column: str, labels: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Splits]:
+    if not options.train_file and not options.data:
+        raise InputError(
+            "There are no data to train on: give --train-file (and --validation-file, --test-file if you have them), a "
+            f"Datasets name (--data), or a benchmark task (--task, one of {', '.join(BENCHMARK_TASKS)})."
+        )
+    return load_splits(
+        train_file=options.train_file,
+        validation_file=options.validation_file,
+        test_file=options.test_file,
+        data=options.data,
+        data_config=options.data_config,
+        text_columns=columns,
+        label_column=label_column,
+        labels=labels,
+        few_shot=options.few_shot,
+        seed=options.seed,
+    )
+
+
+def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, source: BackboneSource) -> BackboneSpec:
+    """The head that the task is read from: the language model's where both have one, else a classifier's."""
+    head = language_head(config, source)
+    if task.kind == "verbalizer" and options.task_kind != "classifier":
+        if head is not None:
+            if options.head_pooling is not None:
+                raise InputError(
+                    f"head_pooling={options.head_pooling!r} is for classifiers, and this is a verbalizer task, which "
+                    "trains no head; leave it out, or add --task-kind classifier."
+                )
+            return BackboneSpec(source, head)
+        if options.task_kind == "verbalizer" or options.template:
+            raise InputError(
+                f"{source.model} brings no language-model head, which a verbalizer task reads; choose a masked or "
+                "causal language model, or make it a classifier (--task-kind classifier)."
+            )
+    elif options.task_kind == "verbalizer":
+        raise InputError("task_kind='verbalizer' needs a template and label words (--template, --label-word).")
+    pooling = options.head_pooling or ("own" if is_causal(config) else "mean")
+    return BackboneSpec(source, CLASSIFIER, pooling, task.labels)
+
+
+def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
+    return options.candidate_layers or list(range(text_config(config).num_hidden_layers))
+
+
+def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
+    """Refuses layers that the backbone has not, and more layers than may be chosen from."""
+    count = text_config(config).num_hidden_layers
+    for name in ("candidate_layers", "prompt_layers"):
+        layers = getattr(options, name)
+        if isinstance(layers, list) and not all(0 <= layer < count for layer in layers):
+            raise InputError(f"{name}={layers} names a layer that is not there; this backbone has 0 to {count - 1}.")
+    wanted, candidates = options.num_prompt_layers, _candidates(options, config)
+    if wanted is not None and wanted > len(candidates):
+        raise InputError(
+            f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from."
+        )
+
+
+def _resolved(
+    options: RunOptions, task: Task, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
+) -> RunOptions:
+    """The options with every choice made that the user left open, so that the same run can be asked for again."""
+    batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
+    chosen: dict[str, Any] = {
+        "model": spec.source.model,
+        "gguf_file": spec.source.gguf_file,
+        "head_pooling": spec.pooling,
+        "task_kind": task.kind,
+        "max_length": max_length,
+        "epochs": None,
+        "max_steps": options.max_steps or _steps(options.epochs or FINAL_EPOCHS, examples, batch, FINAL_STEPS),
+        "search_steps": options.search_steps or _steps(SEARCH_EPOCHS, examples, batch, SEARCH_STEPS),
+        "learning_rate": options.learning_rate
+        or (DEFAULT_STATIC_RATE if options.generator == "static" else DEFAULT_RATE),
+        "head_learning_rate": options.head_learning_rate
+        or (DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE),
+    }
+    if options.epochs is not None:
+        chosen["max_steps"] = max(1, math.ceil(options.epochs * examples / batch))
+    if not _is_hub_benchmark(options):
+        chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
+    for name in ("train_file", "validation_file", "test_file", "data"):
+        path = getattr(options, name)
+        if path and Path(path).exists():
+            chosen[name] = str(Path(path).resolve())
+    search = search_config(options)
+    for name in ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight", "gate_learning_rate"):
+        chosen[name] = getattr(search, name)
+    selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
+    if options.searcher in LEARNED_SEARCHERS and selections == (None, None, None):
+        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(_candidates(options, config)))
+    return dataclasses.replace(options, **chosen)
+
+
+def _steps(epochs: float, examples: int, batch: int, bounds: tuple[int, int]) -> int:
+    return min(max(bounds[0], math.ceil(epochs * examples / batch)), bounds[1])
+
+
+def _claim(verb: str, folder: Path, options: RunOptions) -> None:
+    """Takes the folder and writes config.yaml, or checks that the run to resume is the one that was begun."""
+    path = folder / outputs.CONFIG_FILE
+    if options.resume:
+        begun = outputs.read_config(path)
+        if begun.get("command") != verb:
+            raise InputError(f"{folder} holds a run of 'sptune {begun.get('command')}'; resume it with that command.")
+        changed = [
+            f"{name} was {begun.get(name)!r} and is now {value!r}"
+            for name, value in options.lasting().items()
+            if begun.get(name) != value
+        ]
+        if changed:
+            raise InputError(
+                f"{folder}: the run cannot be resumed with other options ({'; '.join(changed)}); give the same "
+                "options, or begin anew with --overwrite."
+            )
+    outputs.claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    if not options.resume:
+        files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
+        outputs.write_config(path, verb, options.lasting(), files)

@@ -1,0 +1,86 @@
+"""How a run tells what it is doing, and how long its stages take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sptune import outputs
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """Is told how a run goes; this one writes it to the log, the command line's draws progress bars."""
+
+    def stage(self, title: str, steps: int | None = None) -> None:
+        """A stage begins, of so many steps if that is known."""
+        logger.info("%s", title)
+
+    def step(self) -> None:
+        """One step of the stage is done."""
+
+    def note(self, text: str) -> None:
+        """Something the user should read."""
+        logger.warning("%s", text)
+
+
+class StepCallback(TrainerCallback):
+    """Tells a monitor about a trainer's steps; a resumed training begins with those it has behind it."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the steps of the checkpoint."""
+        for _ in range(state.global_step):
+            self.monitor.step()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Count a step."""
+        self.monitor.step()
+
+
+class Clock:
+    """Seconds by stage. The stages of an interrupted run count on when it is continued."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._path: Path | None = None
+
+    def keep(self, path: Path, resume: bool) -> None:
+        """From now on, keep the seconds in a file.
+
+        Args:
+            path: the file.
+            resume: add those that an interrupted run left there.
+        """
+        self._path = path
+        if resume and path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            self.seconds = {name: before.get(name, 0.0) + self.seconds.get(name, 0.0) for name in before | self.seconds}
+
+    @property
+    def total(self) -> float:
+        """Seconds of all stages."""
+        return sum(self.seconds.values())
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block as the stage's."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            if self._path is not None:
+                outputs.write_json(self._path, self.seconds)

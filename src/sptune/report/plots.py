@@ -1,0 +1,177 @@
+"""Pictures of a search: the gates over time, and where they ended, with the chosen layers marked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from sptune.errors import InputError
+
+FORMATS = (".png", ".svg")
+PASSED_OVER = "#9aa0a6"
+INK = "#30343a"
+
+# Beyond this many lines, names beside all of them no longer fit; the right-hand picture names the layers then.
+MOST_NAMES = 12
+MOST_LISTED = 6
+
+
+def plot_gates(
+    history: Sequence[Mapping[str, Any]],
+    candidate_layers: Sequence[int],
+    prompt_layers: Sequence[int],
+    path: str | os.PathLike[str] | None = None,
+) -> Figure:
+    """Draw each layer's gate over the steps, and beside it the final gates by layer; chosen layers are in colour.
+
+    Args:
+        history: entries with "step", "gates" (one value for each candidate) and "gate_loss" (None while the weights
+            warm up), in order of steps.
+        candidate_layers: layer index of each gate.
+        prompt_layers: the layers chosen.
+        path: where to write the picture, as PNG or SVG by its suffix; None not to write it.
+
+    Raises:
+        InputError: the history is empty, or the path has another suffix.
+    """
+    if not history:
+        raise InputError("There are no gates to draw: the history of the search is empty.")
+    if path is not None and Path(path).suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: pictures are written as {' or '.join(FORMATS)}; give a path that ends so.")
+    colours = _layer_colours(candidate_layers, prompt_layers)
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    over_time, at_the_end = figure.subplots(1, 2, width_ratios=(1.7, 1))
+    _draw_lines(over_time, history, candidate_layers, prompt_layers, colours)
+    _draw_final_gates(at_the_end, history[-1]["gates"], candidate_layers, prompt_layers, colours)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+    return figure
+
+
+def _layer_colours(candidate_layers: Sequence[int], prompt_layers: Sequence[int]) -> dict[int, str]:
+    """Grey for layers passed over; chosen ones are coloured by depth."""
+    palette = matplotlib.colormaps["viridis"]
+    chosen = sorted(prompt_layers)
+    depth = {layer: 0.8 * (place + 0.5) / len(chosen) for place, layer in enumerate(chosen)}
+    return {layer: to_hex(palette(depth[layer])) if layer in depth else PASSED_OVER for layer in candidate_layers}
+
+
+def _draw_lines(
+    axes: Axes,
+    history: Sequence[Mapping[str, Any]],
+    candidate_layers: Sequence[int],
+    prompt_layers: Sequence[int],
+    colours: Mapping[int, str],
+) -> None:
+    steps = [0, *(entry["step"] for entry in history)]
+    for place, layer in enumerate(candidate_layers):
+        values = [entry["gates"][place] for entry in history]
+        chosen = layer in prompt_layers
+        axes.plot(
+            steps,
+            [values[0], *values],
+            color=colours[layer],
+            linewidth=2.6 if chosen else 1.1,
+            alpha=1.0 if chosen else 0.75,
+            zorder=3 if chosen else 2,
+        )
+    warmup = sum(entry.get("gate_loss") is None for entry in history)
+    last = history[-1]["gates"]
+    low, high = _limits([value for entry in history for value in entry["gates"]])
+    if 0 < warmup < len(history):
+        axes.axvspan(0, history[warmup - 1]["step"], color="#f1f3f4", zorder=0)
+        axes.text(
+            history[warmup - 1]["step"] / 2, high - 0.03 * (high - low), "weights only",
+            ha="center", va="top", color="#5f6368", fontsize=9,
+        )  # fmt: skip
+    named = list(candidate_layers) if len(candidate_layers) <= MOST_NAMES else sorted(prompt_layers)
+    if len(named) <= MOST_NAMES:
+        ends = {layer: last[list(candidate_layers).index(layer)] for layer in named}
+        _name_lines(axes, ends, steps[-1], (low, high), prompt_layers, colours)
+    axes.set(xlim=(0, steps[-1]), ylim=(low, high), xlabel="search step", ylabel="gate")
+    axes.set_title("Gates over time", loc="left", color=INK, fontsize=12)
+    _tidy(axes)
+
+
+def _name_lines(
+    axes: Axes,
+    ends: Mapping[int, float],
+    last_step: int,
+    limits: tuple[float, float],
+    prompt_layers: Sequence[int],
+    colours: Mapping[int, str],
+) -> None:
+    """Write each layer's name beside the end of its line, moved apart where names would overlap."""
+    gap = 0.052 * (limits[1] - limits[0])
+    ranked = sorted(ends, key=lambda layer: ends[layer])
+    heights: list[float] = []
+    for layer in ranked:
+        heights.append(max(ends[layer], heights[-1] + gap) if heights else ends[layer])
+    overshoot = max(heights[-1] - (limits[1] - gap / 2), 0.0)
+    for place in reversed(range(len(heights))):
+        heights[place] -= overshoot
+        if place and heights[place] - heights[place - 1] >= gap + overshoot:
+            break
+    for layer, height in zip(ranked, heights, strict=True):
+        chosen = layer in prompt_layers
+        axes.annotate(
+            f"layer {layer}",
+            (last_step, height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=colours[layer] if chosen else "#5f6368",
+            fontsize=10 if chosen else 9,
+            fontweight="bold" if chosen else "normal",
+            annotation_clip=False,
+        )
+
+
+def _draw_final_gates(
+    axes: Axes,
+    gates: Sequence[float],
+    candidate_layers: Sequence[int],
+    prompt_layers: Sequence[int],
+    colours: Mapping[int, str],
+) -> None:
+    places = range(len(candidate_layers))
+    axes.bar(places, gates, color=[colours[layer] for layer in candidate_layers], width=0.72)
+    every = max(1, -(-len(candidate_layers) // MOST_NAMES))
+    shown = [place for place in places if place % every == 0]
+    axes.set_xticks(shown, [str(candidate_layers[place]) for place in shown])
+    axes.set(xlabel="layer", ylabel="final gate", ylim=(0, 1))
+    listed = ", ".join(str(layer) for layer in sorted(prompt_layers))
+    if len(prompt_layers) > MOST_LISTED:
+        title = f"Chosen: {len(prompt_layers)} of {len(candidate_layers)} layers"
+    else:
+        title = f"Chosen: layer{'s' if len(prompt_layers) > 1 else ''} {listed}"
+    axes.set_title(title, loc="left", color=INK, fontsize=12)
+    _tidy(axes)
+    axes.grid(visible=False, axis="x")
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Bounds of the gate axis: around the values, at least 0.1 apart, within [0, 1]."""
+    low, high = min(values), max(values)
+    room = max(0.08 * (high - low), (0.1 - (high - low)) / 2, 0.01)
+    return max(low - room, 0.0), min(high + room, 1.0)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#bdc1c6")
+    axes.tick_params(colors="#5f6368", labelsize=9)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.grid(visible=True, axis="y", color="#e8eaed", linewidth=0.8)
+    axes.set_axisbelow(True)

@@ -1,0 +1,114 @@
+"""`SearchConfig`: what a user decides about the search for the prompt layers (method sections 4 and 5)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from sptune.errors import InputError
+
+LEARNED_SEARCHERS = ("spt_darts", "darts")
+FIXED_SEARCHERS = ("all", "middle", "first")
+SEARCHERS = LEARNED_SEARCHERS + FIXED_SEARCHERS
+CONSISTENCIES = ("kl", "mse")
+
+# A second layer insures against a wrong first choice; more layers cost parameters and speed.
+DEFAULT_NUM_PROMPT_LAYERS = 2
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How the prompt layers are searched for, and how many of them are taken.
+
+    At most one of `num_prompt_layers`, `threshold` and `parameter_budget` may be given; without any of them the search
+    takes `DEFAULT_NUM_PROMPT_LAYERS` layers.
+
+    Args:
+        searcher: "spt_darts", "darts", or a fixed setting that needs no training: "all", "middle", "first".
+        num_prompt_layers: take this many layers, those with the largest gates.
+        threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
+        parameter_budget: take layers by falling gate as long as their generators have no more parameters than this.
+        consistency: "kl" (symmetric KL of the predictions) or "mse" (of the final representations).
+        consistency_weight: lambda_c, the weight of the consistency penalty in both losses.
+        mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
+        mixed_level_weight: lambda_m, how much of the weight half's gate gradient joins the gate half's.
+        gate_learning_rate: constant learning rate of the gate parameters alpha.
+        warmup_ratio: share of the steps, from the first on, in which only the weights learn.
+        gate_fraction: share of the training data held out for the gates.
+        seed: seed of the data's split and of the layer masks.
+
+    Raises:
+        InputError: a value is not allowed; the message names the field, the value and the values allowed.
+    """
+
+    searcher: str = "spt_darts"
+    num_prompt_layers: int | None = None
+    threshold: float | None = None
+    parameter_budget: int | None = None
+    consistency: str = "kl"
+    consistency_weight: float = 1.0
+    mask_probability: float = 0.7
+    mixed_level_weight: float = 1.0
+    gate_learning_rate: float = 5e-2
+    warmup_ratio: float = 0.45
+    gate_fraction: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("searcher", self.searcher, SEARCHERS)
+        _check_choice("consistency", self.consistency, CONSISTENCIES)
+        criteria = {
+            name: getattr(self, name)
+            for name in ("num_prompt_layers", "threshold", "parameter_budget")
+            if getattr(self, name) is not None
+        }
+        if len(criteria) > 1:
+            given = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
+            raise InputError(f"SearchConfig got {given}; give at most one of them.")
+        if criteria and self.searcher in FIXED_SEARCHERS:
+            name, value = next(iter(criteria.items()))
+            raise InputError(
+                f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
+                f"leave {name} out, or search with one of {', '.join(LEARNED_SEARCHERS)}."
+            )
+        for name in ("num_prompt_layers", "parameter_budget"):
+            value = criteria.get(name, 1)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"{name}={value!r} is not allowed; choose a whole number of at least 1.")
+        if self.threshold is not None:
+            _check_range("threshold", self.threshold, "in (0, 1)", lambda value: 0 < value < 1)
+        _check_range("consistency_weight", self.consistency_weight, "of at least 0", lambda value: value >= 0)
+        _check_range("mask_probability", self.mask_probability, "in [0, 1)", lambda value: 0 <= value < 1)
+        _check_range("mixed_level_weight", self.mixed_level_weight, "of at least 0", lambda value: value >= 0)
+        _check_range("gate_learning_rate", self.gate_learning_rate, "above 0", lambda value: value > 0)
+        _check_range("warmup_ratio", self.warmup_ratio, "in [0, 1)", lambda value: 0 <= value < 1)
+        _check_range("gate_fraction", self.gate_fraction, "in (0, 1)", lambda value: 0 < value < 1)
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> SearchConfig:
+        """The configuration with these fields.
+
+        Raises:
+            InputError: a name is not a field of this class, or a value is not allowed.
+        """
+        allowed = [field.name for field in fields(cls)]
+        unknown = [name for name in values if name not in allowed]
+        if unknown:
+            raise InputError(f"SearchConfig has no field {unknown[0]!r}; its fields are {', '.join(allowed)}.")
+        return cls(**values)
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}={value!r} is not allowed; choose one of {', '.join(allowed)}.")
+
+
+def _check_range(name: str, value: object, allowed: str, inside: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not inside(value):
+        raise InputError(f"{name}={value!r} is not allowed; choose a number {allowed}.")

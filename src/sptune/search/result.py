@@ -1,0 +1,89 @@
+"""`SearchResult`: what a search found, how the gates got there, and what the final network is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from sptune.config import SPTConfig
+from sptune.errors import InputError
+from sptune.report.plots import plot_gates
+from sptune.search.config import SearchConfig
+
+
+@dataclass
+class SearchResult:
+    """The outcome of `search_prompt_layers`.
+
+    Args:
+        prompt_layers: the layers chosen, ascending.
+        candidate_layers: the layers that could have been chosen, ascending.
+        gates: final gate value of each candidate; 1 and 0 for a fixed setting.
+        history: one entry for each step, in order: "step" (from 1), "gates" (values after the step), "weight_loss",
+            "gate_loss" and "consistency" of the step (None where there was none). Empty for a fixed setting.
+        config: configuration of the final network.
+        search: how the search was done.
+        seconds: time the search took.
+        steps: optimisation steps it took.
+    """
+
+    prompt_layers: list[int]
+    candidate_layers: list[int]
+    gates: list[float]
+    history: list[dict[str, Any]]
+    config: SPTConfig
+    search: SearchConfig
+    seconds: float
+    steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "config": self.config.to_dict(), "search": self.search.to_dict()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result as JSON; the file appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        beside.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> SearchResult:
+        """Read a result that `save` wrote.
+
+        Raises:
+            InputError: the file is missing, or not a search result.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); give a file that a search wrote.") from error
+        except ValueError as error:
+            raise InputError(f"{path}: not a JSON file ({error}); give a file that a search wrote.") from error
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if not isinstance(values, dict) or name not in values]
+        if missing:
+            raise InputError(f"{path}: not a search result, {missing[0]!r} is missing; it holds {', '.join(names)}.")
+        known = {name: values[name] for name in names}
+        config = {name: value for name, value in values["config"].items() if name != "peft_type"}
+        return cls(**{**known, "config": SPTConfig(**config), "search": SearchConfig.from_dict(values["search"])})
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Draw the gates over time with the chosen layers marked; write PNG or SVG if a path is given.
+
+        Raises:
+            InputError: the layers were fixed, so there is no history to draw, or the path ends otherwise.
+        """
+        if not self.history:
+            raise InputError(
+                f"searcher={self.search.searcher!r} fixed the prompt layers {self.prompt_layers} without training, "
+                "so there are no gates over time to draw."
+            )
+        return plot_gates(self.history, self.candidate_layers, self.prompt_layers, path=path)

@@ -1,0 +1,137 @@
+"""`search_prompt_layers`: from a search network and training data to the prompt layers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftModel
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+from sptune.backbones import find_backbone
+from sptune.config import SPTConfig, resolve_prompt_layers
+from sptune.errors import InputError
+from sptune.model import SPTModel
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SEARCHERS, SearchConfig
+from sptune.search.result import SearchResult
+from sptune.search.selection import select_layers
+
+if TYPE_CHECKING:
+    from sptune.training import ClassScores
+
+logger = logging.getLogger(__name__)
+
+
+def search_prompt_layers(
+    network: PeftModel,
+    train_dataset: Dataset,
+    args: TrainingArguments,
+    search: SearchConfig | None = None,
+    *,
+    class_scores: ClassScores | None = None,
+    data_collator: Any = None,
+    callbacks: list[TrainerCallback] | None = None,
+    head_learning_rate: float | None = None,
+    resume_from_checkpoint: str | bool | None = None,
+) -> SearchResult:
+    """Train the gates of a search network and choose the prompt layers by them.
+
+    The fixed settings "all", "middle" and "first" need no training and return at once.
+
+    Args:
+        network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; its gates and weights are trained.
+        train_dataset: all the training data; it is split in a weight half and a gate half here.
+        args: training arguments of the search; epochs count over the weight half.
+        search: how to search; None for the defaults.
+        class_scores: as in `SPTTrainer`.
+        data_collator: as in `transformers.Trainer`.
+        callbacks: as in `transformers.Trainer`.
+        head_learning_rate: as in `SPTTrainer`.
+        resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
+            `args.output_dir`.
+
+    Raises:
+        InputError: the network is no search network, or the layers asked for do not fit its candidates.
+    """
+    from sptune.training import SPTSearchTrainer  # the trainer builds on this package's parts
+
+    search = SearchConfig() if search is None else search
+    tuner, config = _search_network(network)
+    candidates = tuner.candidate_layers
+    if search.searcher in FIXED_SEARCHERS:
+        num_layers = find_backbone(network.get_base_model(), config.layers_path).num_layers
+        return _fixed_result(config, search, candidates, num_layers)
+
+    criterion = _criterion(search, tuner, candidates)
+    select_layers([0.5] * len(candidates), candidates, **criterion)  # an impossible choice fails before the training
+    trainer = SPTSearchTrainer(
+        model=network,
+        args=args,
+        train_dataset=train_dataset,
+        search=search,
+        class_scores=class_scores,
+        data_collator=data_collator,
+        callbacks=callbacks,
+        head_learning_rate=head_learning_rate,
+    )
+    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    gates = tuner.gate_values().tolist()
+    prompt_layers = select_layers(gates, candidates, **criterion)
+    logger.info("The search chose prompt layers %s of %s.", prompt_layers, candidates)
+    return SearchResult(
+        prompt_layers=prompt_layers,
+        candidate_layers=candidates,
+        gates=gates,
+        history=trainer.gate_history.entries,
+        config=_final_config(config, prompt_layers),
+        search=search,
+        seconds=trainer.gate_history.seconds,
+        steps=trainer.state.global_step,
+    )
+
+
+def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
+    tuner = getattr(network, "base_model", None)
+    config = network.peft_config[network.active_adapter] if isinstance(tuner, SPTModel) else None
+    if not isinstance(tuner, SPTModel) or not isinstance(config, SPTConfig) or not config.searching:
+        raise InputError(
+            f"search_prompt_layers got a {type(network).__name__} without gates; give a search network, made by "
+            "get_peft_model(backbone, SPTConfig(prompt_layers='search'))."
+        )
+    return tuner, config
+
+
+def _criterion(search: SearchConfig, tuner: SPTModel, candidates: list[int]) -> dict[str, Any]:
+    """What `select_layers` is to go by."""
+    if search.threshold is not None:
+        return {"threshold": search.threshold}
+    if search.parameter_budget is not None:
+        parameters = tuner.generator_parameters()
+        sizes = {layer: sum(parameter.numel() for parameter in parameters[layer]) for layer in candidates}
+        return {"parameter_budget": search.parameter_budget, "parameters_per_layer": sizes}
+    if search.num_prompt_layers is not None:
+        return {"num_prompt_layers": search.num_prompt_layers}
+    return {"num_prompt_layers": min(DEFAULT_NUM_PROMPT_LAYERS, len(candidates))}
+
+
+def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
+    started = time.monotonic()
+    prompt_layers = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
+    return SearchResult(
+        prompt_layers=prompt_layers,
+        candidate_layers=candidates,
+        gates=[float(layer in prompt_layers) for layer in candidates],
+        history=[],
+        config=_final_config(config, prompt_layers),
+        search=search,
+        seconds=time.monotonic() - started,
+        steps=0,
+    )
+
+
+def _final_config(config: SPTConfig, prompt_layers: str | list[int]) -> SPTConfig:
+    return dataclasses.replace(copy.deepcopy(config), prompt_layers=prompt_layers, candidate_layers=None)

@@ -1,0 +1,44 @@
+"""Accuracy and F1 of class predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sptune.errors import InputError
+from sptune.tasks.task import Task
+
+
+def compute_metrics(
+    task: Task, predictions: np.ndarray | Sequence[int], labels: np.ndarray | Sequence[int]
+) -> dict[str, float]:
+    """The task's metrics.
+
+    Args:
+        task: says which metrics, and which class F1 is about.
+        predictions: class indices, (n,).
+        labels: class indices, (n,).
+
+    Returns:
+        "accuracy"; for a task with F1 also "f1" and "mean" of both; and "score", the number to compare runs by: the
+        mean of the task's metrics.
+
+    Raises:
+        InputError: no examples, or shapes that differ.
+    """
+    predicted, true = np.asarray(predictions), np.asarray(labels)
+    if predicted.ndim != 1 or predicted.shape != true.shape or not len(true):
+        raise InputError(
+            f"Metrics need class indices of one shape (n,) with n > 0; predictions have {predicted.shape}, labels "
+            f"{true.shape}. Take the argmax of class scores first."
+        )
+    values = {"accuracy": float((predicted == true).mean())}
+    if "f1" in task.metrics and task.positive_label is not None:
+        positive = task.labels.index(task.positive_label)
+        hits = int(((predicted == positive) & (true == positive)).sum())
+        of_either = int((predicted == positive).sum() + (true == positive).sum())
+        values["f1"] = 2 * hits / of_either if of_either else 0.0
+        values["mean"] = (values["accuracy"] + values["f1"]) / 2
+    values["score"] = float(np.mean([values[metric] for metric in task.metrics]))
+    return values

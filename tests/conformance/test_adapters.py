@@ -1,0 +1,360 @@
+"""The adapter's life in PEFT: trainable parameters, saving and loading, several adapters, disabling, removing."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from sptune import SPTConfig
+
+HEADS = ["lm", "classifier"]
+
+
+def _states(network, marker=""):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items() if marker in name}
+
+
+def _assert_identical(before, after):
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+
+
+def _build_two(build_network, build_config, randomise, case, head="lm"):
+    """A network with adapters 'default' (layers 1 and 3) and 'other' (layers 2 and 3), 'default' active."""
+    network = build_network(case, head, prompt_layers=[1, 3])
+    network.add_adapter("other", build_config(case, head, prompt_layers=[2, 3], generator="static"))
+    network.set_adapter("other")
+    randomise(network, seed=3)
+    network.set_adapter("default")
+    return network.eval()
+
+
+# Trainable parameters
+
+
+@pytest.mark.parametrize("prompt_layers", ["search", [1, 3], "middle"], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_trainable_are_generators_gates_and_modules_to_save(build_network, case, head, prompt_layers):
+    network = build_network(case, head, prompt_layers=prompt_layers)
+    tuner = network.base_model
+    expected = {id(p) for parameters in tuner.generator_parameters().values() for p in parameters}
+    if prompt_layers == "search":
+        assert list(tuner.gate_parameters()) == case.candidates
+        expected |= {id(p) for p in tuner.gate_parameters().values()}
+    expected |= {id(p) for name, p in network.named_parameters() if "modules_to_save" in name}
+    assert {id(p) for p in network.parameters() if p.requires_grad} == expected
+    assert any("modules_to_save" in name for name, _ in network.named_parameters()) == (head == "classifier")
+
+
+def test_a_named_module_is_trained_and_saved_too(build_network, build_backbone, logits_of, build_batch, bert, tmp_path):
+    network = build_network(bert, modules_to_save=["cls"])
+    assert any("cls.modules_to_save" in name and p.requires_grad for name, p in network.named_parameters())
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_backbone(bert), tmp_path)
+    assert torch.equal(logits_of(loaded, build_batch(bert)), logits_of(network, build_batch(bert)))
+
+
+# Saving and loading
+
+
+@pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_saved_and_loaded_gives_the_same_logits(
+    build_network, build_backbone, build_batch, logits_of, case, head, prompt_layers, tmp_path
+):
+    network = build_network(case, head, prompt_layers=prompt_layers, mixing_rate=0.5)
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_backbone(case, head), tmp_path)
+    batch = build_batch(case)
+    assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_transformers_loads_an_adapter_itself(
+    build_network, build_backbone, build_batch, logits_of, case, head, tmp_path
+):
+    network = build_network(case, head)
+    network.save_pretrained(tmp_path)
+    model = build_backbone(case, head)
+    model.load_adapter(str(tmp_path))
+    batch = build_batch(case)
+    assert torch.equal(logits_of(model, batch), logits_of(network, batch))
+    model.disable_adapters()
+    assert torch.equal(logits_of(model, batch), logits_of(build_backbone(case, head), batch))
+    if head == "lm":  # transformers leaves modules_to_save disabled, whatever the adapter
+        model.enable_adapters()
+        assert torch.equal(logits_of(model, batch), logits_of(network, batch))
+
+
+def test_an_adapter_that_transformers_loaded_generates(
+    build_network, build_backbone, build_batch, causal_case, tmp_path
+):
+    network = build_network(causal_case)
+    network.save_pretrained(tmp_path)
+    model = build_backbone(causal_case)
+    model.load_adapter(str(tmp_path))
+    batch = build_batch(causal_case, side="left")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    expected = network.generate(**inputs, **options)
+    assert torch.equal(model.generate(**inputs, **options), expected)
+    assert torch.equal(model.generate(**inputs, **options, use_cache=False), expected)
+
+
+@pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_training_goes_on_where_it_stopped(
+    build_network, build_backbone, build_batch, train_step, case, head, prompt_layers, tmp_path
+):
+    network = build_network(case, head, prompt_layers=prompt_layers)
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_backbone(case, head), tmp_path, is_trainable=True)
+    names = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert [name for name, p in loaded.named_parameters() if p.requires_grad] == names
+    for model in (network, loaded):
+        train_step(model, build_batch(case))
+    _assert_identical(_states(network), _states(loaded))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_layers": "search", "candidate_layers": [1, 2], "visibility": "always", "activation": "gelu"},
+        {"prompt_layers": [1, 3], "generator": "npg", "projection": "phm", "phm_dim": 2, "mixing_rate": 0.25},
+    ],
+    ids=["search", "final"],
+)
+def test_the_configuration_is_saved_whole(build_network, bert, options, tmp_path):
+    network = build_network(bert, **options)
+    network.save_pretrained(tmp_path)
+    saved = SPTConfig.from_pretrained(tmp_path)
+    for name, value in options.items():
+        assert getattr(saved, name) == value
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SPT"
+
+
+def test_a_named_setting_is_saved_as_its_layers(build_network, bert, tmp_path):
+    """So that the file says which layers they are without the backbone at hand."""
+    build_network(bert, prompt_layers="middle").save_pretrained(tmp_path)
+    assert SPTConfig.from_pretrained(tmp_path).prompt_layers == [2]
+
+
+def test_an_adapter_loads_under_another_name(build_network, build_backbone, build_batch, logits_of, case, tmp_path):
+    network = build_network(case, "classifier", prompt_layers="search")
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_backbone(case, "classifier"), tmp_path, adapter_name="renamed")
+    assert torch.equal(logits_of(loaded, build_batch(case)), logits_of(network, build_batch(case)))
+    assert not any("default" in name for name in loaded.state_dict())
+
+
+# Two adapters
+
+
+def test_adding_an_adapter_changes_nothing_for_the_first(
+    build_network, build_config, build_batch, logits_of, randomise, case
+):
+    network = build_network(case)
+    batch, before, states = build_batch(case), logits_of(network, build_batch(case)), _states(network)
+    network.add_adapter("other", build_config(case, prompt_layers=[2, 3], generator="static"))
+    assert torch.equal(logits_of(network, batch), before)
+    _assert_identical(states, {name: tensor for name, tensor in _states(network).items() if name in states})
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_each_adapter_gives_what_it_gives_alone(
+    build_network, build_backbone, build_config, build_batch, logits_of, randomise, case, head
+):
+    network = _build_two(build_network, build_config, randomise, case, head)
+    batch = build_batch(case)
+    first = logits_of(network, batch)
+    network.set_adapter("other")
+    second = logits_of(network, batch)
+    assert torch.equal(first, logits_of(build_network(case, head, prompt_layers=[1, 3]), batch))
+    alone = get_peft_model(
+        build_backbone(case, head), build_config(case, head, prompt_layers=[2, 3], generator="static")
+    )
+    randomise(alone, seed=3)
+    assert torch.equal(second, logits_of(alone.eval(), batch))
+    assert (first - second).abs().max() > 1e-2
+    network.set_adapter("default")
+    assert torch.equal(logits_of(network, batch), first)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_training_one_adapter_leaves_the_other_bit_for_bit(
+    build_network, build_config, build_batch, logits_of, train_step, randomise, case, head
+):
+    network = _build_two(build_network, build_config, randomise, case, head)
+    batch = build_batch(case)
+    weights, logits = _states(network, ".default."), logits_of(network, batch)
+    network.set_adapter("other")
+    other = _states(network, ".other.")
+    train_step(network, batch)
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in _states(network, ".other.").items())
+    network.set_adapter("default")
+    _assert_identical(weights, _states(network, ".default."))
+    assert torch.equal(logits_of(network, batch), logits)
+
+
+def test_only_the_active_adapter_is_trainable(build_network, build_config, randomise, some_case):
+    network = _build_two(build_network, build_config, randomise, some_case, "classifier")
+    for active in ("default", "other"):
+        network.set_adapter(active)
+        trainable = [name for name, p in network.named_parameters() if p.requires_grad]
+        assert trainable
+        assert all(f".{active}." in name for name in trainable)
+
+
+def test_a_search_beside_a_final_network(build_network, build_config, build_batch, logits_of, randomise, case):
+    """Gates, candidate layers and their values belong to one adapter."""
+    network = build_network(case)
+    batch, before = build_batch(case), logits_of(network, build_batch(case))
+    network.add_adapter("search", build_config(case, prompt_layers="search", num_virtual_tokens=5))
+    network.set_adapter("search")
+    randomise(network, seed=4)
+    assert network.base_model.candidate_layers == case.candidates
+    network.base_model.set_gate_values([0.0] * len(case.candidates))
+    with network.disable_adapter():
+        backbone = logits_of(network, batch)
+    torch.testing.assert_close(logits_of(network, batch), backbone, atol=1e-5, rtol=0)
+    network.set_adapter("default")
+    assert network.base_model.candidate_layers == [1, 3]
+    assert torch.equal(logits_of(network, batch), before)
+
+
+def test_two_adapters_are_saved_and_loaded_each_by_itself(
+    build_network, build_backbone, build_config, build_batch, logits_of, randomise, case, tmp_path
+):
+    network = _build_two(build_network, build_config, randomise, case)
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build_backbone(case), tmp_path / "other", adapter_name="other")
+    loaded.load_adapter(tmp_path, "default")
+    batch = build_batch(case)
+    for name in ("default", "other"):
+        network.set_adapter(name)
+        loaded.set_adapter(name)
+        assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))
+
+
+def test_two_adapters_generate_each_by_itself(build_network, build_config, build_batch, randomise, causal_case):
+    network = _build_two(build_network, build_config, randomise, causal_case)
+    batch = build_batch(causal_case, side="left")
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    for name in ("other", "default"):
+        network.set_adapter(name)
+        options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+        cached = network.generate(**inputs, **options)
+        assert torch.equal(cached, network.generate(**inputs, **options, use_cache=False))
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_deleting_an_adapter_leaves_the_other(
+    build_network, build_config, build_batch, logits_of, randomise, case, head
+):
+    network = _build_two(build_network, build_config, randomise, case, head)
+    batch, before = build_batch(case), logits_of(network, build_batch(case))
+    network.delete_adapter("other")
+    assert torch.equal(logits_of(network, batch), before)
+    assert not any(".other." in name for name in network.state_dict())
+    assert list(network.peft_config) == ["default"]
+
+
+def test_deleting_the_active_adapter_leaves_the_other(
+    build_network, build_config, build_batch, logits_of, randomise, case
+):
+    network = _build_two(build_network, build_config, randomise, case)
+    batch = build_batch(case)
+    network.set_adapter("other")
+    expected = logits_of(network, batch)
+    network.set_adapter("default")
+    network.delete_adapter("default")
+    network.set_adapter("other")
+    assert torch.equal(logits_of(network, batch), expected)
+    assert not any(".default." in name for name in network.state_dict())
+
+
+def test_an_adapter_can_be_deleted_and_added_again(
+    build_network, build_config, build_batch, logits_of, randomise, case
+):
+    network = _build_two(build_network, build_config, randomise, case)
+    batch = build_batch(case)
+    network.set_adapter("other")
+    expected = logits_of(network, batch)
+    network.set_adapter("default")
+    network.delete_adapter("other")
+    network.add_adapter("other", build_config(case, prompt_layers=[2, 3], generator="static"))
+    network.set_adapter("other")
+    randomise(network, seed=3)
+    assert torch.equal(logits_of(network, batch), expected)
+
+
+# Without the adapter
+
+
+@pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+def test_disabled_is_the_backbone_bit_for_bit(
+    build_network, build_backbone, build_batch, logits_of, case, head, prompt_layers
+):
+    network = build_network(case, head, prompt_layers=prompt_layers)
+    batch = build_batch(case)
+    prompted = logits_of(network, batch)
+    with network.disable_adapter():
+        assert torch.equal(logits_of(network, batch), logits_of(build_backbone(case, head), batch))
+    assert torch.equal(logits_of(network, batch), prompted)
+
+
+@pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
+def test_unloading_gives_back_the_backbone_bit_for_bit(
+    build_network, build_backbone, build_batch, logits_of, train_step, case, prompt_layers
+):
+    network = build_network(case, prompt_layers=prompt_layers)
+    train_step(network, build_batch(case))
+    logits_of(network, build_batch(case))
+    model, untouched = network.unload(), build_backbone(case)
+    assert type(model) is type(untouched)
+    _assert_identical(_states(untouched), _states(model))
+    assert torch.equal(logits_of(model, build_batch(case)), logits_of(untouched, build_batch(case)))
+
+
+def test_unloading_leaves_no_module_hook_or_method_behind(build_network, build_backbone, build_config, randomise, case):
+    model, untouched = _build_two(build_network, build_config, randomise, case).unload(), build_backbone(case)
+    left, expected = dict(model.named_modules()), dict(untouched.named_modules())
+    assert {name: type(module) for name, module in left.items()} == {n: type(m) for n, m in expected.items()}
+    for name, module in left.items():
+        assert not module._forward_hooks, name
+        assert not module._forward_pre_hooks, name
+        assert not module._backward_hooks, name
+        assert not {key for key, value in vars(module).items() if callable(value)} - set(vars(expected[name])), name
+    assert not hasattr(model, "peft_config")
+
+
+def test_unloading_keeps_the_trained_head_as_peft_does(
+    build_network, build_backbone, build_batch, logits_of, some_case
+):
+    """PEFT hands back modules_to_save as they were trained; everything else is the backbone's."""
+    network = build_network(some_case, "classifier")
+    heads = {
+        name.removeprefix("base_model.model.").replace("modules_to_save.default.", ""): p.clone()
+        for name, p in network.named_parameters()
+        if "modules_to_save" in name
+    }
+    after = _states(network.unload())
+    _assert_identical(_states(build_backbone(some_case, "classifier")) | heads, after)
+
+
+def test_an_unloaded_backbone_takes_a_new_adapter(build_network, build_config, build_batch, logits_of, randomise, case):
+    network = build_network(case)
+    expected = logits_of(network, build_batch(case))
+    backbone = build_network(case, prompt_layers="search").unload()
+    again = get_peft_model(backbone, build_config(case))
+    randomise(again)
+    assert torch.equal(logits_of(again.eval(), build_batch(case)), expected)
+
+
+def test_merging_is_refused(build_network, bert):
+    with pytest.raises((ValueError, NotImplementedError), match=r"(?i)merg"):
+        build_network(bert).merge_and_unload()

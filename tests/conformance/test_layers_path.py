@@ -1,0 +1,92 @@
+"""Families the table does not know: blocks that behave like Llama's work once their path is given."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Olmo2Config, Phi3Config
+
+from sptune import SPTConfig, discretize
+
+
+def assert_same(actual, expected):
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+class RenamedConfig(LlamaConfig):
+    model_type = "renamed"
+
+
+class RenamedForCausalLM(LlamaForCausalLM):
+    config_class = RenamedConfig
+
+
+def _backbone(name, shape):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        if name == "renamed":
+            return RenamedForCausalLM(RenamedConfig(**shape)).eval()
+        config = {"olmo2": Olmo2Config, "phi3": Phi3Config}[name](**shape)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(params=["renamed", "olmo2", "phi3"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def backbone(name, decoder_shape):
+    """A second copy of the backbone that `build` prompts."""
+    return _backbone(name, decoder_shape)
+
+
+@pytest.fixture
+def build(randomise, name, decoder_shape):
+    def network(**options):
+        options = {"prompt_layers": [1, 3], "num_virtual_tokens": 3, "bottleneck_dim": 8, **options}
+        config = SPTConfig(task_type="CAUSAL_LM", layers_path="model.layers", **options)
+        network = get_peft_model(_backbone(name, decoder_shape), config)
+        randomise(network)
+        return network.eval()
+
+    return network
+
+
+def test_without_the_path_a_renamed_family_is_refused(decoder_shape):
+    with pytest.raises(ValueError, match=r"(?s)renamed.*layers_path"):
+        get_peft_model(_backbone("renamed", decoder_shape), SPTConfig())
+
+
+def test_gates_relax_exactly(build, backbone, build_batch, logits_of, llama):
+    network, batch = build(prompt_layers="search", mixing_rate=0.5), build_batch(llama, side="left")
+    network.base_model.set_gate_values([0.0] * 4)
+    assert_same(logits_of(network, batch), logits_of(backbone, batch))
+    network.base_model.set_gate_values([0.0, 1.0, 0.0, 1.0])
+    searched = logits_of(network, batch)
+    assert_same(searched, logits_of(discretize(copy.deepcopy(network), [1, 3], warm_start=True).eval(), batch))
+
+
+def test_padding_does_not_matter(build, build_batch, logits_of, llama):
+    network = build()
+    logits = logits_of(network, build_batch(llama, side="right", extra=4))
+    assert_same(logits_of(network, build_batch(llama, side="left")), logits)
+
+
+def test_cached_is_uncached(build, build_batch, llama):
+    network, batch = build(), build_batch(llama, side="left")
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    assert torch.equal(
+        network.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **options),
+        network.generate(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **options
+        ),
+    )
+
+
+def test_saved_and_loaded_gives_the_same_logits(build, backbone, build_batch, logits_of, llama, tmp_path):
+    network, batch = build(), build_batch(llama)
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(backbone, tmp_path)
+    assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))

@@ -1,0 +1,190 @@
+"""The command line: exit codes, what goes to which stream, --json, --config, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sptune.cli import main
+
+TINY = ["--num-virtual-tokens", "2", "--bottleneck-dim", "4", "--batch-size", "8"]
+
+
+def flags(values: dict[str, str]) -> list[str]:
+    return [part for name, value in values.items() for part in ("--" + name.replace("_", "-"), value)]
+
+
+def call(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of a call."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    captured = capsys.readouterr()
+    return int(left.value.code or 0), captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], masked_lm: str) -> Path:
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    steps = ["--search-steps", "4", "--max-steps", "6"]
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--model", masked_lm, *flags(data), *TINY, *steps, "--output", str(folder)])
+    assert not left.value.code
+    return folder
+
+
+def test_fit_prints_layers_gates_and_both_scores(
+    data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = ["--search-steps", "4", "--max-steps", "6", "--num-prompt-layers", "1"]
+    code, out, err = call(
+        ["fit", "--model", masked_lm, *flags(data), *TINY, *steps, "--output", str(tmp_path / "run")], capsys
+    )
+    assert code == 0
+    for shown in ("Prompt layers", "chosen", "head alone", "gain", "Adapter"):
+        assert shown in out
+    assert "Searching for the prompt layers" in err
+
+
+def test_json_is_all_that_goes_to_standard_output(
+    run: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(["fit", "--resume", "--output", str(run), "--json"], capsys)
+    result = json.loads(out)
+    assert code == 0
+    assert result == {
+        "output_dir": str(run), "adapter_dir": str(run / "adapter"),
+        **json.loads((run / "metrics.json").read_text()),
+    }  # fmt: skip
+    code, out, _ = call(
+        ["evaluate", "--adapter", str(run / "adapter"), "--test-file", data["test_file"], "--json"], capsys
+    )
+    assert code == 0
+    assert json.loads(out) == result["test"]
+    code, out, _ = call(["inspect", "--adapter", str(run), "--json"], capsys)
+    assert json.loads(out)["prompt_layers"] == result["prompt_layers"]
+
+
+def test_predict_writes_a_file_or_prints(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = tmp_path / "texts.csv"
+    texts.write_text("review\na lovely film\na dull film\n")
+    arguments = ["predict", "--adapter", str(run / "adapter"), "--input", str(texts), "--text-column", "review"]
+    code, out, _ = call(arguments, capsys)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [row["review"] for row in rows] == ["a lovely film", "a dull film"]
+    assert set(rows[0]["scores"]) == {"good", "bad"}
+    code, out, _ = call([*arguments, "--output", str(tmp_path / "predictions.jsonl")], capsys)
+    assert [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == rows
+    assert "2 predictions" in out
+
+
+def test_config_is_read_and_the_command_line_goes_before_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(
+        ["train", "--config", str(run / "config.yaml"), "--prompt-layers", "0,2", "--max-steps", "4",
+         "--no-head-baseline", "--output", str(tmp_path / "again"), "--json"], capsys,
+    )  # fmt: skip
+    result = json.loads(out)
+    assert code == 0
+    assert result["prompt_layers"] == [0, 2]
+    assert result["training"]["steps"] == 4
+    assert "baseline" not in result
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--output", "{folder}"], "model is missing"),
+        (["fit", "--no-such-option"], "No such option"),
+        (["fit", "--batch-size", "many"], "--batch-size"),
+        (["fit", "--generator", "magic", "--output", "{folder}"], "choose one of"),
+        (["fit", "--config", "{folder}/missing.yaml"], "no such file"),
+        (["fit", "--model", "m", "--train-file", "{folder}/missing.csv", "--output", "{folder}/o"], "missing.csv"),
+        (["train", "--prompt-layers", "three"], "indices such as 3,5"),
+        (["fit", "--label-word", "great"], "positive=great"),
+        (["evaluate", "--adapter", "{folder}", "--test-file", "x.jsonl"], "holds no adapter"),
+        (["search"], "output_dir is missing"),
+    ],
+)
+def test_wrong_input_leaves_with_2_and_says_why(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call([part.replace("{folder}", str(tmp_path)) for part in arguments], capsys)
+    assert code == 2
+    assert message in " ".join(err.replace("│", "").split())
+    assert out == ""
+
+
+def test_failed_run_leaves_with_1(
+    data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = ["--learning-rate", "1e30", "--head-learning-rate", "1e30", "--no-head-baseline"]
+    code, _, err = call(
+        ["train", "--model", masked_lm, *flags(data), *TINY, *rates, "--max-steps", "4", "--prompt-layers", "all",
+         "--output", str(tmp_path / "run")], capsys,
+    )  # fmt: skip
+    assert code == 1
+    assert "Training diverged" in err
+
+
+def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(["tasks", "--json"], capsys)
+    assert code == 0
+    assert len(json.loads(out)) == 10
+    assert call(["tasks"], capsys)[0] == 0
+    code, out, _ = call(["models", "--json"], capsys)
+    assert code == 0
+    assert json.loads(out)["llama"]["attention"] == "causal"
+    assert call(["models"], capsys)[0] == 0
+
+
+def test_help_loads_no_model_library() -> None:
+    script = (
+        "import sys\n"
+        "sys.argv = ['sptune']\n"
+        "from sptune.cli import main\n"
+        "try:\n    main(['fit', '--help'])\n"
+        "except SystemExit as left:\n    assert not left.code\n"
+        "loaded = {'torch', 'transformers', 'peft', 'datasets', 'matplotlib'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
+
+
+def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    steps = ["--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
+    command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
+    process = subprocess.Popen(
+        [*command, "--model", masked_lm, *flags(data), *TINY, *steps], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any("Searching" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    err = process.stderr.read()
+    process.wait(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in err
+    assert f"sptune fit --output {folder} --resume" in err
+    again = subprocess.run([*command, "--resume", "--json"], check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(again.stdout)
+    assert result["search"]["steps"] == 200
+    assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="accelerate's launcher is started through its script")
+def test_accelerate_starts_it_as_a_module() -> None:
+    script = Path(sys.executable).with_name("accelerate")
+    done = subprocess.run(
+        [str(script), "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no", "-m", "sptune", "fit", "--model", "x"], capture_output=True, text=True,
+    )  # fmt: skip
+    assert "output_dir is missing" in done.stderr
+    assert done.returncode != 0

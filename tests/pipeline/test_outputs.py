@@ -1,0 +1,52 @@
+"""Files appear whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from sptune import outputs
+from sptune.errors import InputError
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    outputs.write_text(path, "old")
+
+    def rows() -> object:
+        yield {"text": "first"}
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        outputs.write_json_lines(path, rows())  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "stale").write_text("old")
+    with outputs.written_whole(adapter) as partial:
+        partial.mkdir()
+        (partial / "fresh").write_text("new")
+        assert (adapter / "stale").exists()
+    assert [path.name for path in adapter.iterdir()] == ["fresh"]
+    assert list(tmp_path.iterdir()) == [adapter]
+
+
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".partial-adapter").mkdir()
+    (tmp_path / ".partial-adapter" / "half").write_text("x")
+    outputs.claim_folder(tmp_path, resume=False, overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "holds list"), ("a: [1\n", "not valid YAML"), (None, "no such file")]
+)
+def test_broken_config_files_are_reported(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        outputs.read_config(path)

@@ -1,0 +1,322 @@
+"""`fit`, `search`, `train` end to end on tiny backbones: what they write, refuse and resume, and what can be loaded."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+
+from sptune import SPTConfig
+from sptune.errors import InputError, SptuneError
+from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
+from sptune.progress import Monitor
+
+RUN_FILES = {
+    "config.yaml",
+    "adapter",
+    "search.json",
+    "metrics.json",
+    "predictions.jsonl",
+    "gates.png",
+    "gates.svg",
+}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Interrupter(Monitor):
+    """Presses Ctrl-C at a step of a stage."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        self.title, self.at, self.done = stage, step, 0
+        self.current = ""
+
+    def stage(self, title: str, steps: int | None = None) -> None:
+        self.current = title
+
+    def step(self) -> None:
+        if self.title in self.current:
+            self.done += 1
+            if self.done == self.at:
+                raise KeyboardInterrupt
+
+
+# -- a run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], masked_lm: str) -> Any:
+    """One finished classifier run that several tests look at."""
+    return fit(
+        **data,
+        model=masked_lm,
+        output_dir=str(tmp_path_factory.mktemp("runs") / "run"),
+        num_virtual_tokens=2,
+        bottleneck_dim=4,
+        search_steps=5,
+        max_steps=40,
+        batch_size=8,
+    )
+
+
+def test_fit_writes_the_whole_folder_and_nothing_else(finished: Any) -> None:
+    assert {path.name for path in finished.output_dir.iterdir()} == RUN_FILES
+    names = {path.name for path in finished.adapter_dir.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "task.json", "README.md"}
+
+
+def test_metrics_hold_scores_baseline_and_their_difference(finished: Any) -> None:
+    metrics = json.loads((finished.output_dir / "metrics.json").read_text())
+    assert metrics == finished.metrics
+    assert metrics["prompt_layers"] == finished.prompt_layers
+    assert [metrics[split]["examples"] for split in ("train", "validation", "test")] == [48, 16, 24]
+    assert metrics["baseline"]["kind"] == "head alone"
+    gain = metrics["test"]["accuracy"] - metrics["baseline"]["test"]["accuracy"]
+    assert metrics["gain"]["test"]["accuracy"] == pytest.approx(gain, abs=1e-6)
+    assert metrics["search"]["steps"] == 5
+    assert metrics["seconds"]["total"] >= metrics["seconds"]["search"] > 0
+
+
+def test_metrics_count_parameters_and_bytes_of_what_is_saved(finished: Any) -> None:
+    parameters = finished.metrics["parameters"]
+    assert parameters["generators"] == len(finished.prompt_layers) * (32 * 4 + 4 + 4 * 32 + 32)
+    assert parameters["head"] == 32 * 2 + 2
+    assert parameters["trainable"] == parameters["generators"] + parameters["head"]
+    weights = finished.adapter_dir / "adapter_model.safetensors"
+    assert finished.metrics["adapter_bytes"] == weights.stat().st_size
+    about = inspect(finished.adapter_dir)
+    assert about["parameters"]["total"] == parameters["trainable"]
+    assert about["prompt_layers"] == finished.prompt_layers
+
+
+def test_prompts_learn_what_the_data_say(finished: Any) -> None:
+    assert finished.metrics["train"]["accuracy"] > 0.8
+
+
+def test_saved_adapter_scores_and_predicts_as_the_run_did(finished: Any, data: dict[str, str], tmp_path: Path) -> None:
+    again = evaluate(finished.adapter_dir, data["test_file"])
+    assert again == finished.metrics["test"]
+    rows = [{"text": row["text"]} for row in read_lines(Path(data["test_file"]))]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    predicted = predict(finished.output_dir, texts, tmp_path / "out" / "predictions.jsonl")
+    assert predicted == read_lines(tmp_path / "out" / "predictions.jsonl")
+    recorded = read_lines(finished.output_dir / "predictions.jsonl")
+    assert [row["prediction"] for row in predicted] == [row["prediction"] for row in recorded]
+    for row, kept in zip(predicted, recorded, strict=True):
+        assert row["scores"] == pytest.approx(kept["scores"], abs=1e-5)
+
+
+def test_model_card_shows_how_to_load_and_its_lines_work(finished: Any) -> None:
+    card = (finished.adapter_dir / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)  # type: ignore[union-attr]
+    assert "import sptune" in code
+    names: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(finished.adapter_dir)), names)
+    loaded = load_adapter(finished.adapter_dir).model
+    batch = {"input_ids": torch.tensor([[2, 5, 20, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    assert isinstance(names["model"], PeftModel)
+    torch.testing.assert_close(names["model"].eval()(**batch).logits, loaded(**batch).logits)
+
+
+def test_config_fed_back_repeats_the_run(options: dict[str, Any], tmp_path: Path) -> None:
+    first = fit(**options, output_dir=tmp_path / "first", seed=3)
+    config = yaml.safe_load((first.output_dir / "config.yaml").read_text())
+    assert config["learning_rate"] == 5e-3
+    assert config["head_pooling"] == "mean"
+    assert config["versions"]["torch"] == torch.__version__
+    second = fit(**config, output_dir=tmp_path / "second")
+    assert (second.output_dir / "predictions.jsonl").read_text() == (first.output_dir / "predictions.jsonl").read_text()
+    assert second.prompt_layers == first.prompt_layers
+    again = yaml.safe_load((second.output_dir / "config.yaml").read_text())
+    assert again == config
+
+
+def test_search_alone_writes_only_the_search(options: dict[str, Any], tmp_path: Path) -> None:
+    run = search(**options, output_dir=tmp_path / "run", num_prompt_layers=1)
+    assert {path.name for path in run.output_dir.iterdir()} == {"config.yaml", "search.json", "gates.png", "gates.svg"}
+    assert len(run.prompt_layers) == 1
+
+
+def test_train_takes_given_layers(options: dict[str, Any], tmp_path: Path) -> None:
+    run = train(**options, output_dir=tmp_path / "run", prompt_layers=[0, 2], head_baseline=False)
+    assert run.prompt_layers == [0, 2]
+    assert "baseline" not in run.metrics
+    assert {path.name for path in run.output_dir.iterdir()} == {
+        "config.yaml", "adapter", "metrics.json", "predictions.jsonl",
+    }  # fmt: skip
+
+
+def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
+    run = fit(**options, output_dir=tmp_path / "run", searcher="middle", head_baseline=False)
+    assert run.prompt_layers == [1]
+    assert not (run.output_dir / "gates.png").exists()
+
+
+def test_checkpoints_stay_if_asked_for(options: dict[str, Any], tmp_path: Path) -> None:
+    run = train(**options, output_dir=tmp_path / "run", prompt_layers="first", keep_checkpoints=True)
+    assert list((run.output_dir / "checkpoints" / "train").glob("checkpoint-*"))
+
+
+# -- kinds of tasks -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backbone", ["masked_lm", "causal_lm"])
+def test_verbalizer_is_compared_with_zero_shot(
+    backbone: str, options: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    options["model"] = request.getfixturevalue(backbone)
+    words = {"template": "{text} . It was [MASK]", "label_words": {"good": "good", "bad": "bad"}}
+    run = train(**options, **words, output_dir=tmp_path / "run", prompt_layers=[1])
+    metrics = run.metrics
+    assert metrics["baseline"]["kind"] == "zero-shot"
+    assert metrics["parameters"]["head"] == 0
+    config = SPTConfig.from_pretrained(str(run.adapter_dir))
+    assert config.task_type == ("CAUSAL_LM" if backbone == "causal_lm" else None)
+    assert evaluate(run.adapter_dir, options["test_file"]) == metrics["test"]
+
+
+def test_classifier_on_a_causal_backbone_uses_its_own_head(
+    options: dict[str, Any], causal_lm: str, tmp_path: Path
+) -> None:
+    run = train(**{**options, "model": causal_lm}, output_dir=tmp_path / "run", prompt_layers=[1])
+    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["head_pooling"] == "own"
+    assert run.metrics["baseline"]["parameters"] == 32 * 2
+    assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
+
+
+def test_modules_that_the_checkpoint_lacks_are_trained_and_saved(options: dict[str, Any], tmp_path: Path) -> None:
+    # A BERT saved with a language-model head has no pooler, which its own classifier reads.
+    run = train(**options, output_dir=tmp_path / "run", prompt_layers=[1], head_pooling="own")
+    pooler = 32 * 32 + 32
+    assert run.metrics["parameters"]["head"] == pooler + 32 * 2 + 2
+    assert run.metrics["baseline"]["parameters"] == pooler + 32 * 2 + 2
+    assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
+
+
+def test_baseline_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> None:
+    with_baseline = train(**options, output_dir=tmp_path / "with", prompt_layers=[1])
+    without = train(**options, output_dir=tmp_path / "without", prompt_layers=[1], head_baseline=False)
+    assert with_baseline.metrics["test"] == without.metrics["test"]
+    rows = [read_lines(run.output_dir / "predictions.jsonl") for run in (with_baseline, without)]
+    assert rows[0] == rows[1]
+
+
+# -- interrupted, resumed, refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stage", "step"), [("Searching", 3), ("Training prompts", 7), ("Training the head", 2)])
+def test_interrupted_run_resumes_to_the_same_result(
+    stage: str, step: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = fit(**options, output_dir=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit(**options, output_dir=tmp_path / "broken", monitor=Interrupter(stage, step))
+    assert not (tmp_path / "broken" / "metrics.json").exists()
+    resumed = fit(output_dir=tmp_path / "broken", resume=True)
+    assert resumed.prompt_layers == whole.prompt_layers
+    assert resumed.metrics["search"]["gates"] == pytest.approx(whole.metrics["search"]["gates"])
+    names = [run.output_dir / "predictions.jsonl" for run in (whole, resumed)]
+    assert names[0].read_text() == names[1].read_text()
+    assert {path.name for path in resumed.output_dir.iterdir()} == RUN_FILES
+
+
+def test_finished_run_has_nothing_to_resume(finished: Any) -> None:
+    before = (finished.output_dir / "metrics.json").stat().st_mtime_ns
+    again = fit(output_dir=finished.output_dir, resume=True)
+    assert again.metrics == finished.metrics
+    assert (finished.output_dir / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(**options, output_dir=folder, prompt_layers=[0], head_baseline=False)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds a run already .*--resume.*--overwrite"):
+        train(**options, output_dir=folder, prompt_layers=[1], head_baseline=False)
+    run = train(**options, output_dir=folder, prompt_layers=[1], head_baseline=False, overwrite=True)
+    assert run.prompt_layers == [1]
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(**options, output_dir=tmp_path, monitor=Interrupter("Searching", 2))
+    with pytest.raises(InputError, match=r"max_steps was 10 and is now 12"):
+        fit(output_dir=tmp_path, resume=True, max_steps=12)
+    with pytest.raises(InputError, match=r"sptune fit.*resume it with that command"):
+        train(output_dir=tmp_path, resume=True, prompt_layers=[0])
+
+
+def test_nothing_to_resume_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no run to resume"):
+        fit(**options, output_dir=tmp_path, resume=True)
+
+
+def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[str, Any], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "a film", "label": "good"}\n{"text": "", "label": "bad"}\n')
+    broken = tmp_path / "model"
+    broken.mkdir()
+    (broken / "config.json").write_text("not json")
+    with pytest.raises(InputError, match=r"bad\.jsonl:2"):
+        fit(**{**options, "train_file": str(bad), "model": str(broken)}, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "model is missing"),
+        ({"model": "./nowhere"}, "there is no such folder"),
+        ({"model": "someone/surely-not-there-0"}, "could not be loaded on the model hub"),
+        ({"gguf_file": "weights.gguf"}, "weights.gguf"),
+        ({"train_file": None}, "no data to train on"),
+        ({"prompt_layers": [1]}, "use train"),
+        ({"max_length": 100}, "more than the 40 tokens"),
+        ({"candidate_layers": [1, 9]}, "this backbone has 0 to 2"),
+        ({"num_prompt_layers": 2, "searcher": "all"}, "fixes the layers"),
+        ({"num_prompt_layers": 7}, "the 3 layers there are"),
+        ({"task_kind": "verbalizer"}, "needs a template"),
+        ({"template": "{text} [MASK]", "label_words": {"good": "good", "wrong": "bad"}}, "classes are bad, good"),
+        ({"layers_path": "backbone.nothing"}, "does not lead to a list of blocks"),
+    ],
+)
+def test_wrong_options_are_refused(
+    change: dict[str, Any], message: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        fit(**{**options, **change}, output_dir=tmp_path / "run", head_baseline=False)
+
+
+def test_verbalizer_needs_a_language_model_head(
+    options: dict[str, Any], finished: Any, masked_lm: str, tmp_path: Path
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(masked_lm).save_pretrained(tmp_path / "headless")
+    AutoTokenizer.from_pretrained(masked_lm).save_pretrained(tmp_path / "headless")
+    options |= {"model": str(tmp_path / "headless"), "template": "{text} [MASK]",
+                "label_words": {"good": "good", "bad": "bad"}}  # fmt: skip
+    with pytest.raises(InputError, match="no language-model head"):
+        fit(**options, output_dir=tmp_path / "run")
+
+
+def test_diverged_training_says_so(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(SptuneError, match="learning-rate"):
+        train(
+            **options, output_dir=tmp_path, prompt_layers=[0], head_baseline=False, learning_rate=1e30,
+            head_learning_rate=1e30,
+        )  # fmt: skip
+
+
+def test_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
+    for use in (lambda: inspect(tmp_path), lambda: load_adapter(tmp_path), lambda: evaluate(tmp_path, "test.jsonl")):
+        with pytest.raises(InputError, match="holds no adapter"):
+            use()

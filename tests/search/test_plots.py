@@ -1,0 +1,65 @@
+import itertools
+import random
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from sptune.errors import InputError
+from sptune.report.plots import plot_gates
+
+
+def walk(layers, steps=20, warmup=5):
+    """Gates that stand still and then wander."""
+    noise = random.Random(layers)
+    gates = [0.5] * layers
+    history = []
+    for step in range(1, steps + 1):
+        if step > warmup:
+            gates = [min(max(gate + noise.uniform(-0.05, 0.05), 0.0), 1.0) for gate in gates]
+        history.append({"step": step, "gates": gates, "gate_loss": None if step <= warmup else 1.0})
+    return history
+
+
+def drawn_text(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize(("layers", "chosen"), [(1, [0]), (6, [3]), (24, [9, 14, 20]), (48, [1, 20, 30, 47])])
+def test_every_size_of_backbone_shows_one_line_a_layer_and_names_the_chosen(layers, chosen):
+    figure = plot_gates(walk(layers), list(range(layers)), chosen)
+    over_time, at_the_end = figure.axes
+    assert len(over_time.lines) == layers
+    assert len(at_the_end.patches) == layers
+    assert {f"layer {layer}" for layer in chosen} <= set(drawn_text(figure))
+    assert "weights only" in drawn_text(figure)
+    assert at_the_end.get_title(loc="left").endswith(", ".join(map(str, chosen)))
+
+
+def test_chosen_layers_stand_out():
+    candidates = [2, 4, 6]
+    lines = plot_gates(walk(3), candidates, [4]).axes[0].lines
+    widths = {layer: line.get_linewidth() for layer, line in zip(candidates, lines, strict=True)}
+    assert widths[4] > widths[2] == widths[6]
+
+
+def test_names_do_not_overlap_when_gates_end_together():
+    history = [{"step": 1, "gates": [0.5 + layer / 10000 for layer in range(12)], "gate_loss": 1.0}]
+    figure = plot_gates(history, list(range(12)), [3])
+    figure.canvas.draw()
+    names = [text for text in figure.axes[0].texts if text.get_text().startswith("layer")]
+    spans = sorted((box.y0, box.y1) for box in (text.get_window_extent() for text in names))
+    assert len(spans) == 12
+    assert all(below[1] <= above[0] + 2 for below, above in itertools.pairwise(spans))
+
+
+def test_svg_is_written_as_svg(tmp_path):
+    path = tmp_path / "pictures" / "gates.svg"
+    plot_gates(walk(6), list(range(6)), [3], path)
+    assert ElementTree.parse(path).getroot().tag.endswith("svg")
+
+
+def test_another_suffix_is_refused_before_anything_is_drawn(tmp_path):
+    with pytest.raises(InputError, match=r"gates\.txt.*\.png or \.svg"):
+        plot_gates(walk(2), [0, 1], [0], tmp_path / "gates.txt")
+    with pytest.raises(InputError, match="history of the search is empty"):
+        plot_gates([], [0, 1], [0])

@@ -1,0 +1,249 @@
+"""Prompt generators against their definitions (method section 2), and the configuration that names them."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sptune import SPTConfig
+from sptune.config import resolve_prompt_layers
+from sptune.generators import PHMLinear, adaptive_pool, build_generator
+
+LENGTH, HIDDEN = 9, 8
+
+MASKS = {
+    "full": [1, 1, 1, 1, 1, 1, 1, 1, 1],
+    "padded right": [1, 1, 1, 1, 1, 1, 1, 0, 0],
+    "padded left": [0, 0, 0, 0, 1, 1, 1, 1, 1],
+    "shorter than the slots": [1, 1, 1, 0, 0, 0, 0, 0, 0],
+    "one token": [0, 0, 0, 0, 0, 1, 0, 0, 0],
+    "in two pieces": [0, 1, 1, 0, 0, 1, 1, 1, 0],
+}
+
+
+def _config(**options) -> SPTConfig:
+    return SPTConfig(**{"num_virtual_tokens": 4, "bottleneck_dim": 4, **options})
+
+
+def _inputs() -> tuple[Tensor, Tensor]:
+    return torch.randn(len(MASKS), LENGTH, HIDDEN), torch.tensor(list(MASKS.values())).bool()
+
+
+@pytest.fixture(params=["linear", "phm"])
+def projection(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def build(generator, projection):
+    """The generator module of each kind and projection, with random weights."""
+    if generator == "static" and projection == "phm":
+        pytest.skip("a static prompt has no projection")
+    module = build_generator(_config(generator=generator, projection=projection), HIDDEN)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+# Pooling
+
+
+@pytest.mark.parametrize("slots", [1, 2, 4, 5, 9, 12])
+@pytest.mark.parametrize(("kind", "reference"), [("average", nn.AdaptiveAvgPool1d), ("max", nn.AdaptiveMaxPool1d)])
+def test_pooling_equals_torchs_on_each_example_alone(kind, reference, slots):
+    states, mask = _inputs()
+    pooled = adaptive_pool(states, mask, slots, kind)
+    for row in range(len(states)):
+        alone = reference(slots)(states[row, mask[row]].T[None])[0].T
+        torch.testing.assert_close(pooled[row], alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["average", "max"])
+def test_pooling_of_no_tokens_is_finite(kind):
+    pooled = adaptive_pool(torch.randn(2, LENGTH, HIDDEN), torch.zeros(2, LENGTH, dtype=torch.bool), 3, kind)
+    assert pooled.shape == (2, 3, HIDDEN)
+    assert pooled.isfinite().all()
+
+
+# Projections
+
+
+@pytest.mark.parametrize("phm_dim", [1, 2, 4])
+def test_phm_layer_is_the_sum_of_kronecker_products(phm_dim):
+    layer = PHMLinear(8, 12, phm_dim)
+    nn.init.normal_(layer.bias)
+    weight = sum(torch.kron(layer.A[j], layer.B[j]) for j in range(phm_dim))
+    states = torch.randn(2, 5, 8)
+    torch.testing.assert_close(layer(states), states @ weight + layer.bias, atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.weight(), weight)
+
+
+def test_phm_layer_refuses_a_dimension_that_does_not_divide():
+    with pytest.raises(ValueError, match=r"phm_dim.*3.*8"):
+        PHMLinear(8, 12, 3)
+
+
+def test_phm_prompts_start_about_as_large_as_linear_ones():
+    states, mask = torch.randn(4, LENGTH, 64), torch.ones(4, LENGTH, dtype=torch.bool)
+    sizes = [
+        build_generator(_config(projection=projection, bottleneck_dim=16), 64)(states, mask).std()
+        for projection in ("linear", "phm")
+    ]
+    assert 0.5 < sizes[0] / sizes[1] < 2
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"generator": "static"}, 3_840),
+        ({"generator": "appg"}, 49_600),
+        ({"generator": "mppg"}, 49_600),
+        ({"generator": "npg"}, 274_240),
+        ({"generator": "appg", "projection": "phm", "phm_dim": 4}, 12_864),
+    ],
+    ids=["static", "appg", "mppg", "npg", "appg phm"],
+)
+def test_parameter_counts_at_the_size_of_minilm(options, count):
+    module = build_generator(SPTConfig(num_virtual_tokens=10, bottleneck_dim=64, **options), 384)
+    assert sum(parameter.numel() for parameter in module.parameters()) == count
+
+
+# Every generator
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_prompts_have_m_vectors_of_the_hidden_size(build, causal):
+    assert build(*_inputs(), causal=causal).shape == (len(MASKS), 4, HIDDEN)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_tokens_outside_the_source_never_influence_a_prompt(build, causal):
+    states, mask = _inputs()
+    noise = 1e3 * torch.randn_like(states)
+    noisy = torch.where(mask[..., None], states, noise)
+    torch.testing.assert_close(build(noisy, mask, causal=causal), build(states, mask, causal=causal), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_example_gets_the_prompt_it_gets_alone(build, causal):
+    states, mask = _inputs()
+    batched = build(states, mask, causal=causal)
+    for row in range(len(states)):
+        text = states[row, mask[row]][None]
+        alone = build(text, torch.ones(text.shape[:2], dtype=torch.bool), causal=causal)
+        torch.testing.assert_close(batched[row], alone[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_an_example_without_source_tokens_gets_a_finite_prompt(build, causal):
+    prompts = build(torch.randn(2, LENGTH, HIDDEN), torch.zeros(2, LENGTH, dtype=torch.bool), causal=causal)
+    assert prompts.isfinite().all()
+
+
+def test_every_parameter_of_a_generator_learns(build):
+    build(*_inputs()).square().mean().backward()
+    for name, parameter in build.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_fresh_generators_differ_between_inputs_from_the_first_step(generator, projection):
+    module = build_generator(_config(generator=generator, projection=projection), HIDDEN)
+    prompts = module(*_inputs())
+    assert (prompts[0] - prompts[1]).abs().max().item() > 0 or generator == "static"
+
+
+@pytest.mark.parametrize("row", range(len(MASKS)), ids=list(MASKS))
+@pytest.mark.parametrize("causal", [False, True], ids=["encoder", "causal"])
+def test_npg_reads_the_first_source_token_of_encoders_and_the_last_of_causal_models(causal, row):
+    module = build_generator(_config(generator="npg"), HIDDEN)
+    states, mask = _inputs()
+    states, mask = states[row : row + 1].requires_grad_(), mask[row : row + 1]
+    module(states, mask, causal=causal).sum().backward()
+    read = states.grad[0].abs().sum(-1).nonzero().flatten().tolist()
+    source = mask[0].nonzero().flatten().tolist()
+    assert read == [source[-1] if causal else source[0]]
+
+
+def test_pooled_slots_read_the_text_in_order():
+    module = build_generator(_config(generator="appg", num_virtual_tokens=3, activation="linear"), HIDDEN)
+    states = torch.randn(1, LENGTH, HIDDEN).requires_grad_()
+    prompts = module(states, torch.ones(1, LENGTH, dtype=torch.bool))
+    reads = []
+    for slot in range(3):
+        (gradient,) = torch.autograd.grad(prompts[0, slot].sum(), states, retain_graph=True)
+        reads.append(gradient[0].abs().sum(-1).nonzero().flatten().tolist())
+    assert reads == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+    assert all(before[-1] < after[0] for before, after in pairwise(reads))
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt_layers", "some"),
+        ("prompt_layers", []),
+        ("prompt_layers", [-1]),
+        ("prompt_layers", [2, 2]),
+        ("prompt_layers", [1.5]),
+        ("prompt_layers", 3),
+        ("candidate_layers", []),
+        ("candidate_layers", [-2, 1]),
+        ("num_virtual_tokens", 0),
+        ("num_virtual_tokens", 2.5),
+        ("generator", "lstm"),
+        ("bottleneck_dim", 0),
+        ("projection", "quaternion"),
+        ("phm_dim", 0),
+        ("activation", "sharp"),
+        ("mixing_rate", 0),
+        ("mixing_rate", 1.5),
+        ("mixing_rate", "half"),
+        ("visibility", "never"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=field) as refusal:
+        SPTConfig(**{field: value})
+    shown = value[0] if isinstance(value, list) and value else value
+    assert "empty" in str(refusal.value) if value == [] else str(shown) in str(refusal.value)
+
+
+def test_a_phm_dimension_must_divide_the_bottleneck():
+    with pytest.raises(ValueError, match=r"phm_dim.*5.*bottleneck_dim.*64"):
+        SPTConfig(projection="phm", phm_dim=5)
+
+
+def test_a_phm_dimension_must_divide_the_hidden_size():
+    with pytest.raises(ValueError, match=r"phm_dim.*4.*30"):
+        build_generator(_config(projection="phm"), 30)
+
+
+def test_candidate_layers_are_for_the_search_only():
+    with pytest.raises(ValueError, match=r"candidate_layers.*prompt_layers"):
+        SPTConfig(prompt_layers=[1], candidate_layers=[1, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "layers"),
+    [
+        ({"prompt_layers": "search"}, list(range(12))),
+        ({"prompt_layers": "search", "candidate_layers": [7, 2]}, [2, 7]),
+        ({"prompt_layers": "all"}, list(range(12))),
+        ({"prompt_layers": "middle"}, [6]),
+        ({"prompt_layers": "first"}, [0]),
+        ({"prompt_layers": [9, 4]}, [4, 9]),
+    ],
+    ids=str,
+)
+def test_prompt_layers_of_a_backbone_of_twelve_layers(options, layers):
+    assert resolve_prompt_layers(SPTConfig(**options), 12) == layers
+
+
+@pytest.mark.parametrize("options", [{"prompt_layers": [3, 12]}, {"candidate_layers": [12]}], ids=str)
+def test_a_layer_beyond_the_backbone_is_refused(options):
+    with pytest.raises(ValueError, match=r"12.*12 layers"):
+        resolve_prompt_layers(SPTConfig(**options), 12)

@@ -1,0 +1,192 @@
+"""`SPTTrainer`: class scores, two learning rates, losses that add up, and an order of the data that can be repeated."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from peft import get_peft_model
+from torch.nn import functional
+from transformers import TrainerCallback, TrainingArguments
+
+from sptune.training import SPTTrainer
+
+
+def build_examples(size, causal=False):
+    noise = torch.Generator().manual_seed(5)
+    examples = []
+    for index in range(size):
+        tokens = torch.randint(5, 100, (3 + index % 6,), generator=noise).tolist()
+        labels = [-100, *tokens[1:]] if causal else index % 3
+        examples.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels})
+    return examples
+
+
+def pad_batch(examples):
+    width = max(len(example["input_ids"]) for example in examples)
+    filler = {"labels": -100}
+    return {
+        name: torch.tensor(
+            [
+                value if isinstance(value, int) else value + [filler.get(name, 0)] * (width - len(value))
+                for value in (example[name] for example in examples)
+            ]
+        )
+        for name in examples[0]
+    }
+
+
+def first_two_scores(model, batch):
+    """Scores that the model's own loss knows nothing of."""
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, [1, 0, 2]] * 2
+
+
+class Gradients(TrainerCallback):
+    def __init__(self):
+        self.steps, self.rates = [], []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.steps.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append([group["lr"] for group in optimizer.param_groups])
+
+
+@pytest.fixture
+def build_trainer(build_backbone, build_config, bert, llama, tmp_path):
+    """``build_trainer(examples, head="classifier", **options)``: on a tiny network with prompts at layers 1 and 3."""
+
+    def build(examples, head="classifier", *, trainer=None, callbacks=None, **options):
+        case = llama if head == "lm" else bert
+        torch.manual_seed(3)
+        network = get_peft_model(build_backbone(case, head), build_config(case, head))
+        silent = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+        usual = {"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 0.0}
+        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{**silent, **usual, **options})
+        return SPTTrainer(
+            network, args, train_dataset=examples, data_collator=pad_batch, callbacks=callbacks, **(trainer or {})
+        )
+
+    return build
+
+
+def test_the_loss_is_the_cross_entropy_of_the_class_scores(build_trainer):
+    examples = build_examples(8)
+    gradients = Gradients()
+    trainer = build_trainer(examples, max_steps=1, callbacks=[gradients], trainer={"class_scores": first_two_scores})
+    batch = pad_batch(examples)
+    trainer.model.train()
+    loss = functional.cross_entropy(first_two_scores(trainer.model, batch), batch["labels"])
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    assert trainer.train().training_loss == pytest.approx(loss.item(), rel=1e-5)
+    assert gradients.steps[0].keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients.steps[0][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predictions_are_the_class_scores(build_trainer, labelled):
+    examples = build_examples(10)
+    trainer = build_trainer(examples, trainer={"class_scores": first_two_scores}, per_device_eval_batch_size=4)
+    given = examples if labelled else [{k: v for k, v in example.items() if k != "labels"} for example in examples]
+    output = trainer.predict(given)
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = first_two_scores(trainer.model, pad_batch(examples)).numpy()
+    np.testing.assert_allclose(output.predictions, expected, atol=1e-5)
+    assert ("test_loss" in output.metrics) is labelled
+    if labelled:
+        assert output.label_ids.tolist() == [example["labels"] for example in examples]
+
+
+def test_evaluation_reports_the_mean_loss(build_trainer):
+    examples = build_examples(10)
+    trainer = build_trainer(examples, per_device_eval_batch_size=10)
+    trainer.model.eval()
+    with torch.no_grad():
+        expected = trainer.model(**pad_batch(examples)).loss.item()
+    assert trainer.evaluate(examples)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("head", ["classifier", "lm"])
+def test_gradient_accumulation_equals_one_large_batch(build_trainer, head):
+    """A language model's micro-batches hold unequal numbers of label tokens, a last micro-batch fewer examples."""
+    examples = build_examples(12, causal=head == "lm")
+    records = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
+        gradients = Gradients()
+        trainer = build_trainer(
+            examples,
+            head,
+            callbacks=[gradients],
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+        loss = trainer.train().training_loss
+        records.append((loss, gradients.steps))
+    (large_loss, large), *others = records
+    for loss, steps in others:
+        assert loss == pytest.approx(large_loss, rel=1e-4)
+        for step, expected in zip(steps, large, strict=True):
+            for name, gradient in expected.items():
+                scale = gradient.abs().max().item()
+                torch.testing.assert_close(step[name], gradient, atol=2e-3 * scale, rtol=1e-3)
+
+
+def test_the_head_has_a_learning_rate_of_its_own(build_trainer):
+    gradients = Gradients()
+    trainer = build_trainer(
+        build_examples(8), max_steps=2, weight_decay=0.1, callbacks=[gradients], trainer={"head_learning_rate": 0.5}
+    )
+    trainer.train()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    for group in trainer.optimizer.param_groups:
+        in_head = ["modules_to_save" in names[id(parameter)] for parameter in group["params"]]
+        assert all(in_head) or not any(in_head)
+        assert group["initial_lr"] == (0.5 if in_head[0] else 1e-2)
+        assert {"bias" in names[id(parameter)] for parameter in group["params"]} == {group["weight_decay"] == 0}
+    grouped = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+    assert len(grouped) == len(set(map(id, grouped))) == sum(p.requires_grad for p in trainer.model.parameters())
+    assert gradients.rates[0] == [group["initial_lr"] / 2 for group in trainer.optimizer.param_groups]
+
+
+def test_without_a_rate_of_its_own_the_head_learns_as_the_prompts_do(build_trainer):
+    trainer = build_trainer(build_examples(8))
+    trainer.train()
+    assert {group["initial_lr"] for group in trainer.optimizer.param_groups} == {1e-2}
+
+
+def test_a_model_without_an_adapter_trains_too(build_backbone, bert, tmp_path):
+    model = build_backbone(bert, "classifier")
+    args = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, save_strategy="no"
+    )
+    trainer = SPTTrainer(
+        model, args, train_dataset=build_examples(8), data_collator=pad_batch, class_scores=first_two_scores
+    )
+    before = model.classifier.weight.clone()
+    trainer.train()
+    assert not torch.equal(model.classifier.weight, before)
+
+
+def test_grouping_by_length_is_repeatable_and_changes_with_the_epoch(build_trainer):
+    """What the order depends on is the seed and the epoch, not the global random state."""
+    name = "train_sampling_strategy" if transformers.__version__ >= "5" else "group_by_length"
+    value = "group_by_length" if transformers.__version__ >= "5" else True
+    data = Dataset.from_list(build_examples(600))
+    lengths = [len(ids) for ids in data["input_ids"]]
+
+    def order(trainer, epoch):
+        loader = trainer.get_train_dataloader()
+        loader.set_epoch(epoch)
+        return [tuple(batch["input_ids"][:, 0].tolist()) for batch in loader]
+
+    trainer = build_trainer(data, **{name: value})
+    first = order(trainer, 0)
+    torch.rand(7)
+    assert order(trainer, 0) == first
+    assert order(trainer, 1) != first
+    padded = sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
+    assert padded < 1.1 * sum(lengths), "batches hold texts of like length"
