@@ -1,6 +1,6 @@
 """Tiny random models of every family sptune supports, and the networks and batches that tests build on them.
 
-A *case* is one family under one attention implementation. Weights are drawn wide (standard deviation 0.2, and 0.3 for
+A *case* is one family under one attention implementation. Weights are drawn wide (standard deviation 0.15, and 0.3 for
 prompts) and dropout is off, so that a prompt at the wrong place moves the logits by far more than rounding does.
 """
 
@@ -52,7 +52,7 @@ SHAPE: dict[str, Any] = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
-    "initializer_range": 0.2,
+    "initializer_range": 0.15,
     "num_labels": NUM_LABELS,
 }
 ENCODER = {**SHAPE, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -107,7 +107,7 @@ FAMILIES = {
             "n_layer": NUM_LAYERS,
             "n_head": 4,
             "n_positions": 64,
-            "initializer_range": 0.2,
+            "initializer_range": 0.15,
             "num_labels": NUM_LABELS,
             "resid_pdrop": 0.0,
             "embd_pdrop": 0.0,

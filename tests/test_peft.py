@@ -73,7 +73,8 @@ def _assert_identical(before, after):
 @pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
 def test_trainer_lowers_the_loss_and_trains_everything_trainable(build_trainer, some_case, prompt_layers):
     head = "lm" if some_case.causal else "classifier"
-    trainer = build_trainer(some_case, head, prompt_layers=prompt_layers, save_strategy="no")
+    options = {"save_strategy": "no", "per_device_train_batch_size": 8, "learning_rate": 1e-2}
+    trainer = build_trainer(some_case, head, prompt_layers=prompt_layers, **options)
     before, loss = _trained(trainer.model), trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < loss

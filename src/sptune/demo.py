@@ -14,9 +14,13 @@ from sptune.errors import InputError
 from sptune.pipeline import Run, fit
 from sptune.progress import Monitor
 
-TRAIN_EXAMPLES = 1000
-VALIDATION_EXAMPLES = 1000
+# Each sentence is seen about once in the final training: the head alone has learned all it can from a few hundred, the
+# prompts go on.
+TRAIN_EXAMPLES = 4000
+VALIDATION_EXAMPLES = 500
 TEST_EXAMPLES = 2000
+SEARCH_STEPS = 90
+STEPS = 250
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -45,6 +49,8 @@ def run_demo(
         model=str(get_model_path()),
         output_dir=str(folder),
         overwrite=overwrite,
+        search_steps=SEARCH_STEPS,
+        max_steps=STEPS,
         seed=seed,
         monitor=monitor,
         **files,

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -33,7 +32,7 @@ from sptune.loading import CAUSAL_LM, CLASSIFIER, BackboneSpec, is_causal, load_
 from sptune.model import discretize
 from sptune.options import RunOptions
 from sptune.preparation import Plan, prepare, search_config
-from sptune.progress import Monitor, StepCallback
+from sptune.progress import Monitor, StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labelled, read_unlabelled
 from sptune.training import SPTTrainer
@@ -46,7 +45,7 @@ SPLITS = ("train", "validation", "test")
 HEADS = ("classifier", "score")
 
 # Enough of a large training set to see how well it was learned.
-MOST_TRAIN_EVALUATED = 2000
+MOST_TRAIN_EVALUATED = 1000
 
 Encoded = dict[str, Any]
 
@@ -92,16 +91,19 @@ class _Job:
 
     Attributes:
         absent: modules that the checkpoint did not bring, which must be trained and saved.
+        encoded: splits by name; validation and test by length, so that batches hold little padding.
+        test_order: where each example of the encoded test data stands in the plan's.
     """
 
     plan: Plan
     backbone: PreTrainedModel
     absent: list[str]
     encoded: Encoded
+    test_order: np.ndarray
 
     @property
     def is_main(self) -> bool:
-        return PartialState().is_main_process
+        return processes().is_main_process
 
 
 # -- the job ------------------------------------------------------------------------------------------------------
@@ -197,7 +199,13 @@ def _load(plan: Plan) -> _Job:
     with plan.clock.stage("encode"):
         plan.monitor.stage("Turning text into tokens")
         encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}
-    return _Job(plan, backbone, absent, encoded)
+        orders = {name: _by_length(encoded[name]) for name in SPLITS[1:]}
+        encoded |= {name: encoded[name].select(order) for name, order in orders.items()}
+    return _Job(plan, backbone, absent, encoded, orders["test"])
+
+
+def _by_length(encoded: Any) -> np.ndarray:
+    return np.argsort(encoded["length"], kind="stable")
 
 
 # -- stages -------------------------------------------------------------------------------------------------------
@@ -336,10 +344,11 @@ def _arguments(
         save_total_limit=1,
         logging_strategy="no",
         report_to="none",
+        use_cpu=on_cpu(),
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu(),
         seed=options.seed,
         **more,
     )
@@ -453,7 +462,7 @@ def _evaluate_and_save(
         card = outputs.model_card(plan.spec.to_dict(), plan.spec.python(), plan.task.to_dict(), metrics)
         adapter = plan.folder / outputs.ADAPTER_FOLDER
         metrics["adapter_bytes"] = outputs.write_adapter(adapter, network, document, card)
-        rows = _prediction_rows(plan.task, plan.splits.test, scores)
+        rows = _prediction_rows(plan.task, plan.splits.test, scores[np.argsort(job.test_order)])
         outputs.write_json_lines(plan.folder / outputs.PREDICTIONS_FILE, rows)
         seconds = plan.clock.seconds
         metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
@@ -462,7 +471,7 @@ def _evaluate_and_save(
         metrics["versions"] = outputs.versions()
         outputs.write_json(plan.folder / outputs.METRICS_FILE, metrics)
         _clean_up(job)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return metrics
 
 
@@ -533,7 +542,7 @@ def load_adapter(adapter: str | Path) -> LoadedAdapter:
     backbone, _ = load_backbone(spec, tokenizer)
     model = PeftModel.from_pretrained(backbone, str(folder)).eval()
     encoder = TaskEncoder(task, tokenizer, max_length=document["max_length"], causal=is_causal(config))
-    return LoadedAdapter(model.to("cuda" if torch.cuda.is_available() else "cpu"), task, encoder)
+    return LoadedAdapter(model.to(processes().device), task, encoder)
 
 
 def evaluate(
@@ -663,7 +672,9 @@ def _scores(adapter: str | Path, task: Task, examples: Sequence[Example], monito
     loaded = load_adapter(adapter)
     own = loaded.encoder
     encoder = TaskEncoder(task, own.tokenizer, max_length=own.max_length, causal=own.causal)
-    loader = DataLoader(encoder.encode(examples), batch_size=32, collate_fn=encoder.collator)
+    encoded = encoder.encode(examples)
+    order = _by_length(encoded)
+    loader = DataLoader(encoded.select(order), batch_size=32, collate_fn=encoder.collator)
     monitor.stage("Predicting", len(loader))
     scores = []
     for batch in loader:
@@ -671,4 +682,4 @@ def _scores(adapter: str | Path, task: Task, examples: Sequence[Example], monito
             on_device = {name: value.to(loaded.model.device) for name, value in batch.items()}
             scores.append(encoder.class_scores(loaded.model, on_device).float().cpu())
         monitor.step()
-    return torch.cat(scores).numpy()
+    return torch.cat(scores).numpy()[np.argsort(order)]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import outputs
@@ -27,7 +26,7 @@ from sptune.loading import (
     text_config,
 )
 from sptune.options import RunOptions
-from sptune.progress import Clock, Monitor
+from sptune.progress import Clock, Monitor, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, LEARNED_SEARCHERS, SearchConfig
 from sptune.tasks import (
     BENCHMARK_TASKS,
@@ -103,7 +102,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
-    is_main = PartialState().is_main_process
+    is_main = processes().is_main_process
     clock = Clock()
     search_config(options)
     with clock.stage("data"):
@@ -126,7 +125,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     if is_main:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return Plan(verb, options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
 
 
@@ -243,7 +242,7 @@ def _resolved(
     options: RunOptions, task: Task, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
 ) -> RunOptions:
     """The options with every choice made that the user left open, so that the same run can be asked for again."""
-    batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
+    batch = options.batch_size * options.gradient_accumulation_steps * processes().num_processes
     chosen: dict[str, Any] = {
         "model": spec.source.model,
         "gguf_file": spec.source.gguf_file,

@@ -1,4 +1,4 @@
-"""How a run tells what it is doing, and how long its stages take."""
+"""How a run tells what it is doing and how long its stages take, and which processes share it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sptune import outputs
 
 logger = logging.getLogger(__name__)
+
+
+def on_cpu() -> bool:
+    """Whether this run computes on the CPU: there is nothing better, or `accelerate launch --cpu` says so."""
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+
+
+def processes() -> PartialState:
+    """The processes that share this run, and the device of this one."""
+    return PartialState(cpu=on_cpu())
 
 
 class Monitor:

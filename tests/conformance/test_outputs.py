@@ -37,8 +37,12 @@ def test_last_hidden_state_has_the_length_of_the_text(build_network, build_batch
 
 def test_outputs_as_a_tuple(build_network, build_batch, case):
     network, batch = build_network(case), build_batch(case)
+    options = {"output_hidden_states": True, **({"use_cache": False} if case.causal else {})}
     with torch.no_grad():
-        assert torch.equal(network(**batch, return_dict=False)[0], network(**batch).logits)
+        expected = network(**batch, **options)
+        logits, states = network(**batch, **options, return_dict=False)
+    assert torch.equal(logits, expected.logits)
+    assert [state.shape for state in states] == [state.shape for state in expected.hidden_states]
 
 
 def test_attentions_can_be_had(build_network, build_batch, logits_of, case):

@@ -48,6 +48,32 @@ def test_open_or_closed_gates_are_the_discrete_network(
     assert_same(searched, logits_of(final, batch))
 
 
+def test_nearly_closed_gates_are_nearly_the_backbone(build_network, build_backbone, build_batch, logits_of, case):
+    """A slot's weight in attention goes to nothing with its presence, not at once."""
+    network, batch = build_network(case, prompt_layers="search"), build_batch(case)
+    network.base_model.set_gate_values([1e-5] * len(case.candidates))
+    difference = (logits_of(network, batch) - logits_of(build_backbone(case), batch)).abs().max()
+    assert 0 < difference < 1e-2
+
+
+def test_a_slot_of_half_presence_weighs_half(build_network, build_batch, logits_of, case):
+    """Two copies of every slot, present by half, weigh in attention as one copy that is there, positions apart."""
+
+    def logits(copies, presence):
+        options = {"prompt_layers": "search", "candidate_layers": [3], "generator": "static"}
+        network = build_network(case, num_virtual_tokens=2 * copies, **options)
+        prompt = torch.randn(2, 32, generator=torch.Generator().manual_seed(7))
+        network.base_model.generator_parameters()[3][0].data.copy_(prompt.repeat(copies, 1))
+        network.base_model.set_gate_values([presence])
+        for name, tensor in [*network.named_buffers(), *network.named_parameters()]:
+            if "inv_freq" in name or "rel_embeddings" in name:
+                tensor.data.zero_()
+        return logits_of(network, build_batch(case))
+
+    assert_same(logits(copies=2, presence=0.5), logits(copies=1, presence=1.0))
+    assert (logits(copies=2, presence=1.0) - logits(copies=1, presence=1.0)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("layers", [[1], [1, 3]], ids=str)
 def test_every_generator_relaxes_exactly(build_network, build_batch, logits_of, some_case, generator, layers):
     network = build_network(some_case, prompt_layers="search", generator=generator, mixing_rate=0.5)

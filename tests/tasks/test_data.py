@@ -284,7 +284,7 @@ def test_labels_that_are_numbers_to_predict_are_reported(tmp_path):
 def test_a_test_file_whose_labels_were_never_seen_in_training_is_reported(tmp_path, train_file):
     test = write_jsonl(tmp_path / "test.jsonl", as_dicts([("a", "1"), ("b", "0"), ("c", "1")]))
     message = refusal(train_file=train_file, test_file=test)
-    assert f"{test}, field 'label': none of its labels ('0', '1')" in message
+    assert f"{test}, field 'label': none of its labels ('0', '1') was seen in training" in message
     assert f"{train_file} has 'bad', 'good'" in message
     test = write_jsonl(tmp_path / "test.jsonl", as_dicts([("a", "good"), ("b", "god")]))
     message = refusal(train_file=train_file, test_file=test)

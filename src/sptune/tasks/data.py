@@ -231,7 +231,6 @@ def _report_unknown(
     train_name: str | None,
 ) -> None:
     known = ", ".join(map(repr, list(allowed or [])[:20])) + (", …" if len(allowed or []) > 20 else "")
-    origin = f"was never seen in training ({train_name} has {known})" if train_name else f"is not one of {known}"
     remedy = "Use the same names or numbers for the classes everywhere, or " + (
         "put examples of it into the training data."
         if train_name
@@ -239,8 +238,10 @@ def _report_unknown(
     )
     if len(unknown) > 1 and len(unknown) == count:
         names = ", ".join(map(repr, sorted({label for _, label in unknown})[:10]))
+        origin = f"was seen in training ({train_name} has {known})" if train_name else f"is one of {known}"
         problems.add(f"none of its labels ({names}) {origin}", remedy, field=column)
         return
+    origin = f"was never seen in training ({train_name} has {known})" if train_name else f"is not one of {known}"
     for line, label in unknown:
         problems.add(f"this label {origin}", remedy, line=line, field=column, value=label)
 

