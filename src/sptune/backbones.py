@@ -305,5 +305,6 @@ class WeightedProbabilities:
     def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.weights is None:
             return None
-        weighted = args[0] * self.weights
+        weights, self.weights = self.weights, None  # kept, it would hold on to the whole graph
+        weighted = args[0] * weights
         return (weighted / weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(weighted.dtype).tiny), *args[1:])

@@ -19,8 +19,8 @@ from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.flow import AdapterSettings, PromptFlow, argument_positions
 from sptune.gates import mix_prompts, mixing_weights
-from sptune.generators import build_generator
-from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer
+from sptune.generators import INSTANCE_AWARE, build_generator
+from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 
 
 class PromptedBlock(nn.Module, BaseTunerLayer):
@@ -84,6 +84,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
             self.spt_gate[adapter_name] = gate
         self.set_adapter(self.active_adapters)
 
+    def drop(self, adapter_name: str) -> None:
+        """Take an adapter's generator and gate away from this block, if it has them here."""
+        for container in (self.spt_generator, self.spt_gate):
+            if adapter_name in container:
+                del container[adapter_name]
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Prompts are vectors in the sequence, not weights, and cannot be merged.
 
@@ -115,6 +121,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         adapter = self._prompting_adapter()
         call = _Call(self.positions, args, kwargs)
         if adapter is None:
+            refuse_prompted_cache(call.get("past_key_values"), self.index)
             if self.weighted_probabilities is not None:
                 call["attention_mask"] = call["attention_mask"].to(torch.bool)
             return self.base_layer(*call.args, **call.kwargs)
@@ -207,7 +214,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
             propagated, text = hidden_states[:, :m], hidden_states[:, m:]
         generator = self.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
-        source = self.flow.source_mask(text)
+        source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
         new = generator(text.to(dtype), source, causal=self.flow.backbone.causal).to(text.dtype)
         if gate is not None and below is not None:
             propagated = torch.zeros_like(new) if propagated is None else propagated

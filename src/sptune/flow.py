@@ -82,6 +82,7 @@ class PromptFlow:
         if hasattr(model, "generate"):
             # Generation without a cache reads the whole text anew at every token, so that a generator would see the
             # tokens generated so far; only `generate` knows where the instruction ends.
+            self._own_generate = model.__dict__.get("generate")
             self._generate: Any = model.generate
             model.generate = self.generate  # type: ignore[assignment]
 
@@ -90,15 +91,17 @@ class PromptFlow:
         for handle in self._handles:
             handle.remove()
         self.model.__dict__.pop("generate", None)
+        if getattr(self, "_own_generate", None) is not None:
+            self.model.generate = self._own_generate  # type: ignore[assignment]
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
     def _begin_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = _arguments(module, args, kwargs)
         self._labels = inputs.get("labels")
+        self._given_source_mask = kwargs.get("source_mask")
         if "source_mask" in kwargs:
-            kwargs = dict(kwargs)
-            self._given_source_mask = kwargs.pop("source_mask")
+            kwargs = {name: value for name, value in kwargs.items() if name != "source_mask"}
             return args, kwargs
         if self._reads_targets_unknowingly(module, inputs):
             logger.warning(
@@ -113,15 +116,25 @@ class PromptFlow:
     def _begin_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.state = ForwardState(inputs=_arguments(module, args, kwargs))
 
-    def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tokens = _text(self.state.inputs)
-        if tokens is not None and self.state.extended and getattr(output, "hidden_states", None) is not None:
+        if tokens is not None and self.state.extended:
             length = tokens.shape[1]
-            output.hidden_states = tuple(
-                self.restore(states[:, -length:]) if states.shape[1] > length else states
-                for states in output.hidden_states
-            )
+
+            def text(hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+                return tuple(self.restore(s[:, -length:]) if s.shape[1] > length else s for s in hidden_states)
+
+            if isinstance(output, tuple):  # return_dict=False
+                output = tuple(text(part) if self._are_hidden_states(part) else part for part in output)
+            elif getattr(output, "hidden_states", None) is not None:
+                output.hidden_states = text(output.hidden_states)
         self.state = ForwardState()
+        return output
+
+    def _are_hidden_states(self, part: Any) -> bool:
+        return isinstance(part, tuple) and all(
+            isinstance(s, torch.Tensor) and s.dim() == 3 and s.shape[-1] == self.backbone.hidden_size for s in part
+        )
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, with the length of the instruction known to the generators."""
@@ -129,11 +142,14 @@ class PromptFlow:
         given = inputs.get("inputs")
         for name in ("input_ids", "inputs_embeds"):
             given = inputs.get(name) if given is None else given
-        self._generate_length = given.shape[1] if isinstance(given, torch.Tensor) else None
+        outer, self._generate_length = (
+            self._generate_length,
+            given.shape[1] if isinstance(given, torch.Tensor) else None,
+        )
         try:
             return self._generate(*args, **kwargs)
         finally:
-            self._generate_length = None
+            self._generate_length = outer
 
     def _reads_targets_unknowingly(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
         return (
@@ -151,11 +167,11 @@ class PromptFlow:
     @contextmanager
     def masking_layers(self, masks: torch.Tensor) -> Iterator[None]:
         """Multiply gate i of example b by masks[b, i], (batch, candidates), in the forwards inside."""
-        self.layer_masks = masks
+        outer, self.layer_masks = self.layer_masks, masks
         try:
             yield
         finally:
-            self.layer_masks = None
+            self.layer_masks = outer
 
     @contextmanager
     def recording_final_states(self) -> Iterator[list[torch.Tensor]]:
@@ -194,8 +210,8 @@ class PromptFlow:
     def source_mask(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The tokens a generator may look at, (batch, length) bool; see method section 2.
 
-        All real tokens; in a causal language model with labels only those whose label is -100; during generation only
-        the instruction.
+        All real tokens; in a causal language model with labels only those before the first label that is not -100 (what
+        stands behind a target has seen it); during generation only the instruction.
         """
         state = self.state
         if state.source_mask is None:
@@ -218,7 +234,7 @@ class PromptFlow:
             and labels.shape == mask.shape
             and _has_language_model_head(self.model)
         ):
-            mask = mask & (labels.to(mask.device) == -100)
+            mask = mask & before_first_target(labels.to(mask.device))
         if self._generate_length is not None:
             if length < self._generate_length:
                 raise InputError(
@@ -401,6 +417,11 @@ class PromptFlow:
         return self.state.extended["relative"]
 
 
+def before_first_target(labels: torch.Tensor) -> torch.Tensor:
+    """(batch, length) true before a row's first label: what stands behind a target has seen it."""
+    return (labels != -100).cumsum(-1) == 0
+
+
 def argument_positions(function: Any) -> dict[str, int]:
     """The position of each named argument of a function or bound method."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -429,11 +450,10 @@ def _has_language_model_head(model: nn.Module) -> bool:
 def _positions_restart(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
     if position_ids is None or position_ids.dim() != 2 or position_ids.shape[1] < 2:
         return False
-    restarts = position_ids.diff(dim=-1) < 0
-    if attention_mask is not None:
-        real = attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
-        restarts = restarts & real[:, 1:] & real[:, :-1]
-    return bool(restarts.any())
+    if attention_mask is None:
+        return bool((position_ids.diff(dim=-1) <= 0).any())
+    real = attention_mask[:, -position_ids.shape[1] :].to(position_ids.device, torch.bool)
+    return bool(((position_ids.diff(dim=-1) < 0) & real[:, 1:] & real[:, :-1]).any())
 
 
 def _visible_and_hidden(mask: torch.Tensor) -> tuple[Any, Any]:

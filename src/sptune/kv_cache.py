@@ -95,3 +95,18 @@ def prompted_cache_layer(cache: Cache, index: int, num_prompts: int, adapter_nam
     prompted = PromptedCacheLayer(num_prompts, adapter_name, getattr(layer, "sliding_window", None))
     cache.layers[index] = prompted
     return prompted
+
+
+def refuse_prompted_cache(cache: Any, index: int) -> None:
+    """Refuse prompts in the cache of a block that runs without them.
+
+    Raises:
+        InputError: layer `index` of the cache holds prompts.
+    """
+    layers = getattr(cache, "layers", None)
+    layer = layers[index] if isinstance(layers, list) and index < len(layers) else None
+    if isinstance(layer, PromptedCacheLayer) and layer.holds_prompts:
+        raise InputError(
+            f"past_key_values was filled with the prompts of adapter {layer.adapter_name!r}, which is not active (or "
+            "disabled); start with an empty cache."
+        )

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
@@ -40,6 +40,11 @@ class SPTModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         peft_config = cast(SPTConfig, peft_config)
         flow = _find_flow(self.model)
+        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, PromptedBlock) for m in self.model.modules()):
+            raise InputError(
+                "The model holds another PEFT adapter, which SPT would train without saving it, and remove in "
+                "unload(); merge it first (merge_and_unload) or unload it."
+            )
         backbone = flow.backbone if flow is not None else find_backbone(self.model, peft_config.layers_path)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
         check_prompt_at_first_layer(backbone, layers)
@@ -73,6 +78,12 @@ class SPTModel(BaseTuner):
         if flow is None:
             flow = PromptFlow(self.model, find_backbone(self.model, peft_config.layers_path))
         layers = resolve_prompt_layers(peft_config, flow.backbone.num_layers)
+        known = flow.settings.get(adapter_name)
+        if known is not None and known.config is not peft_config:
+            # A second get_peft_model on the same backbone replaces the adapter of that name, at other layers too.
+            for prompted in flow.backbone.layers:
+                if isinstance(prompted, PromptedBlock):
+                    prompted.drop(adapter_name)
         flow.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
         blocks = flow.backbone.layers
         for index in range(layers[0], len(blocks)):
@@ -234,7 +245,9 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
         raise InputError(f"Layer {strangers[0]} was not a candidate of the search; candidates are {candidates}.")
     adapter_name = network.active_adapter
     searched = cast(SPTConfig, network.peft_config[adapter_name])
-    config = dataclasses.replace(searched, prompt_layers=sorted(prompt_layers), candidate_layers=None)
+    config = dataclasses.replace(
+        searched, prompt_layers=sorted(prompt_layers), candidate_layers=None, inference_mode=False
+    )
     weights = None
     if warm_start:
         state = get_peft_model_state_dict(network, adapter_name=adapter_name)

@@ -25,6 +25,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from sptune.errors import InputError
+from sptune.flow import before_first_target
 from sptune.model import SPTModel
 from sptune.search.config import LEARNED_SEARCHERS, SearchConfig
 from sptune.search.spt_darts import (
@@ -111,11 +112,26 @@ class SPTTrainer(Trainer):
     def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
         """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""
         if self.class_scores is None:
-            loss, outputs = super().compute_loss(model, dict(inputs), return_outputs=True)
-            return loss, outputs
+            inputs = dict(inputs)
+            if self._labels_are_shifted and self._popped_labels and "labels" in inputs and "source_mask" not in inputs:
+                # Trainer takes the labels out before the forward, and the generators would see the targets.
+                inputs["source_mask"] = before_first_target(inputs["labels"])
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            # The mean over no label at all is no number.
+            return (loss if self._count_items(inputs) else loss.nan_to_num(0.0)), outputs
         scores = at_least_float32(self.class_scores(model, inputs))
         loss = F.cross_entropy(scores, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
         return loss, {"loss": loss, "logits": scores}
+
+    @property
+    def _popped_labels(self) -> bool:
+        spt = isinstance(getattr(self.accelerator.unwrap_model(self.model), "base_model", None), SPTModel)
+        return spt and (self.label_smoother is not None or self.compute_loss_func is not None)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        self._signature_columns: Any = [*columns, "source_mask"]
 
     def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
         """Where a label is predicted, as booleans: a causal model predicts none at the first position."""
@@ -424,6 +440,8 @@ class SPTSearchTrainer(SPTTrainer):
         if scores.dim() > 2 and isinstance(labels, torch.Tensor):
             predicted = self._label_positions(labels)
             first, second = (run[:, : predicted.shape[1]][predicted] for run in (first, second))
+            if not predicted.any():
+                return loss, loss.new_zeros(()), outputs
         return loss, symmetric_kl(first, second), outputs
 
     def _draw_masks(self, size: int) -> torch.Tensor:
@@ -580,10 +598,12 @@ def _split_dataset(dataset: Dataset, search: SearchConfig) -> tuple[Dataset, Dat
 
 def _class_labels(dataset: Any) -> list[int] | None:
     """The column "labels", if it holds a class index for every example."""
+    names = ("labels", "label")  # transformers' collators rename the second to the first
     if hasattr(dataset, "column_names"):
-        column = dataset["labels"] if "labels" in dataset.column_names else []
+        column: Any = next((dataset[name] for name in names if name in dataset.column_names), [])
     else:
-        column = [example["labels"] for example in dataset if "labels" in example]
+        examples = (dataset[index] for index in range(len(dataset)))
+        column = [example[name] for example in examples for name in names if name in example]
     try:
         labels = torch.as_tensor(list(column))
     except (TypeError, ValueError, RuntimeError):

@@ -113,6 +113,15 @@ def test_saved_adapter_scores_and_predicts_as_the_run_did(finished: Any, data: d
         assert row["scores"] == pytest.approx(kept["scores"], abs=1e-5)
 
 
+def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:
+    rows = read_lines(finished.output_dir / "predictions.jsonl")
+    asked = read_lines(Path(data["test_file"]))
+    assert [(row["text"], row["label"]) for row in rows] == [(row["text"], row["label"]) for row in asked]
+    right = sum(row["prediction"] == row["label"] for row in rows)
+    assert right / len(rows) == pytest.approx(finished.metrics["test"]["accuracy"])
+    assert all(max(row["scores"], key=row["scores"].get) == row["prediction"] for row in rows)
+
+
 def test_model_card_shows_how_to_load_and_its_lines_work(finished: Any) -> None:
     card = (finished.adapter_dir / "README.md").read_text(encoding="utf-8")
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)  # type: ignore[union-attr]

@@ -120,7 +120,13 @@ def _criterion(search: SearchConfig, tuner: SPTModel, candidates: list[int]) -> 
 
 def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
     started = time.monotonic()
-    prompt_layers = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
+    wanted = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
+    prompt_layers = candidates if search.searcher == "all" else wanted
+    if not set(prompt_layers) <= set(candidates):
+        raise InputError(
+            f"searcher={search.searcher!r} is layer {wanted[0]}, which is not among the candidates {candidates}; "
+            "widen candidate_layers or choose another searcher."
+        )
     return SearchResult(
         prompt_layers=prompt_layers,
         candidate_layers=candidates,

@@ -1,0 +1,168 @@
+"""What attaching prompts must not do: keep state, leak targets, disturb other adapters."""
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import DynamicCache, Trainer, TrainingArguments
+
+from sptune import SearchConfig, SPTTrainer, discretize, search_prompt_layers
+
+
+def _tokens():
+    return torch.randint(5, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("generator", ["npg", "appg", "attention"])
+def test_an_instruction_behind_a_target_is_no_source(build_network, some_causal_case, generator):
+    network = build_network(some_causal_case, generator=generator)
+    tokens = _tokens()
+    labels = torch.full_like(tokens, -100)
+    labels[:, 4:7] = tokens[:, 4:7]
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 90
+    with torch.no_grad():
+        before = network(input_ids=tokens, labels=labels).logits
+        after = network(input_ids=changed, labels=torch.where(labels == -100, labels, changed)).logits
+    assert torch.equal(before[:, :6], after[:, :6])
+
+
+def test_label_smoothing_does_not_show_targets_to_the_generators(build_network, some_causal_case, tmp_path):
+    network = build_network(some_causal_case)
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    trainer = SPTTrainer(network, arguments)
+    tokens = _tokens()
+    changed = tokens.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 90
+    logits = []
+    for ids in (tokens, changed):
+        labels = ids.clone()
+        labels[:, :4] = -100
+        with torch.no_grad():
+            _, outputs = trainer.compute_loss(network, {"input_ids": ids, "labels": labels}, return_outputs=True)
+        logits.append(outputs["logits"])
+    assert torch.equal(logits[0][:, :-1], logits[1][:, :-1])
+
+
+def test_a_source_mask_column_reaches_the_model(build_network, some_causal_case, tmp_path):
+    network = build_network(some_causal_case)
+    rows = [{"input_ids": row, "labels": row, "source_mask": [1] * 3 + [0] * 6} for row in _tokens().tolist()]
+    seen = []
+    network.get_base_model().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append("source_mask" in kwargs), with_kwargs=True, prepend=True
+    )
+    arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True)
+    SPTTrainer(network, arguments, train_dataset=Dataset.from_list(rows)).train()
+    assert seen == [True]
+
+
+def test_a_model_that_holds_another_adapter_is_refused(build_backbone, build_config, bert):
+    backbone = build_backbone(bert)
+    backbone.add_adapter(LoraConfig(target_modules=["query"]))
+    with pytest.raises(ValueError, match="another PEFT adapter"):
+        get_peft_model(backbone, build_config(bert))
+
+
+def test_attaching_again_replaces_the_adapter_of_that_name(build_backbone, build_config, bert):
+    backbone = build_backbone(bert)
+    get_peft_model(backbone, build_config(bert, prompt_layers="search"))
+    with pytest.warns(UserWarning, match="PEFT"):
+        network = get_peft_model(backbone, build_config(bert, prompt_layers=[2]))
+    assert list(network.base_model.generator_parameters()) == [2]
+    fresh = get_peft_model(build_backbone(bert), build_config(bert, prompt_layers=[2]))
+    assert network.get_nb_trainable_parameters()[0] == fresh.get_nb_trainable_parameters()[0]
+
+
+def test_a_loaded_search_network_becomes_a_trainable_final_network(build_network, build_backbone, bert, tmp_path):
+    build_network(bert, prompt_layers="search").save_pretrained(tmp_path)
+    model = discretize(PeftModel.from_pretrained(build_backbone(bert), tmp_path), [1, 2])
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_disabled_adapter_refuses_a_cache_with_prompts(build_network, some_causal_case):
+    network, cache, tokens = build_network(some_causal_case), DynamicCache(), _tokens()
+    with torch.no_grad():
+        network(input_ids=tokens[:, :5], past_key_values=cache)
+        with network.disable_adapter(), pytest.raises(ValueError, match="not active"):
+            network(input_ids=tokens[:, 5:6], past_key_values=cache)
+
+
+def test_nothing_of_an_interrupted_forward_remains(build_network, some_causal_case):
+    network, tokens = build_network(some_causal_case), _tokens()
+
+    def interrupt(module, args):
+        raise KeyboardInterrupt
+
+    with torch.no_grad():
+        expected = network(input_ids=tokens).logits
+        handle = network.base_model._flow().backbone.layers[3].register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            network(input_ids=tokens, source_mask=torch.zeros_like(tokens))
+        handle.remove()
+        assert torch.equal(network(input_ids=tokens).logits, expected)
+
+
+def test_inner_layer_masks_give_way_to_the_outer_ones(build_network, bert, build_batch):
+    network, batch = build_network(bert, prompt_layers="search"), build_batch(bert)
+    masks = torch.zeros(len(batch["input_ids"]), 4)
+    with torch.no_grad(), network.base_model.layer_masks(masks):
+        expected = network(**batch).logits
+        with network.base_model.layer_masks(torch.ones_like(masks)):
+            pass
+        assert torch.equal(network(**batch).logits, expected)
+
+
+def test_static_prompts_are_made_from_the_first_piece_of_a_text(build_network, some_causal_case):
+    network, tokens = build_network(some_causal_case, generator="static"), _tokens()
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    mask = torch.ones_like(tokens)
+    whole = network.generate(input_ids=tokens, attention_mask=mask, **options)
+    pieces = network.generate(input_ids=tokens, attention_mask=mask, prefill_chunk_size=3, **options)
+    assert torch.equal(whole, pieces)
+
+
+def test_hidden_states_have_the_texts_length_in_tuples_too(build_network, build_batch, case):
+    network, batch = build_network(case), build_batch(case)
+    with torch.no_grad():
+        outputs = network(**batch, output_hidden_states=True, return_dict=False)
+        expected = network(**batch, output_hidden_states=True).hidden_states
+    states = next(part for part in outputs if isinstance(part, tuple) and len(part) == len(expected))
+    assert all(torch.equal(state, other) for state, other in zip(states, expected, strict=True))
+
+
+def test_a_network_can_be_copied_after_a_forward(build_network, build_batch, case):
+    network, batch = build_network(case, prompt_layers="search"), build_batch(case)
+    logits = network(**batch).logits
+    assert torch.equal(copy.deepcopy(network)(**batch).logits, logits)
+
+
+@pytest.mark.parametrize(("searcher", "layers"), [("all", [1, 2]), ("middle", [2])])
+def test_fixed_settings_keep_to_the_candidates(build_network, bert, tmp_path, searcher, layers):
+    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    result = search_prompt_layers(network, None, arguments, SearchConfig(searcher=searcher))
+    assert result.prompt_layers == layers
+
+
+def test_a_fixed_setting_outside_the_candidates_is_refused(build_network, bert, tmp_path):
+    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="candidates"):
+        search_prompt_layers(network, None, arguments, SearchConfig(searcher="first"))
+
+
+def test_a_batch_without_any_label_weighs_nothing(build_network, some_causal_case, tmp_path):
+    network = build_network(some_causal_case)
+    trainer = SPTTrainer(network, TrainingArguments(str(tmp_path), report_to="none", use_cpu=True))
+    tokens = _tokens()
+    inputs = {"input_ids": tokens, "labels": torch.full_like(tokens, -100)}
+    assert trainer.compute_loss(network, inputs, num_items_in_batch=10) == 0
+
+
+def test_plain_trainer_warns_where_generators_would_see_targets(build_network, some_causal_case, tmp_path, caplog):
+    network, tokens = build_network(some_causal_case), _tokens()
+    arguments = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, report_to="none", use_cpu=True)
+    Trainer(network.train(), arguments).compute_loss(network, {"input_ids": tokens, "labels": tokens})
+    assert "targets" in caplog.text
