@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # Installed first, so that pip does not choose another build: make demo TORCH='torch --index-url https://...'
 TORCH ?= torch==2.13.0
-PIP_OPTIONS = --quiet --disable-pip-version-check --no-input
+PIP_OPTIONS = --quiet --quiet --disable-pip-version-check --no-input
 
 VENV = .venv
 VENV4 = .venv-transformers-4

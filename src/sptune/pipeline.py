@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -325,8 +326,14 @@ def _arguments(
     if evaluate:
         more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
         more |= {"metric_for_best_model": "score", "greater_is_better": True}
-    if options.gradient_checkpointing and name != "baseline":
-        more["gradient_checkpointing"] = True
+    if name != "baseline":
+        more["gradient_checkpointing"] = options.gradient_checkpointing
+        # Batches of texts of like length; transformers 4 has another name for it.
+        names = {field.name for field in dataclasses.fields(TrainingArguments)}
+        if "group_by_length" in names:
+            more["group_by_length"] = True
+        else:
+            more["train_sampling_strategy"] = "group_by_length"
     return TrainingArguments(
         output_dir=str(job.plan.checkpoints / name),
         max_steps=steps,

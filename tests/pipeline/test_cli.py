@@ -145,19 +145,6 @@ def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     assert call(["models"], capsys)[0] == 0
 
 
-def test_help_loads_no_model_library() -> None:
-    script = (
-        "import sys\n"
-        "sys.argv = ['sptune']\n"
-        "from sptune.cli import main\n"
-        "try:\n    main(['fit', '--help'])\n"
-        "except SystemExit as left:\n    assert not left.code\n"
-        "loaded = {'torch', 'transformers', 'peft', 'datasets', 'matplotlib'} & set(sys.modules)\n"
-        "assert not loaded, loaded\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
-
-
 def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     steps = ["--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
