@@ -10,13 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler, Subset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
@@ -184,6 +184,11 @@ class SPTTrainer(Trainer):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return EpochSampler(sampler, seed)
         return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """The order of the data, also where training groups by length, so that predictions belong to their examples."""
+        sampler = super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
 
 
 class EpochSampler(Sampler):
