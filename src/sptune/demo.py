@@ -16,11 +16,11 @@ from sptune.progress import Monitor
 
 # Each sentence is seen about once in the final training: the head alone has learned all it can from a few hundred, the
 # prompts go on.
-TRAIN_EXAMPLES = 4000
-VALIDATION_EXAMPLES = 500
-TEST_EXAMPLES = 2000
-SEARCH_STEPS = 90
-STEPS = 250
+TRAIN_EXAMPLES = 2500
+VALIDATION_EXAMPLES = 400
+TEST_EXAMPLES = 1500
+SEARCH_STEPS = 60
+STEPS = 200
 LABELS = {"0": "negative", "1": "positive"}
 
 
