@@ -350,7 +350,11 @@ class PromptFlow:
             first = ids[:, :1]
             if mask is not None:
                 ids = ids.expand(mask.shape[0], -1)
-                first = ids.gather(1, mask[:, -length:].to(device, torch.long).argmax(-1, keepdim=True))
+                real = mask[:, -length:].to(device, torch.bool)
+                first = ids.gather(1, real.to(torch.long).argmax(-1, keepdim=True))
+                if position_ids is not None:
+                    # A first piece of nothing but padding holds a marker for positions; the text will begin at 0.
+                    first = first.masked_fill(~real.any(-1, keepdim=True), 0)
             front = first + torch.arange(-num_prompts, 0, device=device, dtype=ids.dtype)
             self.state.extended[key] = (position_ids, torch.cat([front, ids], dim=1))
         return self.state.extended[key][1]
