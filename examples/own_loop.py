@@ -36,7 +36,7 @@ def arguments(steps: int) -> TrainingArguments:
         per_device_train_batch_size=16,
         per_device_eval_batch_size=64,
         learning_rate=5e-3,
-        warmup_ratio=0.06,
+        warmup_steps=round(0.06 * steps),
         save_strategy="no",
         report_to="none",
     )
