@@ -150,7 +150,11 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     steps = ["--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
     command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
     process = subprocess.Popen(
-        [*command, "--model", masked_lm, *flags(data), *TINY, *steps], stderr=subprocess.PIPE, text=True
+        [*command, "--model", masked_lm, *flags(data), *TINY, *steps],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background may have been told to ignore Ctrl-C, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     assert any("Searching" in line for line in process.stderr)
