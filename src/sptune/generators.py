@@ -128,7 +128,7 @@ class StaticGenerator(nn.Module):
 class PooledGenerator(nn.Module):
     """`appg` and `mppg`: down-projection of every source token, adaptive pooling to m slots, activation, up-projection.
 
-    Late Prompt Tuning (Liu et al., 2022), section 3.2.
+    Late Prompt Tuning (Liu et al., 2022).
 
     Args:
         config: sizes, projection and activation.

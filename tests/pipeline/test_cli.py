@@ -1,7 +1,6 @@
 """The command line: exit codes, what goes to which stream, --json, --config, Ctrl-C."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -170,7 +169,6 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     assert not (folder / "checkpoints").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="accelerate's launcher is started through its script")
 def test_accelerate_starts_it_as_a_module() -> None:
     script = Path(sys.executable).with_name("accelerate")
     done = subprocess.run(
