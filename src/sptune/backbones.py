@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sptune.errors import InputError
+from sptune.gates import at_least_float32
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,27 @@ def check_attention_mask(mask: Any) -> None:
         )
 
 
+def check_length(block: nn.Module, length: int) -> None:
+    """Refuse more keys than a block's own causal mask covers: eager GPT-2 of transformers 4 cuts it from a buffer.
+
+    Args:
+        block: a block of the backbone.
+        length: keys, prompts and cached text included.
+
+    Raises:
+        InputError: the buffer is too small.
+    """
+    attention: Any = getattr(block, "attn", None)
+    buffers = dict(attention.named_buffers(recurse=False)) if attention is not None else {}
+    causal_mask = buffers.get("bias")
+    implementation = getattr(getattr(attention, "config", None), "_attn_implementation", None)
+    if causal_mask is not None and implementation == "eager" and length > causal_mask.shape[-1]:
+        raise InputError(
+            f"Prompts and text have {length} positions, but eager attention of this model covers "
+            f"{causal_mask.shape[-1]}; load it with attn_implementation='sdpa', or give shorter texts."
+        )
+
+
 def _look_up_family(model: nn.Module, model_type: str) -> tuple[Family, nn.Module, nn.ModuleList, str]:
     if model_type not in FAMILIES and model_type not in TRANSPARENT_WRAPPERS:
         raise InputError(
@@ -306,5 +328,10 @@ class WeightedProbabilities:
         if self.weights is None:
             return None
         weights, self.weights = self.weights, None  # kept, it would hold on to the whole graph
-        weighted = args[0] * weights
-        return (weighted / weighted.sum(-1, keepdim=True).clamp_min(torch.finfo(weighted.dtype).tiny), *args[1:])
+        probabilities = args[0]
+        weighted = at_least_float32(probabilities) * weights  # in half precision, small sums have no finite gradient
+        total = weighted.sum(-1, keepdim=True)
+        # A row that sees nothing is padding. It stays as the backbone has it: zeros would blow up in layer norms.
+        blind = total == 0
+        weighted = torch.where(blind, probabilities, weighted / total.masked_fill(blind, 1.0))
+        return (weighted.to(probabilities.dtype), *args[1:])

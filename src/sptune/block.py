@@ -14,11 +14,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from sptune.backbones import WeightedProbabilities, check_attention_mask
+from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.flow import AdapterSettings, PromptFlow, argument_positions
-from sptune.gates import mix_prompts, mixing_weights
+from sptune.gates import at_least_float32, mix_prompts, mixing_weights
 from sptune.generators import INSTANCE_AWARE, build_generator
 from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 
@@ -158,11 +158,13 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         hidden_states = call["hidden_states"]
         mask = call.get("attention_mask")
         check_attention_mask(mask)
+        past_length = 0 if cache_layer is None else cache_layer.get_seq_length()
+        check_length(self.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
         call["attention_mask"] = flow.attention_mask(
             mask,
             hidden_states,
             num_prompts=m,
-            past_length=0 if cache_layer is None else cache_layer.get_seq_length(),
+            past_length=past_length,
             inserting=inserting,
             gated=settings.gated,
         )
@@ -183,7 +185,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         if not settings.config.searching:
             return None, None
         alpha = self.spt_gate[adapter]
-        gate = torch.sigmoid(alpha.to(torch.promote_types(alpha.dtype, torch.float32)))
+        gate = torch.sigmoid(at_least_float32(alpha))
         masks = self.flow.layer_masks
         if masks is not None:
             if masks.shape != (batch, len(settings.layers)):

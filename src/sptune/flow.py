@@ -238,9 +238,9 @@ class PromptFlow:
         if self._generate_length is not None:
             if length < self._generate_length:
                 raise InputError(
-                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first: chunked prefill), "
-                    "but this adapter's generator must see all of it to make the prompts; generate without "
-                    "prefill_chunk_size, or train a generator='static' adapter."
+                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first), but this "
+                    "adapter's generator must see all of it to make the prompts; generate without prefill_chunk_size "
+                    "and guidance_scale, or train a generator='static' adapter."
                 )
             mask = mask & (torch.arange(length, device=mask.device) < self._generate_length)
         return mask

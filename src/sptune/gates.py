@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """The same values in float32, or as they are if they are more precise."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def gate_logits(values: torch.Tensor) -> torch.Tensor:
     """The alpha for which sigmoid(alpha) gives `values`; 0 and 1 become -inf and +inf, so that they are exact.
 

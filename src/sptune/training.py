@@ -26,10 +26,10 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from sptune.errors import InputError
 from sptune.flow import before_first_target
+from sptune.gates import at_least_float32
 from sptune.model import SPTModel
 from sptune.search.config import LEARNED_SEARCHERS, SearchConfig
 from sptune.search.spt_darts import (
-    at_least_float32,
     draw_layer_masks,
     mixed_level_gradient,
     split_halves,

@@ -179,9 +179,10 @@ def test_generation_with_prefill_in_chunks(build_network, build_batch, causal_ca
     assert torch.equal(_generate(network, batch, prefill_chunk_size=3)[0], at_once)
 
 
-def test_generators_that_read_the_text_refuse_it_in_chunks(build_network, build_batch, causal_case):
-    with pytest.raises(ValueError, match="prefill_chunk_size"):
-        _generate(build_network(causal_case), build_batch(causal_case, (8, 8)), prefill_chunk_size=3)
+@pytest.mark.parametrize("option", [{"prefill_chunk_size": 3}, {"guidance_scale": 1.5}], ids=str)
+def test_generators_that_read_the_text_refuse_it_in_pieces(build_network, build_batch, causal_case, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        _generate(build_network(causal_case), build_batch(causal_case, (8, 8)), **option)
 
 
 def test_the_cache_reports_the_length_of_the_text(build_network, build_batch, causal_case):

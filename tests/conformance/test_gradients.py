@@ -78,3 +78,13 @@ def test_training_steps_leave_the_backbone_bit_for_bit(build_network, build_back
     after = network.unload().state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_gradients_in_half_precision_are_numbers_at_closed_gates(build_network, build_batch, case, side):
+    network = build_network(case, prompt_layers="search")
+    network.base_model.set_gate_values([0.0] * len(case.candidates))
+    network.get_base_model().half()
+    logits = network.train()(**build_batch(case, side=side, extra=2)).logits
+    (2.0**4 * logits.float().mean()).backward()  # scaled, as in training
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)

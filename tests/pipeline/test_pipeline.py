@@ -236,6 +236,15 @@ def test_interrupted_run_resumes_to_the_same_result(
     assert {path.name for path in resumed.output_dir.iterdir()} == RUN_FILES
 
 
+def test_resumed_training_goes_on_from_its_checkpoint(options: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        fit(**options, output_dir=tmp_path, monitor=Interrupter("Training prompts", 7))
+    (state_file,) = (tmp_path / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json")
+    state = json.loads(state_file.read_text())
+    state_file.write_text(json.dumps({**state, "best_metric": 2.0}))  # no training reaches it
+    assert fit(output_dir=tmp_path, resume=True).metrics["training"]["best_validation_score"] == 2.0
+
+
 def test_finished_run_has_nothing_to_resume(finished: Any) -> None:
     before = (finished.output_dir / "metrics.json").stat().st_mtime_ns
     again = fit(output_dir=finished.output_dir, resume=True)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from sptune.gates import at_least_float32
+
 
 def split_halves(
     labels: Sequence[int] | None, size: int, *, gate_fraction: float, seed: int
@@ -54,11 +56,6 @@ def draw_layer_masks(
 ) -> torch.Tensor:
     """Independent Bernoulli layer masks, (size, candidates): 0 with probability p_c, else 1."""
     return (torch.rand(size, candidates, generator=generator) >= mask_probability).float()
-
-
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """The same values in float32, or as they are if they are more precise: losses are not taken in half precision."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def symmetric_kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
