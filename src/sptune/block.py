@@ -118,16 +118,27 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 "torch.nn.DataParallel runs replicas in threads, which prompts do not support; start one process a GPU "
                 "(accelerate launch ...) or show one GPU (CUDA_VISIBLE_DEVICES=0)."
             )
-        adapter = self._prompting_adapter()
+        adapter = self.prompting_adapter()
         call = _Call(self.positions, args, kwargs)
-        if adapter is None:
-            refuse_prompted_cache(call.get("past_key_values"), self.index)
-            if self.weighted_probabilities is not None:
-                call["attention_mask"] = call["attention_mask"].to(torch.bool)
-            return self.base_layer(*call.args, **call.kwargs)
-        return self._prompted(adapter, call)
+        if adapter is not None:
+            return self._prompted(adapter, call)
+        outputs = self.flow.block_outputs
+        if self.flow.state.prefix_states is not None and outputs is not None:
+            # What stands above this layer is known, and nothing else of its output is looked at.
+            hidden_states = call["hidden_states"]
+            return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
+        refuse_prompted_cache(call.get("past_key_values"), self.index)
+        if self.weighted_probabilities is not None:
+            call["attention_mask"] = call["attention_mask"].to(torch.bool)
+        return self._run(call)
 
-    def _prompting_adapter(self) -> str | None:
+    def _run(self, call: _Call) -> Any:
+        """Run the block, and remember what its kind returns: so many values in a tuple, or 0 for a tensor."""
+        output = self.base_layer(*call.args, **call.kwargs)
+        self.flow.block_outputs = len(output) if isinstance(output, tuple) else 0
+        return output
+
+    def prompting_adapter(self) -> str | None:
         """The active adapter if its prompts pass this block, else None.
 
         Raises:
@@ -150,6 +161,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         m = settings.config.num_virtual_tokens
         cache_layer = self._cache_layer(call, m, adapter)
         flow.check_inputs()
+        if self.index == settings.layers[0]:
+            self._exchange_prefix(call)
         inserting = cache_layer is None or not cache_layer.holds_prompts
         if self.index in settings.layers:
             gate, below = self._pass_gate(adapter, settings, call["hidden_states"].shape[0])
@@ -170,9 +183,17 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         )
         if inserting:
             self._extend_positions(call, hidden_states, m)
-        output = self.base_layer(*call.args, **call.kwargs)
+        output = self._run(call)
         last = self.index == flow.backbone.num_layers - 1
         return self._take_off(output, m if inserting else 0) if last else output
+
+    def _exchange_prefix(self, call: _Call) -> None:
+        """Take the states at the first prompt layer from the prefix cache, or leave those that were computed there."""
+        states, source = self.flow.state.prefix_states, self.flow.state.prefix_source
+        if states is not None:
+            call["hidden_states"] = states.to(call["hidden_states"].dtype)
+        elif source is not None:
+            source.record(call["hidden_states"])
 
     def _cache_layer(self, call: _Call, m: int, adapter: str) -> PromptedCacheLayer | None:
         cache = call.get("past_key_values")

@@ -22,6 +22,7 @@ from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.gates import presence_bias
 from sptune.generators import INSTANCE_AWARE
+from sptune.prefix_cache import PrefixSource
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class ForwardState:
     checked: bool = False
     presence: torch.Tensor | None = None
     source_mask: torch.Tensor | None = None
+    prefix_source: PrefixSource | None = None
+    prefix_states: torch.Tensor | None = None
     extended: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -70,6 +73,8 @@ class PromptFlow:
         self.state = ForwardState()
         self.layer_masks: torch.Tensor | None = None
         self.final_states: list[torch.Tensor] | None = None
+        self.prefix_source: PrefixSource | None = None
+        self.block_outputs: int | None = None
         self._labels: torch.Tensor | None = None
         self._given_source_mask: torch.Tensor | None = None
         self._generate_length: int | None = None
@@ -113,8 +118,21 @@ class PromptFlow:
     def _end_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._labels = self._given_source_mask = None
 
-    def _begin_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.state = ForwardState(inputs=_arguments(module, args, kwargs))
+    def _begin_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        inputs = _arguments(module, args, kwargs)
+        self.state = ForwardState(inputs=inputs)
+        source, input_ids = self.prefix_source, inputs.get("input_ids")
+        top: Any = self.backbone.layers[-1]
+        adapter = None if source is None else top.prompting_adapter()
+        if source is None or adapter is None or self.settings[adapter].layers[0] != source.layer:
+            return None
+        if input_ids is None or inputs.get("past_key_values") is not None:
+            return None
+        self.state.prefix_source = source
+        self.state.prefix_states = source.read(input_ids, inputs.get("attention_mask"))
+        if self.state.prefix_states is not None and "use_cache" in argument_positions(module.forward):
+            return args, {**kwargs, "use_cache": False}  # the layers below would be missing in it
+        return None
 
     def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tokens = _text(self.state.inputs)
@@ -181,6 +199,15 @@ class PromptFlow:
             yield self.final_states
         finally:
             self.final_states = None
+
+    @contextmanager
+    def reading_prefix(self, source: PrefixSource) -> Iterator[None]:
+        """In the forwards inside, take the states at the first prompt layer from a source, or show them to it."""
+        outer, self.prefix_source = self.prefix_source, source
+        try:
+            yield
+        finally:
+            self.prefix_source = outer
 
     def check_inputs(self) -> None:
         """Refuse what cannot be right with prompts, once a forward.

@@ -13,19 +13,21 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from sptune.backbones import check_prompt_at_first_layer, find_backbone
+from sptune.backbones import Backbone, check_prompt_at_first_layer, find_backbone
 from sptune.block import PromptedBlock
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.flow import AdapterSettings, PromptFlow
 from sptune.gates import gate_logits
+from sptune.prefix_cache import PrefixSource
 
 
 class SPTModel(BaseTuner):
     """Selective Prompt Tuning of a frozen transformer.
 
-    Every block from the first layer with a generator on is wrapped in a `PromptedBlock`; blocks below it are not
-    touched. Made by `peft.get_peft_model`; reach it as `peft_model.base_model`.
+    Every block is wrapped in a `PromptedBlock`; those below the first layer with a generator run as they are, or are
+    passed over where the prefix cache knows what comes out of them. Made by `peft.get_peft_model`; reach it as
+    `peft_model.base_model`.
 
     Raises:
         InputError: the backbone cannot take prompts (see `sptune.backbones.find_backbone`).
@@ -86,7 +88,7 @@ class SPTModel(BaseTuner):
                     prompted.drop(adapter_name)
         flow.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
         blocks = flow.backbone.layers
-        for index in range(layers[0], len(blocks)):
+        for index in range(len(blocks)):
             if not isinstance(blocks[index], PromptedBlock):
                 blocks[index] = PromptedBlock(blocks[index], index, flow)
                 blocks[index].train(parent.training)
@@ -139,6 +141,11 @@ class SPTModel(BaseTuner):
         return self
 
     # -- what users call -------------------------------------------------------------------------------------------
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model's blocks and what is known of their family."""
+        return self._flow().backbone
 
     @property
     def candidate_layers(self) -> list[int]:
@@ -201,6 +208,14 @@ class SPTModel(BaseTuner):
     def record_final_states(self) -> AbstractContextManager[list[torch.Tensor]]:
         """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""
         return self._flow().recording_final_states()
+
+    def reading_prefix(self, source: PrefixSource) -> AbstractContextManager[None]:
+        """In the forwards inside, layers below the first prompt layer run only where `source` does not know the result.
+
+        Args:
+            source: see `sptune.prefix_cache`.
+        """
+        return self._flow().reading_prefix(source)
 
     def _flow(self) -> PromptFlow:
         flow = _find_flow(self.model)

@@ -16,6 +16,7 @@ from sptune.backbones import find_backbone
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.model import SPTModel
+from sptune.prefix_cache import PrefixCacheSettings
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SEARCHERS, SearchConfig
 from sptune.search.result import SearchResult
 from sptune.search.selection import select_layers
@@ -36,6 +37,7 @@ def search_prompt_layers(
     data_collator: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     head_learning_rate: float | None = None,
+    prefix_cache: PrefixCacheSettings | None = PrefixCacheSettings(),  # noqa: B008 (it is frozen)
     resume_from_checkpoint: str | bool | None = None,
 ) -> SearchResult:
     """Train the gates of a search network and choose the prompt layers by them.
@@ -51,6 +53,7 @@ def search_prompt_layers(
         data_collator: as in `transformers.Trainer`.
         callbacks: as in `transformers.Trainer`.
         head_learning_rate: as in `SPTTrainer`.
+        prefix_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
             `args.output_dir`.
 
@@ -77,6 +80,7 @@ def search_prompt_layers(
         data_collator=data_collator,
         callbacks=callbacks,
         head_learning_rate=head_learning_rate,
+        prefix_cache=prefix_cache,
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     gates = tuner.gate_values().tolist()

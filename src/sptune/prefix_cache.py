@@ -1,0 +1,446 @@
+"""The prefix cache: hidden states at the first prompt layer, computed once for each example.
+
+Layers below the first prompt layer are frozen and see no prompt, so the same text gives the same states there in every
+epoch. They are kept for each real token, without padding, and found again by the tokens themselves: a batch whose
+tokens are not those the states were made from is computed in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from sptune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+GIB = 2**30
+DTYPES = ("float32", "bfloat16", "float16")
+ROW = "prefix_row"
+ABOUT_FILE, STATES_FILE, FILLED_FILE = "about.json", "states.bin", "filled.bin"
+
+
+class PrefixSource(Protocol):
+    """Where a forward gets the states at the first prompt layer from, and leaves those that it had to compute.
+
+    Attributes:
+        layer: the first prompt layer.
+    """
+
+    layer: int
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """States (batch, length, d) for these tokens, or None to compute them."""
+
+    def record(self, states: torch.Tensor) -> None:
+        """Take the states (batch, length, d) that were computed after `read` gave None."""
+
+
+@dataclass(frozen=True)
+class PrefixCacheSettings:
+    """How a trainer caches.
+
+    Attributes:
+        memory: up to this many GiB the cache is kept in memory, above it in a file that is mapped into memory.
+        dtype: number format of the stored states; None for that of the backbone. A shorter one saves space and is no
+            longer exact.
+        folder: where the file goes; None for the trainer's `output_dir`.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+
+    memory: float = 4.0
+    dtype: str | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.memory >= 0:
+            raise InputError(f"prefix_cache_memory={self.memory!r} is not allowed; give 0 or more GiB.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise InputError(f"prefix_cache_dtype={self.dtype!r} is not allowed; choose one of {', '.join(DTYPES)}.")
+
+
+@dataclass(frozen=True)
+class PrefixPlan:
+    """Whether a training caches, and what that takes.
+
+    Attributes:
+        layer: the first prompt layer.
+        hidden_size: d.
+        dtype: number format to store in.
+        size: bytes, if every example is seen.
+        folder: where they go; None for memory.
+        reason: why nothing is cached; None if it is.
+    """
+
+    layer: int = 0
+    hidden_size: int = 0
+    dtype: torch.dtype = torch.float32
+    size: int = 0
+    folder: Path | None = None
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"No prefix cache: {self.reason}."
+        where = "in memory" if self.folder is None else f"in {self.folder}"
+        below = "layer 0 runs" if self.layer == 1 else f"layers 0 to {self.layer - 1} run"
+        return f"Prefix cache: {below} once for each text; at most {size_in_words(self.size)} {where}."
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """The real tokens of all examples in one row.
+
+    Attributes:
+        tokens: (total tokens,) int64.
+        starts: (examples,) where each example begins.
+        lengths: (examples,) its number of tokens.
+        types: (total tokens,) int64, the tokens' `token_type_ids`, or nothing.
+    """
+
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    types: torch.Tensor
+
+    @classmethod
+    def of(cls, datasets: Sequence[Any]) -> TokenTable:
+        """The table of several datasets, one after another.
+
+        Raises:
+            KeyError: an example has no `input_ids`.
+        """
+        rows, types = [], []
+        for dataset in datasets:
+            for example in _columns(dataset, ("input_ids", "attention_mask", "token_type_ids")):
+                ids, mask = torch.as_tensor(example["input_ids"]), example.get("attention_mask")
+                real = slice(None) if mask is None else torch.as_tensor(mask).bool()
+                rows.append(ids[real])
+                if example.get("token_type_ids") is not None:
+                    types.append(torch.as_tensor(example["token_type_ids"])[real])
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
+        nothing = torch.zeros(0, dtype=torch.long)
+        tokens, token_types = (torch.cat([nothing, *parts]).long() for parts in (rows, types))
+        return cls(tokens, lengths.cumsum(0) - lengths, lengths, token_types)
+
+    def positions(
+        self, rows: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Where in the table each token of a batch stands, or None if the batch holds other tokens.
+
+        Args:
+            rows: (batch,) numbers of the examples.
+            input_ids: (batch, length).
+            attention_mask: (batch, length), or None if all tokens are real.
+
+        Returns:
+            Indices (batch, length), those at padding pointing anywhere in the example, and the mask as booleans.
+        """
+        if input_ids.dim() != 2 or len(rows) != len(input_ids):
+            return None
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if mask.shape != input_ids.shape:
+            return None
+        number = (mask.cumsum(-1) - 1).clamp_min(0)
+        if not torch.equal(mask.sum(-1), self.lengths[rows]):
+            return None
+        index = self.starts[rows][:, None] + number
+        return (index, mask) if bool(((self.tokens[index] == input_ids) | ~mask).all()) else None
+
+
+class PrefixCache:
+    """States at the first prompt layer, for the real tokens of every example.
+
+    Args:
+        layer: the first prompt layer.
+        table: the examples' tokens.
+        hidden_size: d.
+        dtype: number format to store in.
+        folder: where to keep them, or None for memory. What an earlier, interrupted run with the same `key` left there
+            is used.
+        key: fingerprint of all that the states depend on; see `fingerprint`.
+
+    Raises:
+        OSError: the disk is full or cannot be written to.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        table: TokenTable,
+        hidden_size: int,
+        dtype: torch.dtype,
+        folder: Path | None = None,
+        key: str = "",
+    ) -> None:
+        self.layer = layer
+        self.table = table
+        self.given_up = False
+        total, examples = len(table.tokens), len(table.lengths)
+        self._file: Any = None
+        self.folder = None if folder is None else folder / f"prefix-cache-{key[:16]}"
+        if self.folder is None:
+            self.states = torch.empty(total, hidden_size, dtype=dtype)
+            self.filled = torch.zeros(examples, dtype=torch.bool)
+            return
+        about = {"key": key, "tokens": total, "examples": examples, "hidden_size": hidden_size, "dtype": str(dtype)}
+        size = total * hidden_size * dtype.itemsize
+        if not _holds(self.folder, about):
+            _create(self.folder, about, size, examples)
+        # The states are mapped for reading only and written as a file: writing to a map on a full disk kills the
+        # process, while writing to a file raises an error.
+        self._file = (self.folder / STATES_FILE).open("r+b", buffering=0)
+        mapped = torch.from_file(str(self.folder / STATES_FILE), shared=True, size=total * hidden_size, dtype=dtype)
+        self.states = mapped.view(total, hidden_size)
+        self.filled = torch.from_file(str(self.folder / FILLED_FILE), shared=True, size=examples, dtype=torch.bool)
+
+    def rows(self, rows: torch.Tensor) -> CachedRows:
+        """The states of a batch of examples, for the forwards of a model.
+
+        Args:
+            rows: (batch,) numbers of the examples in the table.
+        """
+        return CachedRows(self, rows.cpu())
+
+    def write(self, rows: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> None:
+        """Store the states of some examples.
+
+        Args:
+            rows: (batch,) the examples.
+            index: (tokens,) where each token stands in the table, example after example.
+            states: (tokens, d).
+
+        Raises:
+            OSError: the disk is full.
+        """
+        states = states.to(self.states.dtype)
+        if self._file is None:
+            self.states[index] = states
+        else:
+            width = states.shape[1] * states.dtype.itemsize
+            for part in states.split(self.table.lengths[rows].tolist()):
+                start, index = int(index[0]), index[len(part) :]
+                self._file.seek(start * width)
+                data = _bytes(part)
+                while data:  # a file without a buffer may take less than it is given
+                    data = data[self._file.write(data) :]
+        self.filled[rows] = True
+
+    def give_up(self) -> None:
+        """Read and write nothing any more."""
+        self.given_up = True
+        self.filled.zero_()
+
+    def close(self, remove: bool = True) -> None:
+        """Give memory and file back.
+
+        Args:
+            remove: whether to delete the file too; else a later run with the same key goes on with it.
+        """
+        self.states, self.filled = self.states.new_empty(0), self.filled.new_empty(0)
+        if self._file is not None:
+            self._file.close()
+        if remove and self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class CachedRows:
+    """A `PrefixSource` for one batch of examples.
+
+    Args:
+        cache: the cache.
+        rows: (batch,) numbers of the examples.
+    """
+
+    def __init__(self, cache: PrefixCache, rows: torch.Tensor) -> None:
+        self.cache = cache
+        self.layer = cache.layer
+        self.rows = rows
+        self._found: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @torch.compiler.disable
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """The stored states (batch, length, d); None if the tokens are others, or some example is not stored yet."""
+        mask = None if attention_mask is None else attention_mask.cpu()
+        self._found = self.cache.table.positions(self.rows, input_ids.cpu(), mask)
+        if self._found is None or not bool(self.cache.filled[self.rows].all()):
+            return None
+        index, _ = self._found
+        states = self.cache.states.index_select(0, index.flatten())
+        return states.view(*index.shape, -1).to(input_ids.device)
+
+    @torch.compiler.disable
+    def record(self, states: torch.Tensor) -> None:
+        """Store states (batch, length, d), unless they belong to other tokens."""
+        if self._found is None or self.cache.given_up:
+            return
+        index, mask = self._found
+        try:
+            self.cache.write(self.rows, index[mask], states.detach().cpu()[mask])
+        except OSError as error:
+            logger.warning("The prefix cache cannot grow (%s); training goes on without it.", error)
+            self.cache.give_up()
+
+
+class PrefixProbe:
+    """A `PrefixSource` that knows nothing and keeps what one forward shows it, to find out whether a cache is exact.
+
+    Args:
+        layer: the first prompt layer.
+        model: what is trained; inside the probe's context, the modules that run before the prompts are noted.
+    """
+
+    def __init__(self, layer: int, model: nn.Module) -> None:
+        self.layer = layer
+        self.model = model
+        self.states: torch.Tensor | None = None
+        self._learning: list[str] = []
+
+    def __enter__(self) -> PrefixProbe:
+        self._handles = [
+            module.register_forward_pre_hook(partial(self._note, name))
+            for name, module in self.model.named_modules()
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+        ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.states is None:
+            self._learning.append(name)
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        """Nothing is known."""
+
+    def record(self, states: torch.Tensor) -> None:
+        """Keep the states."""
+        self.states = states.detach().clone()
+
+    def difference(self, other: PrefixProbe) -> str | None:
+        """Why the states of two forwards over the same batch do not allow a cache, or None if they do."""
+        if self._learning:
+            return f"{self._learning[0]} lies below the prompts and is trained"
+        if self.states is None or other.states is None:
+            return "the model's forward does not reach the prompts with input_ids"
+        if not torch.allclose(self.states, other.states, rtol=1e-5, atol=1e-6):
+            return "layers below the prompts give other states each time (is their dropout on?)"
+        return None
+
+
+@dataclass
+class Numbered:
+    """A dataset whose examples carry their number in the cache, in the column `prefix_row`.
+
+    Attributes:
+        dataset: with a length and an index, of dictionaries.
+        first: number of its first example.
+    """
+
+    dataset: Any
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.dataset[index], ROW: self.first + index}
+
+
+def number_examples(dataset: Any, first: int) -> Any:
+    """The dataset with a column `prefix_row` that counts from `first`."""
+    if hasattr(dataset, "add_column") and hasattr(dataset, "column_names"):
+        return dataset.add_column(ROW, np.arange(first, first + len(dataset)))
+    return Numbered(dataset, first)
+
+
+@dataclass(frozen=True)
+class NumberedCollator:
+    """A collator that carries the numbers of the examples past another one, which knows nothing of them."""
+
+    collator: Any
+
+    def __call__(self, features: list[dict[str, Any]]) -> Any:
+        """The other collator's batch, and `prefix_row` (batch,) if every example has one."""
+        rows = [feature.get(ROW) for feature in features]
+        batch = self.collator([{name: value for name, value in one.items() if name != ROW} for one in features])
+        if all(row is not None for row in rows):
+            batch[ROW] = torch.tensor([int(cast(int, row)) for row in rows])
+        return batch
+
+
+def fingerprint(base_model: nn.Module, first_layer: int, table: TokenTable, layers: nn.ModuleList) -> str:
+    """A hash of everything the states at a layer depend on: frozen weights, configuration, tokens and the layer.
+
+    Tokens stand for text, tokenizer and length limit. Weights of the blocks from `first_layer` on do not count.
+    """
+    digest = hashlib.blake2b(digest_size=32)
+    config: Any = base_model.config
+    implementation = getattr(config, "_attn_implementation", None)
+    digest.update(repr((first_layer, config.to_json_string(), implementation, transformers.__version__)).encode())
+    above = {id(parameter) for layer in layers[first_layer:] for parameter in layer.parameters()}
+    for name, parameter in base_model.named_parameters():
+        if id(parameter) not in above and not parameter.requires_grad:
+            digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
+            digest.update(_bytes(parameter.detach().cpu()))
+    for tensor in (table.tokens, table.lengths, table.types):
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _columns(dataset: Any, names: tuple[str, ...]) -> Iterable[dict[str, Any]]:
+    """The examples, of a table with these of its columns only."""
+    if hasattr(dataset, "select_columns") and hasattr(dataset, "column_names"):
+        return dataset.select_columns([name for name in names if name in dataset.column_names]).with_format(None)
+    return (dataset[index] for index in range(len(dataset)))
+
+
+def _holds(folder: Path, about: dict[str, Any]) -> bool:
+    try:
+        return json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")) == about
+    except (OSError, ValueError):
+        return False
+
+
+def _create(folder: Path, about: dict[str, Any], size: int, examples: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        shutil.rmtree(folder)
+        raise OSError(f"{size_in_words(size)} are needed in {folder.parent}, where {size_in_words(free)} are free")
+    with (folder / STATES_FILE).open("wb") as file:
+        file.truncate(size)
+    (folder / FILLED_FILE).write_bytes(bytes(examples))
+    # Written last: without it, the folder is no cache.
+    (folder / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    array: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(array)
+
+
+def size_in_words(size: float) -> str:
+    """A number of bytes for people: 12 MB, 3.4 GB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

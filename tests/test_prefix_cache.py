@@ -1,0 +1,299 @@
+"""The prefix cache in training: the same losses, what it keeps where, and when it is not used."""
+
+import json
+import resource
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import TrainerCallback, TrainingArguments
+
+from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune.errors import InputError
+from sptune.prefix_cache import ABOUT_FILE, PrefixCache, PrefixCacheSettings, TokenTable, fingerprint
+from sptune.tasks.encoding import PaddingCollator
+
+FILE_LIMIT = 4_000
+
+
+def build_examples(size, causal=False):
+    noise = torch.Generator().manual_seed(5)
+    rows = []
+    for index in range(size):
+        tokens = torch.randint(5, 100, (3 + index % 6,), generator=noise).tolist()
+        rows.append({"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": index % 3})
+    return rows
+
+
+class Losses(TrainerCallback):
+    """Keeps the training loss of every step."""
+
+    def __init__(self):
+        self.values = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.values += [logs[name] for name in ("loss", "eval_loss") if name in logs]
+
+
+class BlocksRun(TrainerCallback):
+    """Counts, epoch by epoch, how often the lowest block ran."""
+
+    def __init__(self, network):
+        self.by_epoch = [0]
+        network.base_model.backbone.layers[0].base_layer.register_forward_hook(self.count)
+
+    def count(self, *args):
+        self.by_epoch[-1] += 1
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.by_epoch.append(0)
+
+
+@pytest.fixture
+def build_trainer(build_backbone, build_config, tmp_path):
+    """``build_trainer(case, prefix_cache, **options)``: on a tiny classifier with prompts at layers 2 and 3."""
+
+    def build(case, prefix_cache, *, examples=None, head="classifier", prompt_layers=(2, 3), trainer=None, **options):
+        torch.manual_seed(3)
+        network = get_peft_model(build_backbone(case, head), build_config(case, head, prompt_layers=[*prompt_layers]))
+        usual = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+        silent = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+        args = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **{**usual, **silent, **options})
+        examples = build_examples(16) if examples is None else examples
+        losses = Losses()
+        made = SPTTrainer(
+            network, args, train_dataset=examples, eval_dataset=examples[:6] if isinstance(examples, list) else None,
+            data_collator=PaddingCollator(0, left=False), callbacks=[losses], prefix_cache=prefix_cache,
+            **(trainer or {}),
+        )  # fmt: skip
+        made.losses = losses
+        return made
+
+    return build
+
+
+@pytest.mark.parametrize("settings", [PrefixCacheSettings(), PrefixCacheSettings(memory=0)], ids=["memory", "file"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_with_and_without_gives_the_same_losses(build_trainer, some_case, settings, accumulate):
+    values = []
+    for cache in (None, settings):
+        trainer = build_trainer(some_case, cache, gradient_accumulation_steps=accumulate, eval_strategy="epoch")
+        runs = BlocksRun(trainer.model)
+        trainer.add_callback(runs)
+        trainer.train()
+        values.append(trainer.losses.values)
+        # The first evaluation comes after the end of the first epoch.
+        assert (runs.by_epoch[2] == 0) == (cache is not None), "texts seen before leave the lower layers alone"
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_a_table_of_datasets_is_cached_too(build_trainer, bert):
+    data = Dataset.from_list(build_examples(16))
+    values = []
+    for cache in (None, PrefixCacheSettings()):
+        trainer = build_trainer(bert, cache, examples=data)
+        trainer.train()
+        assert trainer.train_dataset is data
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_a_language_models_own_loss_is_cached_too(build_trainer, some_causal_case):
+    examples = build_examples(8)
+    for example in examples:
+        example["labels"] = [-100, *example["input_ids"][1:]]
+
+    def collate(rows):
+        batch = PaddingCollator(0, left=False)([{**row, "labels": 0} for row in rows])
+        labels = [torch.tensor(row["labels"]) for row in rows]
+        return {**batch, "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)}
+
+    values = []
+    for cache in (None, PrefixCacheSettings()):
+        trainer = build_trainer(some_causal_case, cache, examples=examples, head="lm")
+        trainer.data_collator = collate
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("searcher", ["spt_darts", "darts"])
+def test_a_search_reads_below_its_lowest_candidate(build_backbone, build_config, bert, tmp_path, searcher):
+    histories, runs = [], []
+    for cache in (None, PrefixCacheSettings()):
+        torch.manual_seed(3)
+        config = build_config(bert, "classifier", prompt_layers="search", candidate_layers=[2, 3])
+        network = get_peft_model(build_backbone(bert, "classifier"), config)
+        runs.append(BlocksRun(network))
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, report_to="none", use_cpu=True,
+            save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        result = search_prompt_layers(
+            network, build_examples(16), args, SearchConfig(searcher=searcher, num_prompt_layers=1),
+            data_collator=PaddingCollator(0, left=False), prefix_cache=cache,
+        )  # fmt: skip
+        histories.append([entry["gates"] + [entry["weight_loss"]] for entry in result.history])
+    torch.testing.assert_close(torch.tensor(histories[0]), torch.tensor(histories[1]), rtol=1e-5, atol=1e-7)
+    assert sum(runs[1].by_epoch) < sum(runs[0].by_epoch)
+
+
+def test_an_interrupted_training_resumes_with_its_file(build_trainer, bert, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 6:
+                raise KeyboardInterrupt
+
+    settings, saving = PrefixCacheSettings(memory=0), {"save_strategy": "steps", "save_steps": 2, "seed": 1}
+    whole = build_trainer(bert, None, **saving)
+    whole.train()
+    broken = build_trainer(bert, settings, **saving)
+    broken.add_callback(Stop())
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    (kept,) = (tmp_path / "out").glob("prefix-cache-*")
+    assert (kept / ABOUT_FILE).is_file()
+    resumed = build_trainer(bert, settings, **saving)
+    runs = BlocksRun(resumed.model)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-6"))
+    assert sum(runs.by_epoch) <= 2, "only the check of the first batch runs the lower layers"
+    assert not kept.exists(), "a finished training leaves no cache behind"
+    torch.testing.assert_close(
+        torch.tensor(resumed.losses.values), torch.tensor(whole.losses.values[-len(resumed.losses.values) :]),
+        rtol=1e-5, atol=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["weights", "tokens", "layer"])
+def test_a_stale_file_is_not_used(build_network, bert, tmp_path, change):
+    def key(network, examples):
+        backbone = network.base_model.backbone
+        return fingerprint(
+            backbone.base_model, network.base_model.candidate_layers[0], TokenTable.of([examples]), backbone.layers
+        )
+
+    examples = build_examples(4)
+    before = key(build_network(bert, prompt_layers=[2]), examples)
+    assert key(build_network(bert, prompt_layers=[2], generator="static"), examples) == before
+    network = build_network(bert, prompt_layers=[1 if change == "layer" else 2])
+    if change == "weights":
+        with torch.no_grad():
+            next(network.base_model.backbone.layers[0].parameters()).view(-1)[0] += 1e-3
+    if change == "tokens":
+        examples[3]["input_ids"][0] += 1
+    assert key(network, examples) != before
+
+
+def test_a_file_without_its_description_is_made_anew(tmp_path):
+    table = TokenTable.of([build_examples(3)])
+    first = PrefixCache(2, table, 4, torch.float32, tmp_path, "key")
+    first.write(torch.tensor([1]), first.table.starts[1] + torch.arange(4), torch.ones(4, 4))
+    first.close(remove=False)
+    again = PrefixCache(2, table, 4, torch.float32, tmp_path, "key")
+    assert again.filled.tolist() == [False, True, False]
+    assert again.states[again.table.starts[1]].tolist() == [1.0] * 4
+    again.close(remove=False)
+    (again.folder / ABOUT_FILE).write_text(json.dumps({"key": "other"}))
+    assert not PrefixCache(2, table, 4, torch.float32, tmp_path, "key").filled.any()
+
+
+class FullDisk(TrainerCallback):
+    """Lets no file grow once training has begun."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_a_full_disk_leaves_training_as_it_was(build_trainer, bert, caplog, when):
+    expected = build_trainer(bert, None)
+    expected.train()
+    trainer = build_trainer(bert, PrefixCacheSettings(memory=0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if when == "before":
+            FullDisk().on_train_begin(None, None, None)
+        else:
+            trainer.add_callback(FullDisk())
+        trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "training goes on without" in caplog.text
+    torch.testing.assert_close(
+        torch.tensor(trainer.losses.values), torch.tensor(expected.losses.values), rtol=1e-5, atol=0
+    )
+
+
+def test_a_shorter_number_format_takes_less(build_trainer, bert):
+    exact, short = (build_trainer(bert, PrefixCacheSettings(dtype=dtype)) for dtype in (None, "bfloat16"))
+    assert short.plan_prefix_cache().size * 2 == exact.plan_prefix_cache().size
+    for trainer in (exact, short):
+        trainer.train()
+    torch.testing.assert_close(torch.tensor(short.losses.values), torch.tensor(exact.losses.values), rtol=0.05, atol=0)
+
+
+def test_the_plan_says_how_much_and_where(build_trainer, bert, tmp_path):
+    tokens = sum(len(example["input_ids"]) for example in build_examples(16) + build_examples(16)[:6])
+    plan = build_trainer(bert, PrefixCacheSettings(memory=0)).plan_prefix_cache()
+    assert plan.size == tokens * 32 * 4
+    assert "layers 0 to 1 run once for each text" in str(plan)
+    assert str(tmp_path) in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"prompt_layers": [0, 2]}, "layer 0"), ({"prefix_cache": None}, "turned off")],
+    ids=str,
+)
+def test_why_there_is_no_cache(build_trainer, bert, options, reason):
+    trainer = build_trainer(bert, options.pop("prefix_cache", PrefixCacheSettings()), **options)
+    assert reason in str(trainer.plan_prefix_cache())
+
+
+def test_dropout_below_the_prompts_gives_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, PrefixCacheSettings())
+    dropout = trainer.model.base_model.backbone.base_model.embeddings.dropout
+    dropout.p = 0.5
+    dropout.train = lambda mode=True: dropout  # someone turned it on for good
+    type(dropout).__setattr__(dropout, "training", True)
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.model.base_model.train = lambda mode=True: trainer.model.base_model
+    trainer.train()
+    assert "dropout" in caplog.text
+    assert runs.by_epoch[1] > 0
+
+
+def test_trained_embeddings_give_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer.model.get_base_model().bert.embeddings.requires_grad_(True)
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert "is trained" in caplog.text
+    assert runs.by_epoch[1] > 0
+
+
+def test_tokens_that_change_from_epoch_to_epoch_are_computed(build_trainer, bert):
+    """A collator that masks at random must not be answered from the cache."""
+    values = []
+    for cache in (None, PrefixCacheSettings()):
+        trainer = build_trainer(bert, cache)
+        noise, collate = torch.Generator().manual_seed(0), trainer.data_collator
+
+        def masking(rows, collate=collate, noise=noise):
+            batch = collate(rows)
+            drawn = torch.rand(batch["input_ids"].shape, generator=noise) < 0.3
+            return {**batch, "input_ids": batch["input_ids"].masked_fill(drawn, 4)}
+
+        trainer.data_collator = masking
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [{"memory": -1}, {"dtype": "int8"}], ids=str)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(InputError, match=f"prefix_cache_{next(iter(wrong))}"):
+        PrefixCacheSettings(**wrong)
