@@ -9,6 +9,8 @@ import inspect
 import json
 import logging
 import os
+import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from sptune.errors import InputError, SptuneError
-from sptune.options import RunOptions
+from sptune.options import ORIGIN, RunOptions
 from sptune.outputs import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
@@ -135,10 +137,28 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except SptuneError as error:
-            messages.print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
+            messages.print(f"[bold red]Error:[/] {escape(_in_flags(str(error)))}", soft_wrap=True)
             raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED) from None
 
     return wrapped
+
+
+_FLAGS = {
+    field.name: "--" + (field.metadata["flag"] or field.name.replace("_", "-"))
+    for field in dataclasses.fields(RunOptions)
+}
+_OPTION = re.compile(rf"(?<![\w./'-])({'|'.join(_FLAGS)})(=(?=\S)|(?![\w=./'-]))")
+
+
+def _in_flags(message: str) -> str:
+    """A message that speaks of options by their names in Python, in the words of the command line."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, sign = found.groups()
+        # Without a value, a name such as "data" is more likely just a word.
+        return f"{_FLAGS[name]} " if sign else _FLAGS[name] if "_" in name else name
+
+    return _OPTION.sub(flag, message.removeprefix(f"{ORIGIN}: "))
 
 
 def _quiet_libraries() -> None:
@@ -149,6 +169,7 @@ def _quiet_libraries() -> None:
     logging.basicConfig(
         level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
     )
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -168,7 +189,8 @@ def _add_run_command(verb: str, text: str) -> None:
             begun = read_config(config)
             RunOptions.from_mapping(begun, str(config))
         output = values.get("output_dir", begun.get("output_dir"))
-        again = f"sptune {verb} --output {output} --resume" if output else None
+        sptune = "sptune" if shutil.which("sptune") else f"{sys.executable} -m sptune"
+        again = f"{sptune} {verb} --output {output} --resume" if output else None
         with _running(again) as stages:
             from sptune import pipeline
 

@@ -56,6 +56,14 @@ class BackboneSource:
         given = {"gguf_file": self.gguf_file, "revision": self.revision}
         return {name: value for name, value in given.items() if value is not None}
 
+    def python_files(self) -> str:
+        """The same as they stand behind other arguments in Python."""
+        return "".join(f", {name}={value!r}" for name, value in self.files().items())
+
+    def python_tokenizer(self) -> str:
+        """A Python expression that loads the tokenizer, for the model card."""
+        return f"AutoTokenizer.from_pretrained({self.model!r}{self.python_files()})"
+
 
 @dataclass(frozen=True)
 class BackboneSpec:
@@ -90,11 +98,11 @@ class BackboneSpec:
 
     def python(self) -> str:
         """A Python expression that loads this backbone, for the model card."""
-        files = "".join(f", {name}={value!r}" for name, value in self.source.files().items())
-        if self.pooling == "mean":
-            return f"MeanPooledClassifier.from_backbone({self.source.model!r}, num_labels={len(self.labels)}{files})"
+        files = self.source.python_files()
         if self.head == CLASSIFIER:
-            files = f", num_labels={len(self.labels)}{files}"
+            files = f", id2label={dict(enumerate(self.labels))}{files}"
+        if self.pooling == "mean":
+            return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
         return f"{_auto_class(self.head).__name__}.from_pretrained({self.source.model!r}{files})"
 
 
@@ -111,7 +119,7 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
         )
     if model is None:
         if gguf_file is None:
-            raise InputError("model is missing: name a hub id or a local folder (--model), or a --gguf-file.")
+            raise InputError("model is missing: name a hub id or a local folder (model=...), or a gguf_file.")
         file = Path(gguf_file)
         if not file.is_file():
             raise InputError(f"gguf_file={gguf_file!r}: there is no such file; give the path of a GGUF file.")
@@ -130,7 +138,7 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
     elif not (folder / "config.json").is_file():
         raise InputError(
             f"model={model!r}: the folder holds no config.json, so it is no transformers model; name the folder that "
-            "save_pretrained wrote, or a --gguf-file in it."
+            "save_pretrained wrote, or a gguf_file in it."
         )
     return BackboneSource(str(folder.resolve()), gguf_file, None, dtype)
 
@@ -242,7 +250,7 @@ def check_supported(config: PretrainedConfig, layers_path: str | None) -> None:
         raise InputError(
             f"Models of type {inner.model_type!r} are not in sptune's table of families "
             f"({', '.join(FAMILIES)}). If its blocks take hidden_states and attention_mask as Llama's or BERT's do, "
-            "name their list: --layers-path model.layers"
+            "name their list: layers_path=model.layers"
         )
     with torch.device("meta"):
         skeleton = AutoModel.from_config(inner)

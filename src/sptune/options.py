@@ -21,6 +21,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 # Options that say how to go about a run, not what the run is: they may change when a run is continued.
 CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints")
 
+# Where options come from that were given one by one, in errors.
+ORIGIN = "options"
+
 # What config.yaml holds besides options: records of the run, not read back.
 RECORDS = ("command", "versions", "data_files")
 
@@ -346,7 +349,7 @@ class RunOptions:
             InputError: none was given.
         """
         if not self.output_dir:
-            raise InputError("output_dir is missing: name a folder for what the run writes (--output FOLDER).")
+            raise InputError("output_dir is missing: name a folder for what the run writes (output_dir=FOLDER).")
         return Path(self.output_dir)
 
 

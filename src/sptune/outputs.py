@@ -184,12 +184,13 @@ def weight_bytes(adapter: Path) -> int:
     return sum(file.stat().st_size for file in adapter.glob("adapter_model*"))
 
 
-def model_card(base: dict[str, Any], load: str, task: dict[str, Any], metrics: dict[str, Any]) -> str:
+def model_card(base: dict[str, Any], load: str, tokenizer: str, task: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The adapter's README.md: what it is, what it scored, and how to load it.
 
     Args:
         base: the backbone's description, as task.json keeps it.
         load: the Python expression that loads the backbone.
+        tokenizer: the one that loads its tokenizer.
         task: the task, as task.json keeps it.
         metrics: what the run measured.
     """
@@ -202,9 +203,15 @@ def model_card(base: dict[str, Any], load: str, task: dict[str, Any], metrics: d
     }
     classes = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
     loader = classes.get(base["head"], "AutoModelForSequenceClassification")
-    imports = f"from transformers import {loader}"
+    imports = f"from transformers import {loader}, AutoTokenizer"
     if base["pooling"] == "mean":
-        imports = "from sptune.pooling import MeanPooledClassifier"
+        imports = "from transformers import AutoTokenizer\n\nfrom sptune import MeanPooledClassifier\n"
+    scoring = ""
+    if base["head"] not in classes and len(task["text_fields"]) == 1:
+        scoring = """
+batch = tokenizer(["A text."], return_tensors="pt")
+print(model.config.id2label[int(model(**batch).logits.argmax())])
+"""
     rows = "\n".join(_card_row(name, metrics) for name in ("train", "validation", "test"))
     asked = task["causal_template"] or task["template"] if base["head"] == "causal_lm" else task["template"]
     form = (
@@ -236,8 +243,11 @@ import sptune  # makes SPT known to PEFT
 from peft import PeftModel
 {imports}
 backbone = {load}
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder")
-```
+model = PeftModel.from_pretrained(backbone, "path/to/this/folder").eval()
+tokenizer = {tokenizer}
+{scoring}```
+
+Without `import sptune` PEFT says `KeyError: 'SPT'`.
 
 Or from the shell: `sptune predict --adapter path/to/this/folder --input texts.jsonl --output predictions.jsonl`
 """

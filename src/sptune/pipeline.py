@@ -31,7 +31,7 @@ from sptune.config import SPTConfig
 from sptune.errors import InputError, SptuneError
 from sptune.loading import CAUSAL_LM, CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
 from sptune.model import discretize
-from sptune.options import RunOptions
+from sptune.options import ORIGIN, RunOptions
 from sptune.preparation import Plan, prepare, search_config
 from sptune.progress import Monitor, StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
@@ -168,7 +168,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
     begun = Path(fields.get("output_dir") or "") / outputs.CONFIG_FILE
     if fields.get("resume") and fields.get("output_dir") and begun.exists():
         fields = {**outputs.read_config(begun), **fields}
-    return RunOptions.from_mapping(fields, "options")
+    return RunOptions.from_mapping(fields, ORIGIN)
 
 
 def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
@@ -407,8 +407,8 @@ def _metrics(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> dict[str, fl
     if not np.isfinite(scores).all():
         options = plan.options
         raise SptuneError(
-            "Training diverged: the class scores are no longer numbers. Lower --learning-rate (it was "
-            f"{options.learning_rate:g}) or --head-learning-rate (it was {options.head_learning_rate:g})."
+            "Training diverged: the class scores are no longer numbers. Lower learning_rate (it was "
+            f"{options.learning_rate:g}) or head_learning_rate (it was {options.head_learning_rate:g})."
         )
     return compute_metrics(plan.task, scores.argmax(-1), labels)
 
@@ -466,7 +466,9 @@ def _evaluate_and_save(
     if job.is_main:
         plan.monitor.stage("Saving")
         document = {"task": plan.task.to_dict(), "backbone": plan.spec.to_dict(), "max_length": plan.options.max_length}
-        card = outputs.model_card(plan.spec.to_dict(), plan.spec.python(), plan.task.to_dict(), metrics)
+        card = outputs.model_card(
+            plan.spec.to_dict(), plan.spec.python(), plan.spec.source.python_tokenizer(), plan.task.to_dict(), metrics
+        )
         adapter = plan.folder / outputs.ADAPTER_FOLDER
         metrics["adapter_bytes"] = outputs.write_adapter(adapter, network, document, card)
         rows = _prediction_rows(plan.task, plan.splits.test, scores[np.argsort(job.test_order)])
@@ -658,6 +660,11 @@ def _adapter_folder(adapter: str | Path) -> Path:
 
 def _task_document(folder: Path) -> dict[str, Any]:
     path = folder / outputs.TASK_FILE
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds an adapter without {outputs.TASK_FILE}, which says what its classes and its input are; use "
+            "one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
+        )
     document = outputs.read_json(path)
     missing = {"task", "backbone", "max_length"} - set(document if isinstance(document, dict) else ())
     if missing:

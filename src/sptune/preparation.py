@@ -165,7 +165,7 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     if set(options.label_words) != set(labels):
         raise InputError(
             f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}; "
-            "give one word for each class (--label-word CLASS=WORD)."
+            "give one word for each class (label_words)."
         )
     words = tuple(options.label_words[label] for label in labels)
     task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)
@@ -181,7 +181,7 @@ def _load_own(
 ) -> tuple[tuple[str, ...], Splits]:
     if not options.train_file and not options.data:
         raise InputError(
-            "There are no data to train on: give --train-file (and --validation-file, --test-file if you have them), a "
+            "There are no data to train on: give a train_file (and validation_file, test_file if you have them), a "
             f"Datasets name (--data), or a benchmark task (--task, one of {', '.join(BENCHMARK_TASKS)})."
         )
     return load_splits(
@@ -206,16 +206,16 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
             if options.head_pooling is not None:
                 raise InputError(
                     f"head_pooling={options.head_pooling!r} is for classifiers, and this is a verbalizer task, which "
-                    "trains no head; leave it out, or add --task-kind classifier."
+                    "trains no head; leave it out, or add task_kind=classifier."
                 )
             return BackboneSpec(source, head)
         if options.task_kind == "verbalizer" or options.template:
             raise InputError(
                 f"{source.model} brings no language-model head, which a verbalizer task reads; choose a masked or "
-                "causal language model, or make it a classifier (--task-kind classifier)."
+                "causal language model, or make it a classifier (task_kind=classifier)."
             )
     elif options.task_kind == "verbalizer":
-        raise InputError("task_kind='verbalizer' needs a template and label words (--template, --label-word).")
+        raise InputError("task_kind='verbalizer' needs a template and label words (template, label_words).")
     pooling = options.head_pooling or ("own" if is_causal(config) else "mean")
     return BackboneSpec(source, CLASSIFIER, pooling, task.labels)
 

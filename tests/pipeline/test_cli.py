@@ -103,13 +103,16 @@ def test_config_is_read_and_the_command_line_goes_before_it(
         (["fit", "--output", "{folder}"], "model is missing"),
         (["fit", "--no-such-option"], "No such option"),
         (["fit", "--batch-size", "many"], "--batch-size"),
-        (["fit", "--generator", "magic", "--output", "{folder}"], "choose one of"),
+        (["fit", "--generator", "magic", "--output", "{folder}"], "Error: --generator 'magic' is not allowed"),
+        (["fit", "--learning-rate", "-1"], "--learning-rate -1.0 is not allowed"),
+        (["fit", "--num-prompt-layers", "2", "--threshold", "0.5"], "--num-prompt-layers and threshold are different"),
+        (["fit", "--template", "{text} [MASK]"], "given without --label-word"),
         (["fit", "--config", "{folder}/missing.yaml"], "no such file"),
         (["fit", "--model", "m", "--train-file", "{folder}/missing.csv", "--output", "{folder}/o"], "missing.csv"),
         (["train", "--prompt-layers", "three"], "indices such as 3,5"),
         (["fit", "--label-word", "great"], "positive=great"),
         (["evaluate", "--adapter", "{folder}", "--test-file", "x.jsonl"], "holds no adapter"),
-        (["search"], "output_dir is missing"),
+        (["search"], "--output is missing"),
     ],
 )
 def test_wrong_input_leaves_with_2_and_says_why(
@@ -175,5 +178,5 @@ def test_accelerate_starts_it_as_a_module() -> None:
         [str(script), "launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no",
          "--dynamo_backend", "no", "-m", "sptune", "fit", "--model", "x"], capture_output=True, text=True,
     )  # fmt: skip
-    assert "output_dir is missing" in done.stderr
+    assert "--output is missing" in done.stderr
     assert done.returncode != 0

@@ -327,7 +327,7 @@ def test_verbalizer_needs_a_language_model_head(
 
 
 def test_diverged_training_says_so(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SptuneError, match="learning-rate"):
+    with pytest.raises(SptuneError, match="learning_rate"):
         train(
             **options, output_dir=tmp_path, prompt_layers=[0], head_baseline=False, learning_rate=1e30,
             head_learning_rate=1e30,

@@ -217,7 +217,7 @@ def _column_remedy(columns: Sequence[str]) -> str:
     if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|,"):
         return "The columns seem to be separated by another character; save as .csv with commas or as .tsv with tabs."
     return (
-        "Name the right column (--text-column, --label-column; in Python text_columns, label_column). A CSV or TSV "
+        "Name the right column (text_columns, label_column). A CSV or TSV "
         "file names its columns in its first line."
     )
 
@@ -234,7 +234,7 @@ def _report_unknown(
     remedy = "Use the same names or numbers for the classes everywhere, or " + (
         "put examples of it into the training data."
         if train_name
-        else "name the classes there are (--label; in Python labels)."
+        else "when you train, name the classes there are (labels=...)."
     )
     if len(unknown) > 1 and len(unknown) == count:
         names = ", ".join(map(repr, sorted({label for _, label in unknown})[:10]))

@@ -255,7 +255,7 @@ def _why_not_loaded(name: str, config: str | None, is_local: bool, error: Except
             "test), or was written by save_to_disk; or name the files one by one."
         )
     elif "config" in reason.lower():
-        remedy = "Name one of its configurations (--data-config; in Python data_config)."
+        remedy = "Name one of its configurations (data_config)."
     elif isinstance(error, ConnectionError):
         remedy = (
             "Without a network give a local folder instead, or files (train_file, validation_file, test_file); a "
