@@ -422,6 +422,7 @@ def _print_run(run: Run, as_json: bool) -> None:
             f"Trained parameters: {parameters['trainable']:,} ({parameters['generators']:,} in prompt generators), "
             f"of {parameters['total']:,} in all; adapter: {run.metrics['adapter_bytes']:,} bytes; "
             f"time: {run.metrics['seconds']['total']:.0f} s"
+            + (f", {run.metrics['search_share']:.0%} of it for the search" if "search" in run.metrics else "")
         )
         results.print(f"Adapter: {escape(str(run.adapter_dir))}")
     results.print(f"Everything else: {escape(str(run.output_dir))}")

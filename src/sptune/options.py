@@ -19,7 +19,7 @@ SEARCHERS = ("spt_darts", "darts", "all", "middle", "first")
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that say how to go about a run, not what the run is: they may change when a run is continued.
-CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints")
+CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "prefix_cache", "prefix_cache_memory")
 
 # Where options come from that were given one by one, in errors.
 ORIGIN = "options"
@@ -215,6 +215,10 @@ class RunOptions:
     gate_learning_rate: float | None = field(
         default=None, metadata=_about("Learning rate of the gates.", "Search", verbs=SEARCHING)
     )
+    gate_interval: int | None = field(
+        default=None,
+        metadata=_about("Move the gates in every so-many-th step; the others cost half.", "Search", verbs=SEARCHING),
+    )
 
     epochs: float | None = field(
         default=None,
@@ -239,6 +243,23 @@ class RunOptions:
         metadata=_about("Learning rate of a trained head. Default: 1e-2 on the masked mean, else 1e-3.", "Training"),
     )
     weight_decay: float = field(default=0.01, metadata=_about("AdamW's weight decay.", "Training"))
+    prefix_cache: bool = field(
+        default=True,
+        metadata=_about(
+            "Run the layers below the first prompt layer once for each text, and keep the result.", "Training"
+        ),
+    )
+    prefix_cache_memory: float = field(
+        default=4.0, metadata=_about("Keep up to this many GiB of it in memory, more in a file.", "Training")
+    )
+    prefix_cache_dtype: str | None = field(
+        default=None,
+        metadata=_about(
+            "Number format to keep it in. Default: the backbone's; a shorter one is not exact.",
+            "Training",
+            choices=DTYPES,
+        ),
+    )
     gradient_checkpointing: bool = field(
         default=False, metadata=_about("Trade time for memory in the backward pass.", "Training")
     )
@@ -279,6 +300,7 @@ class RunOptions:
             "phm_dim",
             "num_prompt_layers",
             "parameter_budget",
+            "gate_interval",
             "search_steps",
             "max_steps",
             "batch_size",
@@ -291,7 +313,7 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name}={value} is not allowed; give a number above 0.")
-        for name in ("weight_decay", "seed", "consistency_weight", "mixed_level_weight"):
+        for name in ("weight_decay", "seed", "consistency_weight", "mixed_level_weight", "prefix_cache_memory"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{name}={value} is not allowed; give 0 or more.")

@@ -32,6 +32,7 @@ from sptune.errors import InputError, SptuneError
 from sptune.loading import CAUSAL_LM, CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
 from sptune.model import discretize
 from sptune.options import ORIGIN, RunOptions
+from sptune.prefix_cache import PrefixCacheSettings
 from sptune.preparation import Plan, prepare, search_config
 from sptune.progress import Monitor, StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
@@ -271,7 +272,9 @@ def _search(job: _Job) -> tuple[SearchResult, PeftModel | None]:
                 data_collator=plan.encoder.collator,
                 callbacks=[StepCallback(plan.monitor)],
                 head_learning_rate=plan.options.head_learning_rate,
+                prefix_cache=_prefix_cache(job),
                 resume_from_checkpoint=_last_checkpoint(plan, "search"),
+                tell=plan.monitor.note,
             )
     if job.is_main:
         for name in outputs.GATES_FILES if result.history else ():
@@ -293,6 +296,7 @@ def _train(job: _Job, result: SearchResult | None, network: PeftModel | None) ->
             final = discretize(network, layers)
         trainer = _trainer(job, final, _arguments(job, "train", plan.max_steps))
         shown = ", ".join(map(str, final.base_model.candidate_layers))
+        plan.monitor.note(str(trainer.plan_prefix_cache()))
         plan.monitor.stage(f"Training prompts at layers {shown}", plan.max_steps)
         with _quiet_stdout():
             trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
@@ -381,7 +385,15 @@ def _trainer(
         compute_metrics=lambda outcome: _metrics(job.plan, outcome.predictions, outcome.label_ids),
         class_scores=class_scores,
         head_learning_rate=job.plan.options.head_learning_rate,
+        prefix_cache=_prefix_cache(job),
         callbacks=[StepCallback(job.plan.monitor)],
+    )
+
+
+def _prefix_cache(job: _Job) -> PrefixCacheSettings | None:
+    options = job.plan.options
+    return (
+        PrefixCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype) if options.prefix_cache else None
     )
 
 
@@ -662,8 +674,8 @@ def _task_document(folder: Path) -> dict[str, Any]:
     path = folder / outputs.TASK_FILE
     if not path.exists():
         raise InputError(
-            f"{folder} holds an adapter without {outputs.TASK_FILE}, which says what its classes and its input are; use "
-            "one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
+            f"{folder} holds an adapter without {outputs.TASK_FILE}, which says what its classes and its input are; "
+            "use one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
         )
     document = outputs.read_json(path)
     missing = {"task", "backbone", "max_length"} - set(document if isinstance(document, dict) else ())

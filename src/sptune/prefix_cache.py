@@ -11,13 +11,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from torch import nn
@@ -124,18 +125,9 @@ class TokenTable:
         Raises:
             KeyError: an example has no `input_ids`.
         """
-        rows, types = [], []
-        for dataset in datasets:
-            for example in _columns(dataset, ("input_ids", "attention_mask", "token_type_ids")):
-                ids, mask = torch.as_tensor(example["input_ids"]), example.get("attention_mask")
-                real = slice(None) if mask is None else torch.as_tensor(mask).bool()
-                rows.append(ids[real])
-                if example.get("token_type_ids") is not None:
-                    types.append(torch.as_tensor(example["token_type_ids"])[real])
-        lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        nothing = torch.zeros(0, dtype=torch.long)
-        tokens, token_types = (torch.cat([nothing, *parts]).long() for parts in (rows, types))
-        return cls(tokens, lengths.cumsum(0) - lengths, lengths, token_types)
+        columns = [_flat_columns(dataset) for dataset in datasets]
+        lengths, tokens, types = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        return cls(tokens, lengths.cumsum(0) - lengths, lengths, types)
 
     def positions(
         self, rows: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
@@ -404,11 +396,30 @@ def fingerprint(base_model: nn.Module, first_layer: int, table: TokenTable, laye
     return digest.hexdigest()
 
 
-def _columns(dataset: Any, names: tuple[str, ...]) -> Iterable[dict[str, Any]]:
-    """The examples, of a table with these of its columns only."""
+def _flat_columns(dataset: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lengths, `input_ids` and `token_type_ids` (or nothing) of all examples, padding left out."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
     if hasattr(dataset, "select_columns") and hasattr(dataset, "column_names"):
-        return dataset.select_columns([name for name in names if name in dataset.column_names]).with_format(None)
-    return (dataset[index] for index in range(len(dataset)))
+        table = dataset.select_columns([name for name in names if name in dataset.column_names])
+        arrow = table.with_format("arrow")[:]
+        lists = {name: pa.concat_arrays(arrow[name].chunks) for name in arrow.column_names}
+    else:
+        rows = [dataset[index] for index in range(len(dataset))]
+        lists = {name: pa.array([_plain(row[name]) for row in rows]) for name in names if rows and name in rows[0]}
+    lengths = torch.as_tensor(np.array(lists["input_ids"].value_lengths()), dtype=torch.long)
+    flat = {name: torch.as_tensor(np.array(column.flatten()), dtype=torch.long) for name, column in lists.items()}
+    types = flat.get("token_type_ids", lengths.new_empty(0))
+    mask = flat.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return lengths, flat["input_ids"], types
+    real = mask.bool()
+    example = torch.arange(len(lengths)).repeat_interleave(lengths)
+    lengths = torch.zeros_like(lengths).index_add_(0, example, mask.clamp_max(1))
+    return lengths, flat["input_ids"][real], types[real] if len(types) else types
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _holds(folder: Path, about: dict[str, Any]) -> bool:

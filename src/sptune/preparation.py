@@ -266,7 +266,14 @@ def _resolved(
         if path and Path(path).exists():
             chosen[name] = str(Path(path).resolve())
     search = search_config(options)
-    for name in ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight", "gate_learning_rate"):
+    for name in (
+        "consistency",
+        "consistency_weight",
+        "mask_probability",
+        "mixed_level_weight",
+        "gate_learning_rate",
+        "gate_interval",
+    ):
         chosen[name] = getattr(search, name)
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.searcher in LEARNED_SEARCHERS and selections == (None, None, None):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import pyarrow as pa
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
@@ -206,7 +208,7 @@ class SPTTrainer(Trainer):
             return PrefixPlan(reason="DeepSpeed, FSDP and DataParallel are not supported by it")
         try:
             self._tokens = TokenTable.of([self._dataset_at(place) for place in self._dataset_places()])
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, pa.ArrowException):
             return PrefixPlan(reason="the data are not a table of examples with input_ids")
         settings, backbone = self.prefix_cache, tuner.backbone
         dtype = next(backbone.layers.parameters()).dtype if settings.dtype is None else getattr(torch, settings.dtype)
@@ -413,7 +415,7 @@ class SPTSearchTrainer(SPTTrainer):
     one of the gate half: backward on the gate batch, set the alpha gradients aside, restore the weight gradients
     gathered so far, backward on the weight batch. Before the optimiser steps, each alpha gets
     g_alpha = grad L_gate + lambda_m grad L_weight in place (DARTS: lambda_m = 0). In the first `warmup_ratio` of the
-    steps there is no gate batch and no alpha moves.
+    steps, and between those that `gate_interval` says, there is no gate batch and no alpha moves.
 
     In SPT-DARTS each example stands twice in its batch, under independent layer masks, and a consistency penalty joins
     both losses.
@@ -490,13 +492,39 @@ class SPTSearchTrainer(SPTTrainer):
             _check_checkpoint(get_last_checkpoint(self.args.output_dir) if last else resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def estimate_seconds(self) -> float:
+        """What the search will take, from a few timed passes that leave no trace; to be called before `train`."""
+        size, model = self.args.per_device_train_batch_size, cast(nn.Module, self.model)
+        dataset = cast(Any, self.train_dataset)
+        total = len(dataset)
+        # Spread over the data, because a batch's cost goes with its longest text.
+        inputs = self.data_collator([dataset[index] for index in range(0, total, max(total // size, 1))][:size])
+        model.to(self.args.device).train()
+        seconds = []
+        with torch.random.fork_rng():
+            for _ in range(3):
+                started = time.monotonic()
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(inputs))
+                loss.backward()
+                loss.item()  # waits for an accelerator
+                seconds.append(time.monotonic() - started)
+        model.zero_grad()
+        self._begin_anew()
+        micro_batches = self.args.gradient_accumulation_steps
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = math.ceil(self.args.num_train_epochs * total / (size * micro_batches * self.args.world_size))
+        gate_steps = math.ceil((steps - self._warmup_steps(steps)) / self.search.gate_interval)
+        return min(seconds[1:]) * micro_batches * (steps + gate_steps)
+
     # The step
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Both backward passes of one micro-batch; see the class for their order."""
-        if self._warming_up():
+        if not self._gates_move():
             loss = self._backward("weight", model, inputs, num_items_in_batch)
             for alpha in self._alphas:
                 alpha.grad = None
@@ -522,7 +550,7 @@ class SPTSearchTrainer(SPTTrainer):
 
     def _finish_step(self) -> None:
         """Put g_alpha in place and record the losses, now that every micro-batch of the step has been through."""
-        if not self._warming_up():
+        if self._gates_move():
             for alpha, gate_part, weight_part in zip(
                 self._alphas, self._alpha_gradients["gate"], self._alpha_gradients["weight"], strict=True
             ):
@@ -539,9 +567,13 @@ class SPTSearchTrainer(SPTTrainer):
         self._losses: dict[str, torch.Tensor] = {}
         self._mask_draws = 0
 
-    def _warming_up(self) -> bool:
-        warmup_steps = min(round(self.search.warmup_ratio * self.state.max_steps), self.state.max_steps - 1)
-        return self.state.global_step < warmup_steps
+    def _gates_move(self) -> bool:
+        """Whether this step moves the gates: after the warm-up, every `gate_interval`-th does."""
+        beyond = self.state.global_step - self._warmup_steps(self.state.max_steps)
+        return beyond >= 0 and beyond % self.search.gate_interval == 0
+
+    def _warmup_steps(self, steps: int) -> int:
+        return min(round(self.search.warmup_ratio * steps), steps - 1)
 
     # Losses
 
@@ -650,7 +682,7 @@ class SPTSearchTrainer(SPTTrainer):
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """A step's micro-batches of the weight half; as many of the gate half are laid aside for it."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not self._warming_up():
+        if self._gates_move():
             if self._gate_iterator is None:
                 self._gate_iterator = self._iterate_gate_batches(self.gate_history.gate_batches)
             with torch.random.fork_rng(devices=[]):  # starting a data loader draws from the global random state

@@ -162,6 +162,32 @@ def test_train_takes_given_layers(options: dict[str, Any], tmp_path: Path) -> No
     }  # fmt: skip
 
 
+class Notes(Monitor):
+    """Keeps what the user is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], tmp_path: Path) -> None:
+    notes = Notes()
+    fit(**options, output_dir=tmp_path / "run", candidate_layers=[1, 2], head_baseline=False, monitor=notes)
+    assert any(text.startswith("The search will take about") for text in notes.texts)
+    assert sum(text.startswith("Prefix cache: layer") for text in notes.texts) == 2
+
+
+def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_path: Path) -> None:
+    runs, notes = [], Notes()
+    for name, cache in (("with", True), ("without", False)):
+        runs.append(train(**options, output_dir=tmp_path / name, prompt_layers=[2], prefix_cache=cache, monitor=notes))
+    assert "No prefix cache: it is turned off." in notes.texts
+    scores = [[row["scores"]["good"] for row in read_lines(run.output_dir / "predictions.jsonl")] for run in runs]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
     run = fit(**options, output_dir=tmp_path / "run", searcher="middle", head_baseline=False)
     assert run.prompt_layers == [1]

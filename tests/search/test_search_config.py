@@ -22,6 +22,7 @@ def test_round_trip_through_a_dictionary():
         ("mask_probability", 1.0),
         ("mixed_level_weight", -0.5),
         ("gate_learning_rate", 0.0),
+        ("gate_interval", 0),
         ("warmup_ratio", 1.0),
         ("gate_fraction", 0.0),
         ("gate_fraction", "half"),

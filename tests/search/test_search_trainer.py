@@ -421,3 +421,26 @@ def test_a_gate_half_below_one_batch_is_refused(build_search_network, examples, 
             per_device_train_batch_size=8,
             dataloader_drop_last=True,
         )
+
+
+def test_between_gate_steps_the_gates_rest_and_no_gate_batch_is_drawn(build_search_network, bert, examples, train):
+    search = SearchConfig(gate_interval=3, warmup_ratio=0.2, num_prompt_layers=1)
+    trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, max_steps=10)
+    before = [torch.full_like(recorder.gates[0], 0.5), *recorder.gates]
+    moved = [not torch.equal(now, then) for then, now in zip(before, recorder.gates, strict=False)]
+    assert moved == [step in (2, 5, 8) for step in range(10)]
+    assert trainer.gate_history.gate_batches == 3
+
+
+def test_pricing_a_search_leaves_no_trace(build_search_network, bert, examples, train, build_args, collate):
+    class Priced(RecordingTrainer):
+        def train(self, *args, **kwargs):
+            self.price = self.estimate_seconds()
+            return super().train(*args, **kwargs)
+
+    search, gates = SearchConfig(num_prompt_layers=1), []
+    for kind in (RecordingTrainer, Priced):
+        trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, kind, max_steps=4)
+        gates.append(torch.stack(recorder.gates))
+    assert trainer.price > 0
+    assert torch.equal(*gates)

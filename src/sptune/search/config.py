@@ -33,6 +33,7 @@ class SearchConfig:
         mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
         mixed_level_weight: lambda_m, how much of the weight half's gate gradient joins the gate half's.
         gate_learning_rate: constant learning rate of the gate parameters alpha.
+        gate_interval: after the warm-up, the gates move in every so-many-th step; the steps between cost half.
         warmup_ratio: share of the steps, from the first on, in which only the weights learn.
         gate_fraction: share of the training data held out for the gates.
         seed: seed of the data's split and of the layer masks.
@@ -50,6 +51,7 @@ class SearchConfig:
     mask_probability: float = 0.7
     mixed_level_weight: float = 1.0
     gate_learning_rate: float = 5e-2
+    gate_interval: int = 1
     warmup_ratio: float = 0.45
     gate_fraction: float = 0.5
     seed: int = 0
@@ -71,8 +73,8 @@ class SearchConfig:
                 f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
                 f"leave {name} out, or search with one of {', '.join(LEARNED_SEARCHERS)}."
             )
-        for name in ("num_prompt_layers", "parameter_budget"):
-            value = criteria.get(name, 1)
+        for name in ("num_prompt_layers", "parameter_budget", "gate_interval"):
+            value = 1 if getattr(self, name) is None else getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"{name}={value!r} is not allowed; choose a whole number of at least 1.")
         if self.threshold is not None:

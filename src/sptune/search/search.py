@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft import PeftModel
@@ -39,6 +40,7 @@ def search_prompt_layers(
     head_learning_rate: float | None = None,
     prefix_cache: PrefixCacheSettings | None = PrefixCacheSettings(),  # noqa: B008 (it is frozen)
     resume_from_checkpoint: str | bool | None = None,
+    tell: Callable[[str], None] = logger.info,
 ) -> SearchResult:
     """Train the gates of a search network and choose the prompt layers by them.
 
@@ -56,6 +58,7 @@ def search_prompt_layers(
         prefix_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
             `args.output_dir`.
+        tell: called before the search begins with what it will cost, and with what is cached.
 
     Raises:
         InputError: the network is no search network, or the layers asked for do not fit its candidates.
@@ -82,6 +85,9 @@ def search_prompt_layers(
         head_learning_rate=head_learning_rate,
         prefix_cache=prefix_cache,
     )
+    tell(str(trainer.plan_prefix_cache()))
+    if not resume_from_checkpoint:
+        tell(f"The search will take about {_in_words(trainer.estimate_seconds())} on this machine.")
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     gates = tuner.gate_values().tolist()
     prompt_layers = select_layers(gates, candidates, **criterion)
@@ -96,6 +102,10 @@ def search_prompt_layers(
         seconds=trainer.gate_history.seconds,
         steps=trainer.state.global_step,
     )
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:

@@ -216,10 +216,7 @@ def _found_columns(columns: Sequence[str]) -> str:
 def _column_remedy(columns: Sequence[str]) -> str:
     if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|,"):
         return "The columns seem to be separated by another character; save as .csv with commas or as .tsv with tabs."
-    return (
-        "Name the right column (text_columns, label_column). A CSV or TSV "
-        "file names its columns in its first line."
-    )
+    return "Name the right column (text_columns, label_column). A CSV or TSV file names its columns in its first line."
 
 
 def _report_unknown(
