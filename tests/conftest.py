@@ -187,6 +187,12 @@ def some_causal_case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture
+def family_case() -> Callable[[str], Case]:
+    """``family_case(name)``: a family under its first attention implementation."""
+    return lambda name: Case(name, FAMILIES[name].attention[0])
+
+
+@pytest.fixture
 def bert() -> Case:
     return Case("bert", "sdpa")
 
