@@ -118,6 +118,15 @@ def test_a_language_models_own_loss_is_cached_too(build_trainer, some_causal_cas
     torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
 
 
+def test_bf16_autocast_gives_the_same_losses_with_and_without(build_trainer, some_case):
+    values = []
+    for cache in (None, PrefixCacheSettings()):
+        trainer = build_trainer(some_case, cache, bf16=True)
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=2e-2, atol=0)
+
+
 @pytest.mark.parametrize("searcher", ["spt_darts", "darts"])
 def test_a_search_reads_below_its_lowest_candidate(build_backbone, build_config, bert, tmp_path, searcher):
     histories, runs = [], []

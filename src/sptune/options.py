@@ -243,6 +243,10 @@ class RunOptions:
         metadata=_about("Learning rate of a trained head. Default: 1e-2 on the masked mean, else 1e-3.", "Training"),
     )
     weight_decay: float = field(default=0.01, metadata=_about("AdamW's weight decay.", "Training"))
+    bf16: bool = field(
+        default=False,
+        metadata=_about("Compute in bfloat16 where that is safe (autocast); trained weights stay float32.", "Training"),
+    )
     prefix_cache: bool = field(
         default=True,
         metadata=_about(

@@ -361,6 +361,7 @@ def _arguments(
         label_names=["labels"],
         dataloader_pin_memory=not on_cpu(),
         seed=options.seed,
+        bf16=options.bf16,
         **more,
     )
 

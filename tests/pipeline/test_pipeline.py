@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors import safe_open
 
 from sptune import SPTConfig
 from sptune.errors import InputError, SptuneError
@@ -186,6 +187,13 @@ def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_
     assert "No prefix cache: it is turned off." in notes.texts
     scores = [[row["scores"]["good"] for row in read_lines(run.output_dir / "predictions.jsonl")] for run in runs]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> None:
+    run = fit(**{**options, "max_steps": 40}, output_dir=tmp_path / "run", bf16=True, candidate_layers=[1, 2])
+    assert run.metrics["train"]["accuracy"] > 0.8
+    weights = safe_open(run.adapter_dir / "adapter_model.safetensors", "pt")
+    assert all(weights.get_tensor(name).dtype == torch.float32 for name in weights.keys())  # noqa: SIM118
 
 
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
