@@ -47,7 +47,7 @@ SPLITS = ("train", "validation", "test")
 HEADS = ("classifier", "score")
 
 # Enough of a large training set to see how well it was learned.
-MOST_TRAIN_EVALUATED = 1000
+MOST_TRAIN_EVALUATED = 500
 
 Encoded = dict[str, Any]
 

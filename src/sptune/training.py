@@ -497,8 +497,11 @@ class SPTSearchTrainer(SPTTrainer):
         size, model = self.args.per_device_train_batch_size, cast(nn.Module, self.model)
         dataset = cast(Any, self.train_dataset)
         total = len(dataset)
-        # Spread over the data, because a batch's cost goes with its longest text.
-        inputs = self.data_collator([dataset[index] for index in range(0, total, max(total // size, 1))][:size])
+        some = [dataset[index] for index in range(0, total, max(total // (8 * size), 1))]
+        if isinstance(self._get_train_sampler(), EpochSampler):  # batches hold texts of like length
+            some.sort(key=lambda example: len(example["input_ids"]))
+        middle = max(len(some) - size, 0) // 2
+        inputs = self.data_collator(some[middle : middle + size])
         model.to(self.args.device).train()
         seconds = []
         with torch.random.fork_rng():
