@@ -92,6 +92,7 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "SmolLM2-135M": (smollm2, 4),
     "RoBERTa-large shape": (roberta_large_shape, 8),
 }
+ROUNDS = {"MiniLM-L6": 15, "SmolLM2-135M": 5, "RoBERTa-large shape": 3}
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
@@ -485,7 +486,7 @@ def main() -> None:
     for name, length in places:
         if (name, length) in done:
             continue
-        rounds = given.rounds or (3 if name.startswith("RoBERTa") else 15)
+        rounds = given.rounds or ROUNDS[name]
         results["settings"].append(run_setting(name, length, rounds, given.quick))
         results |= ratios(results["settings"])
         given.json.write_text(json.dumps(results, indent=2) + "\n")
