@@ -147,7 +147,8 @@ _FLAGS = {
     field.name: "--" + (field.metadata["flag"] or field.name.replace("_", "-"))
     for field in dataclasses.fields(RunOptions)
 }
-_OPTION = re.compile(rf"(?<![\w./'-])({'|'.join(_FLAGS)})(=(?=\S)|(?![\w=./'-]))")
+# What stands in quotation marks is the user's own and stays.
+_OPTION = re.compile(rf"(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?<![\w./-])({'|'.join(_FLAGS)})(=(?=\S)|(?![\w=./-]))")
 
 
 def _in_flags(message: str) -> str:
@@ -155,6 +156,8 @@ def _in_flags(message: str) -> str:
 
     def flag(found: re.Match[str]) -> str:
         name, sign = found.groups()
+        if name is None:
+            return found[0]
         # Without a value, a name such as "data" is more likely just a word.
         return f"{_FLAGS[name]} " if sign else _FLAGS[name] if "_" in name else name
 

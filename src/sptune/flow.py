@@ -126,13 +126,34 @@ class PromptFlow:
         adapter = None if source is None else top.prompting_adapter()
         if source is None or adapter is None or self.settings[adapter].layers[0] != source.layer:
             return None
-        if input_ids is None or inputs.get("past_key_values") is not None:
+        if input_ids is None or not self._states_follow_from_tokens(module, inputs):
             return None
         self.state.prefix_source = source
-        self.state.prefix_states = source.read(input_ids, inputs.get("attention_mask"))
+        self.state.prefix_states = source.read(input_ids, inputs.get("attention_mask"), inputs.get("token_type_ids"))
         if self.state.prefix_states is not None and "use_cache" in argument_positions(module.forward):
             return args, {**kwargs, "use_cache": False}  # the layers below would be missing in it
         return None
+
+    def _states_follow_from_tokens(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
+        """Whether each row's states are those of its text alone, and whether nothing but the last states is asked for.
+
+        That is so if the text begins at position 0, or positions are relative; padding must not have moved it.
+        """
+        config: Any = module.config
+        for name in ("output_hidden_states", "output_attentions"):
+            wanted = inputs.get(name)
+            if getattr(config, name, False) if wanted is None else wanted:
+                return False
+        if inputs.get("past_key_values") is not None:
+            return False
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        if positions is not None:
+            number = torch.arange(positions.shape[-1], device=positions.device)[None]
+            if mask is None:
+                return bool((positions == number).all())
+            real = mask.to(positions.device, torch.bool)
+            return bool(((positions == real.cumsum(-1) - 1) | ~real).all())
+        return self.backbone.rotary is not None or mask is None or bool(mask[:, 0].all())
 
     def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         tokens = _text(self.state.inputs)

@@ -7,15 +7,15 @@ tokens are not those the states were made from is computed in full.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 GIB = 2**30
 DTYPES = ("float32", "bfloat16", "float16")
 ROW = "prefix_row"
+_NAME = "prefix-cache-"
 ABOUT_FILE, STATES_FILE, FILLED_FILE = "about.json", "states.bin", "filled.bin"
 
 
@@ -42,7 +43,9 @@ class PrefixSource(Protocol):
 
     layer: int
 
-    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
         """States (batch, length, d) for these tokens, or None to compute them."""
 
     def record(self, states: torch.Tensor) -> None:
@@ -130,7 +133,11 @@ class TokenTable:
         return cls(tokens, lengths.cumsum(0) - lengths, lengths, types)
 
     def positions(
-        self, rows: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self,
+        rows: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Where in the table each token of a batch stands, or None if the batch holds other tokens.
 
@@ -138,6 +145,7 @@ class TokenTable:
             rows: (batch,) numbers of the examples.
             input_ids: (batch, length).
             attention_mask: (batch, length), or None if all tokens are real.
+            token_type_ids: (batch, length), or None if all are 0.
 
         Returns:
             Indices (batch, length), those at padding pointing anywhere in the example, and the mask as booleans.
@@ -148,10 +156,15 @@ class TokenTable:
         if mask.shape != input_ids.shape:
             return None
         number = (mask.cumsum(-1) - 1).clamp_min(0)
-        if not torch.equal(mask.sum(-1), self.lengths[rows]):
+        lengths = self.lengths[rows]
+        if not torch.equal(mask.sum(-1), lengths) or not bool(lengths.all()):
             return None
         index = self.starts[rows][:, None] + number
-        return (index, mask) if bool(((self.tokens[index] == input_ids) | ~mask).all()) else None
+        same = self.tokens[index] == input_ids
+        if len(self.types) or token_type_ids is not None:
+            types = self.types[index] if len(self.types) else torch.zeros_like(index)
+            same &= types == (0 if token_type_ids is None else token_type_ids)
+        return (index, mask) if bool((same | ~mask).all()) else None
 
 
 class PrefixCache:
@@ -184,7 +197,7 @@ class PrefixCache:
         self.given_up = False
         total, examples = len(table.tokens), len(table.lengths)
         self._file: Any = None
-        self.folder = None if folder is None else folder / f"prefix-cache-{key[:16]}"
+        self.folder = None if folder is None else folder / (_NAME + key[:16])
         if self.folder is None:
             self.states = torch.empty(total, hidden_size, dtype=dtype)
             self.filled = torch.zeros(examples, dtype=torch.bool)
@@ -219,7 +232,10 @@ class PrefixCache:
         Raises:
             OSError: the disk is full.
         """
-        states = states.to(self.states.dtype)
+        stored = states.to(self.states.dtype)
+        if not bool(stored.isfinite().all()) and bool(states.isfinite().all()):
+            raise OSError(f"the states are too large for {self.states.dtype}")
+        states = stored
         if self._file is None:
             self.states[index] = states
         else:
@@ -265,11 +281,17 @@ class CachedRows:
         self._found: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.compiler.disable
-    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-        """The stored states (batch, length, d); None if the tokens are others, or some example is not stored yet."""
-        mask = None if attention_mask is None else attention_mask.cpu()
-        self._found = self.cache.table.positions(self.rows, input_ids.cpu(), mask)
-        if self._found is None or not bool(self.cache.filled[self.rows].all()):
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The stored states (batch, length, d); None if the tokens are others, or some example is not stored yet.
+
+        The batch may hold the examples several times over, as in a search under several masks.
+        """
+        mask, types = (None if one is None else one.cpu() for one in (attention_mask, token_type_ids))
+        rows = self.rows.repeat(max(len(input_ids) // len(self.rows), 1))
+        self._found = self.cache.table.positions(rows, input_ids.cpu(), mask, types)
+        if self._found is None or not bool(self.cache.filled[rows].all()):
             return None
         index, _ = self._found
         states = self.cache.states.index_select(0, index.flatten())
@@ -281,8 +303,10 @@ class CachedRows:
         if self._found is None or self.cache.given_up:
             return
         index, mask = self._found
+        size = len(self.rows)  # more rows are repetitions
+        index, mask, states = index[:size], mask[:size], states.detach()[:size].cpu()
         try:
-            self.cache.write(self.rows, index[mask], states.detach().cpu()[mask])
+            self.cache.write(self.rows, index[mask], states[mask])
         except OSError as error:
             logger.warning("The prefix cache cannot grow (%s); training goes on without it.", error)
             self.cache.give_up()
@@ -293,32 +317,34 @@ class PrefixProbe:
 
     Args:
         layer: the first prompt layer.
-        model: what is trained; inside the probe's context, the modules that run before the prompts are noted.
+        model: what is trained.
+
+    Attributes:
+        states: what the forward inside the probe's context had at the first prompt layer.
+        parameters: those of the modules that ran before.
     """
 
     def __init__(self, layer: int, model: nn.Module) -> None:
         self.layer = layer
         self.model = model
         self.states: torch.Tensor | None = None
-        self._learning: list[str] = []
+        self.parameters: list[nn.Parameter] = []
 
     def __enter__(self) -> PrefixProbe:
-        self._handles = [
-            module.register_forward_pre_hook(partial(self._note, name))
-            for name, module in self.model.named_modules()
-            if any(parameter.requires_grad for parameter in module.parameters(recurse=False))
-        ]
+        self._handles = [module.register_forward_pre_hook(self._note) for module in self.model.modules()]
         return self
 
     def __exit__(self, *error: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def _note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self.states is None:
-            self._learning.append(name)
+            self.parameters += module.parameters(recurse=False)
 
-    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> None:
         """Nothing is known."""
 
     def record(self, states: torch.Tensor) -> None:
@@ -327,10 +353,8 @@ class PrefixProbe:
 
     def difference(self, other: PrefixProbe) -> str | None:
         """Why the states of two forwards over the same batch do not allow a cache, or None if they do."""
-        if self._learning:
-            return f"{self._learning[0]} lies below the prompts and is trained"
         if self.states is None or other.states is None:
-            return "the model's forward does not reach the prompts with input_ids"
+            return "states below the prompts do not follow from the tokens alone, or are asked for"
         if not torch.allclose(self.states, other.states, rtol=1e-5, atol=1e-6):
             return "layers below the prompts give other states each time (is their dropout on?)"
         return None
@@ -351,8 +375,10 @@ class Numbered:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.dataset[index], ROW: self.first + index}
+    def __getitem__(self, index: int) -> Any:
+        example = copy.copy(self.dataset[index])
+        example[ROW] = self.first + index
+        return example
 
 
 def number_examples(dataset: Any, first: int) -> Any:
@@ -368,24 +394,44 @@ class NumberedCollator:
 
     collator: Any
 
-    def __call__(self, features: list[dict[str, Any]]) -> Any:
+    def __call__(self, features: list[Any]) -> Any:
         """The other collator's batch, and `prefix_row` (batch,) if every example has one."""
-        rows = [feature.get(ROW) for feature in features]
-        batch = self.collator([{name: value for name, value in one.items() if name != ROW} for one in features])
-        if all(row is not None for row in rows):
-            batch[ROW] = torch.tensor([int(cast(int, row)) for row in rows])
+        rows, examples = [], []
+        for feature in features:
+            if isinstance(feature, MutableMapping) and ROW in feature:
+                feature = copy.copy(feature)
+                rows.append(int(feature.pop(ROW)))
+            examples.append(feature)
+        batch = self.collator(examples)
+        if len(rows) == len(features):
+            batch[ROW] = torch.tensor(rows)
         return batch
 
 
-def fingerprint(base_model: nn.Module, first_layer: int, table: TokenTable, layers: nn.ModuleList) -> str:
+def cache_folders(folder: Path, but: str) -> list[Path]:
+    """What trainings left in a folder, except for the one with the key `but`."""
+    return [path for path in folder.glob(_NAME + "*") if path.name != _NAME + but[:16]]
+
+
+def fingerprint(
+    base_model: nn.Module, first_layer: int, table: TokenTable, layers: nn.ModuleList, precision: str = "no"
+) -> str:
     """A hash of everything the states at a layer depend on: frozen weights, configuration, tokens and the layer.
 
     Tokens stand for text, tokenizer and length limit. Weights of the blocks from `first_layer` on do not count.
+
+    Args:
+        base_model: whose forward runs the blocks.
+        first_layer: the layer.
+        table: the examples' tokens.
+        layers: the blocks.
+        precision: of autocast.
     """
     digest = hashlib.blake2b(digest_size=32)
     config: Any = base_model.config
     implementation = getattr(config, "_attn_implementation", None)
-    digest.update(repr((first_layer, config.to_json_string(), implementation, transformers.__version__)).encode())
+    about = (first_layer, config.to_json_string(), implementation, precision, transformers.__version__)
+    digest.update(repr(about).encode())
     above = {id(parameter) for layer in layers[first_layer:] for parameter in layer.parameters()}
     for name, parameter in base_model.named_parameters():
         if id(parameter) not in above and not parameter.requires_grad:

@@ -5,8 +5,6 @@ Both are `transformers.Trainer`, so that logging, checkpoints, mixed precision a
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import time
 from collections import deque
@@ -15,13 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import pyarrow as pa
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SequentialSampler, Subset
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
@@ -32,18 +29,8 @@ from sptune.errors import InputError
 from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
 from sptune.model import SPTModel
-from sptune.prefix_cache import (
-    GIB,
-    ROW,
-    NumberedCollator,
-    PrefixCache,
-    PrefixCacheSettings,
-    PrefixPlan,
-    PrefixProbe,
-    TokenTable,
-    fingerprint,
-    number_examples,
-)
+from sptune.prefix_cache import ROW
+from sptune.prefix_training import PrefixCachingTrainer
 from sptune.search.config import LEARNED_SEARCHERS, SearchConfig
 from sptune.search.spt_darts import (
     draw_layer_masks,
@@ -53,8 +40,6 @@ from sptune.search.spt_darts import (
     symmetric_kl,
 )
 
-logger = logging.getLogger(__name__)
-
 Batch = dict[str, Any]
 ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
 
@@ -62,7 +47,7 @@ GATE_BETAS = (0.5, 0.999)
 NO_LOSSES: dict[str, float | None] = {"weight_loss": None, "gate_loss": None, "consistency": None}
 
 
-class SPTTrainer(Trainer):
+class SPTTrainer(PrefixCachingTrainer):
     """A `transformers.Trainer` that knows class scores, caches what lies below the prompts, and gives the head a rate.
 
     Args:
@@ -71,9 +56,7 @@ class SPTTrainer(Trainer):
             used.
         head_learning_rate: learning rate of what PEFT's `modules_to_save` trains; None for `args.learning_rate`, which
             is that of everything else.
-        prefix_cache: how hidden states below the first prompt layer are kept, so that each example goes through those
-            layers once; None to compute them in every epoch. `plan_prefix_cache` tells whether it is used.
-        **kwargs: what `transformers.Trainer` takes.
+        **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
     gradient accumulation and data parallelism give the gradient of one large batch, whatever the model.
@@ -87,16 +70,11 @@ class SPTTrainer(Trainer):
         *args: Any,
         class_scores: ClassScores | None = None,
         head_learning_rate: float | None = None,
-        prefix_cache: PrefixCacheSettings | None = PrefixCacheSettings(),  # noqa: B008 (it is frozen)
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.class_scores = class_scores
         self.head_learning_rate = head_learning_rate
-        self.prefix_cache = prefix_cache
-        self._prefix: PrefixCache | None = None
-        self._prefix_checked = False
-        self._tokens: TokenTable | None = None
         self.model_accepts_loss_kwargs = True
         if class_scores is not None and self.args.label_names is None:
             self.label_names = ["labels"]
@@ -117,30 +95,24 @@ class SPTTrainer(Trainer):
         loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+    def _predict_batch(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
         if self.class_scores is None:
-            with self._reading_prefix(inputs) as inputs:
-                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return super()._predict_batch(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
         labels = inputs.get("labels")
-        with torch.no_grad(), self.compute_loss_context_manager(), self._reading_prefix(inputs) as inputs:
+        with torch.no_grad(), self.compute_loss_context_manager():
             scores = at_least_float32(self.class_scores(model, inputs))
             loss = None if labels is None else F.cross_entropy(scores, labels)
         return (loss, None, None) if prediction_loss_only else (loss, scores, labels)
 
+    def _forward(self, model: nn.Module, inputs: Batch) -> Any:
+        return super()._forward(model, inputs) if self.class_scores is None else self.class_scores(model, inputs)
+
     def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
         """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""
-        with self._reading_prefix(inputs) as inputs:
-            return self._plain_mean_loss(model, inputs)
-
-    def _plain_mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
         if self.class_scores is None:
             inputs = dict(inputs)
             if self._labels_are_shifted and self._popped_labels and "labels" in inputs and "source_mask" not in inputs:
@@ -188,122 +160,6 @@ class SPTTrainer(Trainer):
             return 1.0
         items = self._count_items(inputs)
         return self.accelerator.num_processes * items / torch.as_tensor(num_items_in_batch, device=items.device)
-
-    # What lies below the prompts
-
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`, with the prefix cache where it is exact."""
-        with self._caching_prefix():
-            return super().train(*args, **kwargs)
-
-    def plan_prefix_cache(self) -> PrefixPlan:
-        """Whether training will use the prefix cache, and how large it may grow."""
-        tuner = getattr(self.model, "base_model", None)
-        if self.prefix_cache is None or not isinstance(tuner, SPTModel):
-            return PrefixPlan(reason="it is turned off")
-        layer = tuner.candidate_layers[0]
-        if layer == 0:
-            return PrefixPlan(reason="there are prompts at layer 0, so nothing lies below them")
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
-            return PrefixPlan(reason="DeepSpeed, FSDP and DataParallel are not supported by it")
-        try:
-            self._tokens = TokenTable.of([self._dataset_at(place) for place in self._dataset_places()])
-        except (KeyError, TypeError, AttributeError, pa.ArrowException):
-            return PrefixPlan(reason="the data are not a table of examples with input_ids")
-        settings, backbone = self.prefix_cache, tuner.backbone
-        dtype = next(backbone.layers.parameters()).dtype if settings.dtype is None else getattr(torch, settings.dtype)
-        size = len(self._tokens.tokens) * backbone.hidden_size * dtype.itemsize
-        in_memory = size <= settings.memory * GIB and self.args.world_size == 1
-        folder = None if in_memory else Path(settings.folder or self.args.output_dir or ".")
-        return PrefixPlan(layer, backbone.hidden_size, dtype, size, folder)
-
-    @contextlib.contextmanager
-    def _caching_prefix(self) -> Iterator[None]:
-        """For the training inside, give every example its number in a cache."""
-        plan = self.plan_prefix_cache()
-        cache = self._open_prefix_cache(plan) if plan.reason is None else None
-        logger.info("%s", plan)
-        if cache is None:
-            yield
-            return
-        places = self._dataset_places()
-        datasets, collator = [self._dataset_at(place) for place in places], self.data_collator
-        first = 0
-        for place, dataset in zip(places, datasets, strict=True):
-            self._put_dataset(place, number_examples(dataset, first))
-            first += len(dataset)
-        self.data_collator = NumberedCollator(collator)
-        self._prefix, self._prefix_checked, finished = cache, False, False
-        try:
-            yield
-            finished = True
-        finally:
-            for place, dataset in zip(places, datasets, strict=True):
-                self._put_dataset(place, dataset)
-            self.data_collator, self._prefix = collator, None
-            cache.close(remove=finished)
-
-    def _open_prefix_cache(self, plan: PrefixPlan) -> PrefixCache | None:
-        backbone, tokens = cast(Any, self.model).base_model.backbone, self._tokens
-        assert tokens is not None
-        key = "" if plan.folder is None else fingerprint(backbone.base_model, plan.layer, tokens, backbone.layers)
-        try:
-            with self.accelerator.main_process_first():
-                return PrefixCache(plan.layer, tokens, plan.hidden_size, plan.dtype, plan.folder, key)
-        except OSError as error:
-            logger.warning(
-                "There is no room for the prefix cache (%s); training goes on without it. Free space, choose another "
-                "folder, or store it in a shorter number format.",
-                error,
-            )
-            return None
-
-    def _dataset_places(self) -> list[tuple[str, str | None]]:
-        """Where the trainer keeps the datasets that are cached: attributes, and keys where there are several."""
-        places: list[tuple[str, str | None]] = [("train_dataset", None)]
-        if isinstance(self.eval_dataset, dict):
-            return places + [("eval_dataset", key) for key in self.eval_dataset]
-        return places if self.eval_dataset is None else [*places, ("eval_dataset", None)]
-
-    def _dataset_at(self, place: tuple[str, str | None]) -> Any:
-        found = getattr(self, place[0])
-        return found if place[1] is None else found[place[1]]
-
-    def _put_dataset(self, place: tuple[str, str | None], dataset: Any) -> None:
-        name, key = place
-        setattr(self, name, dataset if key is None else {**getattr(self, name), key: dataset})
-
-    @contextlib.contextmanager
-    def _reading_prefix(self, inputs: Batch) -> Iterator[Batch]:
-        """The batch without its examples' numbers, in whose forwards the states below the prompts are read."""
-        rows = inputs.get(ROW)
-        if rows is None:
-            yield inputs
-            return
-        inputs = {name: value for name, value in inputs.items() if name != ROW}
-        if self._prefix is not None and not self._prefix_checked and cast(nn.Module, self.model).training:
-            self._check_prefix(inputs)
-        if self._prefix is None or self._prefix.given_up:
-            yield inputs
-            return
-        with cast(Any, self.model).base_model.reading_prefix(self._prefix.rows(rows)):
-            yield inputs
-
-    def _check_prefix(self, inputs: Batch) -> None:
-        """Give the cache up if what lies below the prompts learns, or is not the same every time (dropout)."""
-        self._prefix_checked = True
-        assert self._prefix is not None
-        model: Any = self.model
-        batch = {name: value for name, value in inputs.items() if name != "labels"}
-        probes = [PrefixProbe(self._prefix.layer, model) for _ in range(2)]
-        with torch.random.fork_rng(), torch.no_grad():
-            for probe in probes:
-                with probe, model.base_model.reading_prefix(probe):
-                    model(**batch) if self.class_scores is None else self.class_scores(model, batch)
-        reason = probes[0].difference(probes[1])
-        if reason is not None:
-            logger.warning("The prefix cache is not used: %s.", reason)
-            self._prefix.give_up()
 
     # Optimiser
 
@@ -432,6 +288,8 @@ class SPTSearchTrainer(SPTTrainer):
             distributed in a way that hides gradients (DeepSpeed, FSDP, DataParallel).
     """
 
+    _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
+
     def __init__(
         self,
         model: nn.Module,
@@ -494,17 +352,13 @@ class SPTSearchTrainer(SPTTrainer):
 
     def estimate_seconds(self) -> float:
         """What the search will take, from a few timed passes that leave no trace; to be called before `train`."""
-        size, model = self.args.per_device_train_batch_size, cast(nn.Module, self.model)
-        dataset = cast(Any, self.train_dataset)
-        total = len(dataset)
-        some = [dataset[index] for index in range(0, total, max(total // (8 * size), 1))]
-        if isinstance(self._get_train_sampler(), EpochSampler):  # batches hold texts of like length
-            some.sort(key=lambda example: len(example["input_ids"]))
-        middle = max(len(some) - size, 0) // 2
-        inputs = self.data_collator(some[middle : middle + size])
-        model.to(self.args.device).train()
-        seconds = []
+        model = cast(nn.Module, self.model)
+        was_training, seconds = model.training, []
         with torch.random.fork_rng():
+            # Batches of texts of like length differ much in size, so one of middling size is timed.
+            some = sorted(islice(self.get_train_dataloader(), 9), key=_batch_tokens)
+            inputs = some[len(some) // 2]
+            model.to(self.args.device).train()
             for _ in range(3):
                 started = time.monotonic()
                 with self.compute_loss_context_manager():
@@ -513,11 +367,12 @@ class SPTSearchTrainer(SPTTrainer):
                 loss.item()  # waits for an accelerator
                 seconds.append(time.monotonic() - started)
         model.zero_grad()
+        model.train(was_training)
         self._begin_anew()
         micro_batches = self.args.gradient_accumulation_steps
         steps = self.args.max_steps
         if steps <= 0:
-            steps = math.ceil(self.args.num_train_epochs * total / (size * micro_batches * self.args.world_size))
+            steps = math.ceil(self.args.num_train_epochs * len(self.get_train_dataloader()) / micro_batches)
         gate_steps = math.ceil((steps - self._warmup_steps(steps)) / self.search.gate_interval)
         return min(seconds[1:]) * micro_batches * (steps + gate_steps)
 
@@ -660,9 +515,6 @@ class SPTSearchTrainer(SPTTrainer):
 
     # Data
 
-    def _dataset_places(self) -> list[tuple[str, str | None]]:
-        return [*super()._dataset_places(), ("gate_dataset", None)]
-
     def get_train_dataloader(self) -> DataLoader:
         """The weight half's batches; the gate half's are made ready beside them."""
         self._begin_anew()
@@ -800,6 +652,10 @@ def _class_labels(dataset: Any) -> list[int] | None:
 
 def _batch_size(inputs: Batch) -> int:
     return next(value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim() > 0)
+
+
+def _batch_tokens(inputs: Batch) -> int:
+    return max((value.numel() for value in inputs.values() if isinstance(value, torch.Tensor)), default=0)
 
 
 def _repeat(inputs: Batch) -> Batch:

@@ -42,7 +42,9 @@ def test_losses_and_gradients_are_the_same(build_network, build_batch, case, sid
     rows = torch.arange(3)
     assert not cache.filled.any()
     _loss_and_gradients(network, batch, cache.rows(rows))
-    assert cache.filled.all()
+    # Where absolute positions are counted from the left edge, padding there leaves states that no cache can keep.
+    rotary = network.base_model.backbone.rotary is not None
+    assert cache.filled.all() == (side == "right" or rotary or "position_ids" in batch)
     order = torch.tensor([2, 0])
     again, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()}, cache.rows(order))
     alone, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()})
