@@ -1,13 +1,18 @@
 """The prefix cache in training: the same losses, what it keeps where, and when it is not used."""
 
 import json
+import os
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from transformers import TrainerCallback, TrainingArguments
+from torch.utils.data import IterableDataset
+from transformers import BatchEncoding, TrainerCallback, TrainingArguments
 
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.errors import InputError
@@ -318,3 +323,148 @@ def test_the_table_knows_padded_examples_and_token_types():
         assert table.tokens.tolist() == [5, 6, 7, 8, 9, 5, 6]
         assert table.types.tolist() == [0, 1, 0, 0, 1, 0, 1]
         assert (table.starts.tolist(), table.lengths.tolist()) == ([0, 2, 5], [2, 3, 2])
+
+
+# -- what must not be answered from the cache ---------------------------------------------------------------------
+
+
+def assert_same_losses(build_trainer, case, change, **options):
+    """Train with and without a cache after the same change to the trainer; the losses must be the same."""
+    values = []
+    for cache in (None, PrefixCacheSettings()):
+        trainer = build_trainer(case, cache, **options)
+        change(trainer)
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_padding_in_front_moves_absolute_positions(build_trainer, some_case):
+    def pad_left(trainer):
+        trainer.data_collator = PaddingCollator(0, left=True)
+
+    # Rotary positions are relative, so states of Llama may be kept; Adam makes much of their rounding, so few steps.
+    assert_same_losses(build_trainer, some_case, pad_left, max_steps=6, learning_rate=1e-4)
+
+
+@pytest.mark.parametrize("name", ["position_ids", "token_type_ids"])
+def test_inputs_that_a_collator_draws(build_trainer, bert, name):
+    def draw(trainer):
+        collate, noise = trainer.data_collator, torch.Generator().manual_seed(0)
+
+        def collator(rows):
+            batch = collate(rows)
+            drawn = torch.randint(0, 2, batch["input_ids"].shape, generator=noise)
+            return {**batch, name: drawn if name == "token_type_ids" else (1 + drawn).cumsum(-1)}
+
+        trainer.data_collator = collator
+
+    assert_same_losses(build_trainer, bert, draw)
+
+
+def test_an_example_without_tokens(build_trainer, bert):
+    examples = build_examples(8)
+    for place in (3, 7):
+        examples[place] |= {"input_ids": [], "attention_mask": []}
+    assert_same_losses(build_trainer, bert, lambda trainer: None, examples=examples)
+
+
+def test_layers_that_begin_to_learn_on_the_way(build_trainer, bert, caplog):
+    class Unfreeze(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            model.base_model.backbone.layers[0].base_layer.requires_grad_(True)
+
+    assert_same_losses(build_trainer, bert, lambda trainer: trainer.add_callback(Unfreeze()))
+    assert "is trained" in caplog.text
+
+
+def test_hidden_states_that_are_asked_for(build_trainer, bert):
+    def ask(trainer):
+        trainer.model.config.output_hidden_states = True
+
+    assert_same_losses(build_trainer, bert, ask)
+
+
+def test_a_loss_of_the_users_own_sees_only_the_batch(build_backbone, build_config, bert, tmp_path):
+    class Own(SPTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            assert "prefix_row" not in inputs
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    torch.manual_seed(3)
+    network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", prompt_layers=[2]))
+    runs = BlocksRun(network)
+    args = TrainingArguments(str(tmp_path), num_train_epochs=2, report_to="none", use_cpu=True, save_strategy="no")
+    Own(
+        network, args, train_dataset=build_examples(8), data_collator=PaddingCollator(0, left=False), callbacks=[runs]
+    ).train()
+    assert runs.by_epoch[1] == 0
+
+
+def test_items_of_another_mapping_type_stay_what_they_are(build_trainer, bert):
+    collate = PaddingCollator(0, left=False)
+
+    def by_attribute(rows):
+        return collate([{**row, "input_ids": row.input_ids} for row in rows])
+
+    examples = [BatchEncoding(example) for example in build_examples(8)]
+    trainer = build_trainer(bert, PrefixCacheSettings(), examples=examples)
+    trainer.data_collator = by_attribute
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert runs.by_epoch[1] == 0
+    assert "prefix_row" not in examples[0]
+
+
+def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(build_examples(4))
+
+    def evaluate_stream(trainer):
+        trainer.eval_dataset = {"table": build_examples(4), "stream": Stream(), "none": []}
+
+    trainer = build_trainer(bert, PrefixCacheSettings())
+    evaluate_stream(trainer)
+    datasets = trainer.eval_dataset
+    trainer.train()
+    assert trainer.eval_dataset is datasets
+
+
+def test_states_beyond_a_number_format_are_not_kept(build_trainer, bert, caplog):
+    def grow(trainer):
+        with torch.no_grad():
+            trainer.model.base_model.backbone.layers[1].base_layer.output.LayerNorm.weight.fill_(1e6)
+
+    values = []
+    for cache in (None, PrefixCacheSettings(dtype="float16")):
+        trainer = build_trainer(bert, cache)
+        grow(trainer)
+        trainer.train()
+        values.append(trainer.losses.values)
+    assert values[0] == values[1]
+    assert "too large" in caplog.text
+
+
+def test_what_another_layer_left_behind_is_cleared_away(build_trainer, bert, tmp_path):
+    stale = tmp_path / "out" / "prefix-cache-0123456789abcdef"
+    stale.mkdir(parents=True)
+    build_trainer(bert, PrefixCacheSettings(memory=0)).train()
+    assert not stale.exists()
+
+
+def test_two_processes_share_a_file_and_agree_where_there_is_no_room(tmp_path):
+    script, losses = Path(__file__).with_name("train_in_processes.py"), {}
+    for cache in ("none", "file", "full disk"):
+        output = tmp_path / f"{cache}.json"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        run = subprocess.run(
+            [*launch, str(script), str(output), cache, str(tmp_path / "shared")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-3000:]
+        losses[cache] = json.loads(output.read_text())
+    assert losses["file"] == pytest.approx(losses["none"], rel=1e-4)
+    assert losses["full disk"] == pytest.approx(losses["none"], rel=1e-4)

@@ -124,6 +124,16 @@ def test_wrong_input_leaves_with_2_and_says_why(
     assert out == ""
 
 
+def test_the_users_own_words_are_not_taken_for_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "train.csv"
+    file.write_text("max_length,stars\nfine,1\ndull,2\n")
+    _, _, err = call(
+        ["fit", "--model", "m", "--train-file", str(file), "--text-column", "batch_size", "--output", "o"], capsys
+    )
+    assert "'batch_size'" in err
+    assert "--text-column" in err
+
+
 def test_failed_run_leaves_with_1(
     data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

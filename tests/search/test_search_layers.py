@@ -1,5 +1,6 @@
 import matplotlib
 import pytest
+from datasets import Dataset
 from peft import get_peft_model
 
 from sptune import SPTConfig, discretize
@@ -86,3 +87,14 @@ def test_the_defaults_search_a_default_network(build_backbone, bert, search, tmp
     backend = matplotlib.get_backend()
     result.plot(tmp_path / "gates.svg")
     assert matplotlib.get_backend() == backend
+
+
+def test_columns_that_the_model_does_not_take_are_left_out(build_search_network, build_args, examples, collate):
+    class Strict:
+        def __call__(self, rows):
+            assert all("text" not in row for row in rows)
+            return collate(rows)
+
+    named = Dataset.from_list([{**example, "text": "a film"} for example in examples])
+    search = SearchConfig(num_prompt_layers=1)
+    assert search_prompt_layers(build_search_network(), named, build_args(), search, data_collator=Strict()).steps == 4
