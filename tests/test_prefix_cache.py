@@ -179,6 +179,18 @@ def test_an_interrupted_training_resumes_with_its_file(build_trainer, bert, tmp_
     )  # fmt: skip
 
 
+def test_a_kept_file_serves_the_next_training(build_trainer, bert, tmp_path):
+    settings, values = PrefixCacheSettings(memory=0, folder=str(tmp_path / "shared"), keep=True), []
+    for _ in range(2):
+        trainer = build_trainer(bert, settings)
+        runs = BlocksRun(trainer.model)
+        trainer.add_callback(runs)
+        trainer.train()
+        values.append(trainer.losses.values)
+    assert sum(runs.by_epoch) <= 2, "only the check of the first batch runs the lower layers"
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("change", ["weights", "tokens", "layer"])
 def test_a_stale_file_is_not_used(build_network, bert, tmp_path, change):
     def key(network, examples):

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,7 +36,7 @@ from sptune.preparation import Plan, prepare, search_config
 from sptune.progress import Monitor, StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labelled, read_unlabelled
-from sptune.training import SPTTrainer
+from sptune.training import SPTTrainer, grouping_by_length
 
 WARMUP_SHARE = 0.06
 CLIP_NORM = 1.0
@@ -332,12 +331,7 @@ def _arguments(
         more |= {"metric_for_best_model": "score", "greater_is_better": True}
     if name != "baseline":
         more["gradient_checkpointing"] = options.gradient_checkpointing
-        # Batches of texts of like length; transformers 4 has another name for it.
-        names = {field.name for field in dataclasses.fields(TrainingArguments)}
-        if "group_by_length" in names:
-            more["group_by_length"] = True
-        else:
-            more["train_sampling_strategy"] = "group_by_length"
+        more |= grouping_by_length()
     return TrainingArguments(
         output_dir=str(job.plan.checkpoints / name),
         max_steps=steps,

@@ -61,6 +61,7 @@ class PrefixCacheSettings:
         dtype: number format of the stored states; None for that of the backbone. A shorter one saves space and is no
             longer exact.
         folder: where the file goes; None for the trainer's `output_dir`.
+        keep: leave the file to later trainings on the same data, whose prompts begin at the same layer.
 
     Raises:
         InputError: a value is not allowed.
@@ -69,6 +70,7 @@ class PrefixCacheSettings:
     memory: float = 4.0
     dtype: str | None = None
     folder: str | None = None
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if not self.memory >= 0:

@@ -139,7 +139,7 @@ class PrefixCachingTrainer(Trainer):
             for name, value in before.items():
                 setattr(self, name, value)
             self._prefix = None
-            cache.close(remove=finished)
+            cache.close(remove=finished and not cast(PrefixCacheSettings, self.prefix_cache).keep)
 
     def _open_prefix_cache(self, plan: PrefixPlan, tokens: TokenTable) -> PrefixCache | None:
         """The cache, or None in every process if one of them cannot have it."""

@@ -5,6 +5,7 @@ Both are `transformers.Trainer`, so that logging, checkpoints, mixed precision a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import deque
@@ -191,6 +192,13 @@ class SPTTrainer(PrefixCachingTrainer):
         """The order of the data, also where training groups by length, so that predictions belong to their examples."""
         sampler = super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def grouping_by_length() -> dict[str, Any]:
+    """The option of `TrainingArguments` for batches of texts of like length; transformers 4 has another name for it."""
+    if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
+        return {"group_by_length": True}
+    return {"train_sampling_strategy": "group_by_length"}
 
 
 class EpochSampler(Sampler):

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import TrainingArguments
+
+from sptune.training import grouping_by_length
 
 
 def build_examples(size: int, seed: int = 5) -> list[dict[str, Any]]:
@@ -71,10 +72,8 @@ def build_args(tmp_path: Path) -> Callable[..., TrainingArguments]:
     """``build_args(**options)``: silent training on the CPU; ``group_by_length=True`` in either major version."""
 
     def build(*, group_by_length: bool = False, **options: Any) -> TrainingArguments:
-        if group_by_length and transformers.__version__ >= "5":
-            options["train_sampling_strategy"] = "group_by_length"
-        elif group_by_length:
-            options["group_by_length"] = True
+        if group_by_length:
+            options |= grouping_by_length()
         silent = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
         usual = {"max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "lr_scheduler_type": "linear"}
         return TrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, **silent, **usual, **options})
