@@ -5,6 +5,7 @@ from sptune.errors import InputError, SptuneError
 from sptune.model import SPTModel, discretize
 from sptune.pipeline import Run, evaluate, fit, predict
 from sptune.pooling import MeanPooledClassifier
+from sptune.prefix_cache import PrefixCacheSettings
 from sptune.registration import register
 from sptune.search import SearchConfig, SearchResult, search_prompt_layers
 from sptune.training import SPTSearchTrainer, SPTTrainer
@@ -13,6 +14,7 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "MeanPooledClassifier",
+    "PrefixCacheSettings",
     "Run",
     "SPTConfig",
     "SPTModel",
