@@ -93,7 +93,7 @@ BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "SmolLM2-135M": (smollm2, 4),
     "RoBERTa-large shape": (roberta_large_shape, 8),
 }
-ROUNDS = {"MiniLM-L6": 15, "SmolLM2-135M": 5, "RoBERTa-large shape": 5}
+ROUNDS = {"MiniLM-L6": 15, "SmolLM2-135M": 5, "RoBERTa-large shape": 3}
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
