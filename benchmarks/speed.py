@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import platform
 import random
@@ -453,9 +454,10 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     settings = results["settings"]
-    figure = Figure(figsize=(4.2 * len(settings), 3.4), layout="constrained")
+    rows_of_two = math.ceil(len(settings) / 2)
+    figure = Figure(figsize=(8.4, 3.2 * rows_of_two), layout="constrained")
     for number, setting in enumerate(settings):
-        axes = figure.add_subplot(1, len(settings), number + 1)
+        axes = figure.add_subplot(rows_of_two, min(len(settings), 2), number + 1)
         for kind, marker in (("SPT, cached", "o-"), ("SPT", "s--"), ("limit", "^:")):
             rows = [
                 (row["first_prompt_layer"], row["step_seconds"])
