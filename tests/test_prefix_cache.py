@@ -390,11 +390,13 @@ def test_layers_that_begin_to_learn_on_the_way(build_trainer, bert, caplog):
     assert "is trained" in caplog.text
 
 
-def test_hidden_states_that_are_asked_for(build_trainer, bert):
-    def ask(trainer):
-        trainer.model.config.output_hidden_states = True
-
-    assert_same_losses(build_trainer, bert, ask)
+def test_hidden_states_that_are_asked_for_are_computed(build_trainer, bert):
+    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer.model.config.output_hidden_states = True
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert runs.by_epoch[1] == 4, "every step of the second epoch runs the lowest layer"
 
 
 def test_a_loss_of_the_users_own_sees_only_the_batch(build_backbone, build_config, bert, tmp_path):
@@ -443,6 +445,20 @@ def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
     datasets = trainer.eval_dataset
     trainer.train()
     assert trainer.eval_dataset is datasets
+
+
+def test_a_stream_with_a_length_is_no_table(build_trainer, bert):
+    class Stream(IterableDataset):
+        def __len__(self):
+            return 4
+
+        def __iter__(self):
+            return iter(build_examples(4))
+
+    trainer = build_trainer(bert, PrefixCacheSettings(), examples=Stream())
+    assert "length and index" in str(trainer.plan_prefix_cache())
+    trainer.train()
+    assert trainer.losses.values
 
 
 def test_states_beyond_a_number_format_are_not_kept(build_trainer, bert, caplog):

@@ -171,7 +171,7 @@ class PrefixCachingTrainer(Trainer):
     @contextlib.contextmanager
     def _reading_prefix(self, inputs: Batch) -> Iterator[Batch]:
         """The batch without its examples' numbers, in whose forwards the states below the prompts are read."""
-        rows = inputs.get(ROW) if isinstance(inputs, dict) or hasattr(inputs, "get") else None
+        rows = inputs.get(ROW) if hasattr(inputs, "get") else None
         if rows is None:
             yield inputs
             return
