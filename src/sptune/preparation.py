@@ -27,7 +27,7 @@ from sptune.loading import (
 )
 from sptune.options import RunOptions
 from sptune.progress import Clock, Monitor, processes
-from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, LEARNED_SEARCHERS, SearchConfig
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -276,7 +276,7 @@ def _resolved(
     ):
         chosen[name] = getattr(search, name)
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
-    if options.searcher in LEARNED_SEARCHERS and selections == (None, None, None):
+    if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
         chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(_candidates(options, config)))
     return dataclasses.replace(options, **chosen)
 

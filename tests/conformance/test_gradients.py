@@ -54,7 +54,7 @@ def test_checkpointing_two_forwards_before_one_backward(build_network, build_bat
     def gradients():
         network.zero_grad()
         network.train()
-        with network.base_model.layer_masks(masks):
+        with network.base_model.gating(0.5 * masks):
             one = network(**first).logits
         (one.square().mean() + network(**second).logits.square().mean()).backward()
         return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}

@@ -188,7 +188,7 @@ def test_a_layer_mask_closes_gates_for_its_example_alone(build_network, build_ba
     gates = tuner.gate_values()
     masks = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 0, 1]])[:, : len(gates)]
     with torch.no_grad():
-        with tuner.layer_masks(masks):
+        with tuner.gating(gates * masks):
             masked = network(**batch).logits
         for row in range(3):
             tuner.set_gate_values(gates * masks[row])
@@ -196,18 +196,18 @@ def test_a_layer_mask_closes_gates_for_its_example_alone(build_network, build_ba
             assert_same(masked[row][real], network(**batch).logits[row][real])
 
 
-def test_layer_masks_end_with_their_block(build_network, build_batch, logits_of, bert):
+def test_given_gates_end_with_their_block(build_network, build_batch, logits_of, bert):
     network = build_network(bert, prompt_layers="search")
     batch = build_batch(bert)
     before = logits_of(network, batch)
-    with network.base_model.layer_masks(torch.zeros(3, 4)):
+    with network.base_model.gating(torch.zeros(3, 4)):
         assert not torch.equal(logits_of(network, batch), before)
     assert torch.equal(logits_of(network, batch), before)
 
 
-def test_layer_masks_of_another_batch_are_refused(build_network, build_batch, logits_of, bert):
+def test_gates_of_another_batch_are_refused(build_network, build_batch, logits_of, bert):
     network = build_network(bert, prompt_layers="search")
-    with network.base_model.layer_masks(torch.ones(2, 4)), pytest.raises(ValueError, match=r"2.*3|3.*2"):
+    with network.base_model.gating(torch.ones(2, 4)), pytest.raises(ValueError, match=r"2.*3|3.*2"):
         logits_of(network, build_batch(bert))
 
 

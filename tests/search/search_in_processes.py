@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
 from sptune.search import SearchConfig
-from sptune.training import SPTSearchTrainer
+from sptune.search import SPTSearchTrainer
 
 
 class GateGradients(TrainerCallback):
@@ -66,7 +66,7 @@ def main(output: str, batch_size: str) -> None:
         )
         trainer.train()
         if trainer.is_world_process_zero():
-            losses = [entry["weight_loss"] for entry in trainer.gate_history.entries]
+            losses = [entry["weight_loss"] for entry in trainer.history.entries]
             torch.save({"gate_gradients": recorder.steps, "losses": losses}, output)
 
 

@@ -75,7 +75,7 @@ def test_a_checkpoint_is_whole_in_itself(search, tmp_path):
     search(stop_at=3, output_dir=str(folder))
     checkpoint = (folder / "checkpoint-3").rename(tmp_path / "elsewhere")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    kept = state["stateful_callbacks"]["GateHistory"]["attributes"]
+    kept = state["stateful_callbacks"]["SearchHistory"]["attributes"]
     assert [entry["step"] for entry in kept["entries"]] == [1, 2, 3]
     resumed, _ = search(resume=str(checkpoint), output_dir=str(tmp_path / "new"))
     assert len(resumed.history) == 8
@@ -93,5 +93,5 @@ def test_a_checkpoint_of_another_training_is_refused(
 ):
     args = build_args(max_steps=2, save_strategy="steps", save_steps=2, output_dir=str(tmp_path))
     SPTTrainer(build_search_network(), args, train_dataset=examples, data_collator=collate).train()
-    with pytest.raises(InputError, match="checkpoint-2 holds no history of gates"):
+    with pytest.raises(InputError, match="checkpoint-2 holds no history of a search"):
         search(resume=True, output_dir=str(tmp_path))

@@ -14,8 +14,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerCallback
 
 from sptune.errors import InputError
-from sptune.search import SearchConfig
-from sptune.training import SPTSearchTrainer
+from sptune.search import SearchConfig, SPTSearchTrainer
 
 
 class Recorder(TrainerCallback):
@@ -85,7 +84,9 @@ def separate_losses(network, batch, masks, search, shifted):
     size = len(batch["input_ids"])
     task, predictions, states = [], [], []
     for run_masks in (masks[:size], masks[size:]):
-        with network.base_model.layer_masks(run_masks), network.base_model.record_final_states() as final:
+        tuner = network.base_model
+        alphas = torch.cat(list(tuner.gate_parameters().values()))
+        with tuner.gating(alphas.sigmoid() * run_masks), network.base_model.record_final_states() as final:
             logits = network(**batch).logits
         labels = batch["labels"]
         if shifted:
@@ -172,7 +173,7 @@ def test_spt_darts_gate_gradient_against_finite_differences(
     with torch.no_grad():
         gate_task, _ = losses(gate_batch, gate_masks)
         weight_task, weight_apart = losses(weight_batch, weight_masks)
-    recorded = trainer.gate_history.entries[0]
+    recorded = trainer.history.entries[0]
     assert recorded["gate_loss"] == pytest.approx(gate_task.item(), rel=1e-5)
     assert recorded["weight_loss"] == pytest.approx(weight_task.item(), rel=1e-5)
     assert recorded["consistency"] == pytest.approx(weight_apart.item(), rel=1e-5)
@@ -196,7 +197,7 @@ def test_darts_gate_gradient_is_that_of_the_gate_half_alone(build_search_network
     alphas = list(network.base_model.gate_parameters().values())
     expected = finite_differences(lambda: network(**gate_batch).loss, alphas)
     assert recorder.gate_gradients[0] == pytest.approx(expected, rel=2e-3, abs=3e-5)
-    assert trainer.gate_history.entries[0]["consistency"] is None
+    assert trainer.history.entries[0]["consistency"] is None
     assert not hasattr(trainer, "masks"), "DARTS draws no masks"
 
 
@@ -245,7 +246,7 @@ def test_gradient_accumulation_equals_one_large_batch(
             for name, gradient in large_record.gradients[step].items():
                 scale = gradient.abs().max().item()
                 torch.testing.assert_close(record.gradients[step][name], gradient, atol=2e-3 * scale, rtol=1e-3)
-        for entry, large_entry in zip(trainer.gate_history.entries, large.gate_history.entries, strict=True):
+        for entry, large_entry in zip(trainer.history.entries, large.history.entries, strict=True):
             assert entry["weight_loss"] == pytest.approx(large_entry["weight_loss"], rel=1e-3)
             assert entry["gate_loss"] == pytest.approx(large_entry["gate_loss"], rel=1e-3)
 
@@ -259,13 +260,13 @@ def test_gates_rest_while_the_weights_warm_up(build_search_network, examples, tr
         assert recorder.gate_gradients[step] == [None] * 4
     assert not torch.equal(recorder.weights[0], recorder.weights[1]), "weights learn from the first steps on"
     assert all((recorder.gates[step] - recorder.gates[step - 1]).abs().min() > 0 for step in range(3, 6))
-    assert [entry["gate_loss"] is None for entry in trainer.gate_history.entries] == [True] * 3 + [False] * 3
+    assert [entry["gate_loss"] is None for entry in trainer.history.entries] == [True] * 3 + [False] * 3
 
 
 def test_history_has_one_entry_a_step_and_ends_where_the_gates_are(build_search_network, examples, train):
     network = build_search_network()
     trainer, recorder, _ = train(network, examples, SearchConfig(), max_steps=5, gradient_accumulation_steps=2)
-    entries = trainer.gate_history.entries
+    entries = trainer.history.entries
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
     assert entries[-1]["gates"] == network.base_model.gate_values().tolist()
     assert [entry["gates"] for entry in entries] == [gates.tolist() for gates in recorder.gates]
@@ -334,7 +335,7 @@ def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search
     def search(seed):
         network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
         trainer, _, _ = train(network, examples, SearchConfig(seed=seed), max_steps=6)
-        return trainer.gate_history.entries
+        return trainer.history.entries
 
     first = search(1)
     assert search(1) == first
@@ -344,7 +345,7 @@ def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search
 def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_search_network, examples, train, collate):
     network = build_search_network()
     trainer, _, _ = train(network, examples, SearchConfig(), max_steps=2)
-    entries = copy.deepcopy(trainer.gate_history.entries)
+    entries = copy.deepcopy(trainer.history.entries)
     drawn = len(trainer.masks)
     loss = trainer.evaluate(examples)["eval_loss"]
     network.eval()
@@ -352,7 +353,7 @@ def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_search_
         expected = network(**collate(examples)).loss.item()
     assert loss == pytest.approx(expected, rel=1e-4)
     assert len(trainer.masks) == drawn
-    assert trainer.gate_history.entries == entries
+    assert trainer.history.entries == entries
 
 
 def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
@@ -429,7 +430,7 @@ def test_between_gate_steps_the_gates_rest_and_no_gate_batch_is_drawn(build_sear
     before = [torch.full_like(recorder.gates[0], 0.5), *recorder.gates]
     moved = [not torch.equal(now, then) for then, now in zip(before, recorder.gates, strict=False)]
     assert moved == [step in (2, 5, 8) for step in range(10)]
-    assert trainer.gate_history.gate_batches == 3
+    assert trainer.history.gate_batches == 3
 
 
 def test_pricing_a_search_leaves_no_trace(build_search_network, bert, examples, train, build_args, collate):

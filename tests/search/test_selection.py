@@ -2,10 +2,10 @@ import pytest
 
 from sptune.errors import InputError
 from sptune.search import select_layers
+from sptune.search.selection import layers_within
 
 GATES = [0.2, 0.9, 0.4, 0.7]
 CANDIDATES = [1, 3, 5, 8]
-SIZES = {1: 10, 3: 30, 5: 10, 8: 30}
 
 
 @pytest.mark.parametrize(("number", "expected"), [(1, [3]), (2, [3, 8]), (4, [1, 3, 5, 8])])
@@ -18,11 +18,9 @@ def test_by_threshold_takes_all_above_it_and_at_least_the_largest(threshold, exp
     assert select_layers(GATES, CANDIDATES, threshold=threshold) == expected
 
 
-@pytest.mark.parametrize(("budget", "expected"), [(30, [3]), (60, [3, 8]), (45, [3, 5]), (1000, [1, 3, 5, 8])])
-def test_by_budget_fills_it_by_falling_gate(budget, expected):
-    chosen = select_layers(GATES, CANDIDATES, parameter_budget=budget, parameters_per_layer=SIZES)
-    assert chosen == expected
-    assert sum(SIZES[layer] for layer in chosen) <= budget
+@pytest.mark.parametrize(("budget", "expected"), [(10, 1), (29, 2), (30, 3), (1000, 4)])
+def test_a_budget_pays_for_whole_layers(budget, expected):
+    assert layers_within(budget, layer_parameters=10, candidates=4) == expected
 
 
 def test_between_equal_gates_the_higher_layer_goes_first():
@@ -42,4 +40,4 @@ def test_more_layers_than_candidates_are_refused():
 
 def test_a_budget_below_one_generator_is_refused():
     with pytest.raises(InputError, match=r"parameter_budget=9 .* 10 parameters"):
-        select_layers(GATES, CANDIDATES, parameter_budget=9, parameters_per_layer=SIZES)
+        layers_within(9, layer_parameters=10, candidates=4)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sptune.search.spt_darts import draw_layer_masks, split_halves, states_distance, symmetric_kl
+from sptune.search.halves import split_halves
+from sptune.search.spt_darts import draw_layer_masks, states_distance, symmetric_kl
 
 
 def class_counts(labels, indices):

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sptune.errors import InputError
+from sptune.search.searchers import NAMES, ways_to_read
 
-LEARNED_SEARCHERS = ("spt_darts", "darts")
-FIXED_SEARCHERS = ("all", "middle", "first")
-SEARCHERS = LEARNED_SEARCHERS + FIXED_SEARCHERS
+FIXED_SETTINGS = ("all", "middle", "first")
+SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
 
 # A second layer insures against a wrong first choice; more layers cost parameters and speed.
@@ -24,10 +24,14 @@ class SearchConfig:
     takes `DEFAULT_NUM_PROMPT_LAYERS` layers.
 
     Args:
-        searcher: "spt_darts", "darts", or a fixed setting that needs no training: "all", "middle", "first".
-        num_prompt_layers: take this many layers, those with the largest gates.
+        searcher: one of the files in `sptune/search/searchers`, or a fixed setting that needs no training: "all",
+            "middle", "first".
+        selection: how a trained search network is read. "gates": the largest gates; "perturbation": the layers without
+            whose prompt the held-out loss rises most; "greedy": one layer after the other, always the one that leaves
+            the lowest held-out loss. None for the searcher's own way.
+        num_prompt_layers: take this many layers.
         threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
-        parameter_budget: take layers by falling gate as long as their generators have no more parameters than this.
+        parameter_budget: take as many layers as have no more parameters than this together.
         consistency: "kl" (symmetric KL of the predictions) or "mse" (of the final representations).
         consistency_weight: lambda_c, the weight of the consistency penalty in both losses.
         mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
@@ -43,6 +47,7 @@ class SearchConfig:
     """
 
     searcher: str = "spt_darts"
+    selection: str | None = None
     num_prompt_layers: int | None = None
     threshold: float | None = None
     parameter_budget: int | None = None
@@ -67,12 +72,13 @@ class SearchConfig:
         if len(criteria) > 1:
             given = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
             raise InputError(f"SearchConfig got {given}; give at most one of them.")
-        if criteria and self.searcher in FIXED_SEARCHERS:
+        if criteria and self.searcher in FIXED_SETTINGS:
             name, value = next(iter(criteria.items()))
             raise InputError(
                 f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
-                f"leave {name} out, or search with one of {', '.join(LEARNED_SEARCHERS)}."
+                f"leave {name} out, or search with one of {', '.join(NAMES)}."
             )
+        self._check_selection()
         for name in ("num_prompt_layers", "parameter_budget", "gate_interval"):
             value = 1 if getattr(self, name) is None else getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -87,6 +93,24 @@ class SearchConfig:
         _check_range("gate_fraction", self.gate_fraction, "in (0, 1)", lambda value: 0 < value < 1)
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
+
+    @property
+    def reading(self) -> str | None:
+        """`selection`, or the searcher's own way; None if the searcher trains no network that could be read."""
+        if self.searcher in FIXED_SETTINGS:
+            return None
+        return self.selection or next(iter(ways_to_read(self.searcher)), None)
+
+    def _check_selection(self) -> None:
+        ways = () if self.searcher in FIXED_SETTINGS else ways_to_read(self.searcher)
+        if self.selection is not None and self.selection not in ways:
+            allowed = f"choose one of {', '.join(ways)}" if ways else "leave it out, since nothing is left to read"
+            raise InputError(f"selection={self.selection!r} does not go with searcher={self.searcher!r}; {allowed}.")
+        if self.threshold is not None and self.reading != "gates":
+            raise InputError(
+                f"threshold={self.threshold!r} is one of gates, and searcher={self.searcher!r} with "
+                f"selection={self.reading!r} does not go by gates; give num_prompt_layers instead."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""

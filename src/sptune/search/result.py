@@ -23,9 +23,13 @@ class SearchResult:
     Args:
         prompt_layers: the layers chosen, ascending.
         candidate_layers: the layers that could have been chosen, ascending.
-        gates: final gate value of each candidate; 1 and 0 for a fixed setting.
-        history: one entry for each step, in order: "step" (from 1), "gates" (values after the step), "weight_loss",
-            "gate_loss" and "consistency" of the step (None where there was none). Empty for a fixed setting.
+        scores: what the layers were chosen by, one for each candidate, the larger the better: gates, or what the
+            selection measured; 1 and 0 for a fixed setting.
+        gates: final gate value of each candidate; None where no gates were trained.
+        history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values after
+            the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
+            layers were trained alone: "losses", one for each candidate (None where it was dropped before). Empty for a
+            searcher that trains nothing.
         config: configuration of the final network.
         search: how the search was done.
         seconds: time the search took.
@@ -34,7 +38,8 @@ class SearchResult:
 
     prompt_layers: list[int]
     candidate_layers: list[int]
-    gates: list[float]
+    scores: list[float]
+    gates: list[float] | None
     history: list[dict[str, Any]]
     config: SPTConfig
     search: SearchConfig

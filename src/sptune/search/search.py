@@ -18,9 +18,11 @@ from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.model import SPTModel
 from sptune.prefix_cache import PrefixCacheSettings
-from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SEARCHERS, SearchConfig
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig
+from sptune.search.problem import SearchProblem
 from sptune.search.result import SearchResult
-from sptune.search.selection import select_layers
+from sptune.search.searchers import find_searcher
+from sptune.search.selection import check_number, layers_within, select_layers
 
 if TYPE_CHECKING:
     from sptune.training import ClassScores
@@ -63,49 +65,40 @@ def search_prompt_layers(
     Raises:
         InputError: the network is no search network, or the layers asked for do not fit its candidates.
     """
-    from sptune.training import SPTSearchTrainer  # the trainer builds on this package's parts
-
     search = SearchConfig() if search is None else search
     tuner, config = _search_network(network)
     candidates = tuner.candidate_layers
-    if search.searcher in FIXED_SEARCHERS:
+    if search.searcher in FIXED_SETTINGS:
         num_layers = find_backbone(network.get_base_model(), config.layers_path).num_layers
         return _fixed_result(config, search, candidates, num_layers)
 
-    criterion = _criterion(search, tuner, candidates)
-    select_layers([0.5] * len(candidates), candidates, **criterion)  # an impossible choice fails before the training
-    trainer = SPTSearchTrainer(
-        model=network,
-        args=args,
-        train_dataset=train_dataset,
-        search=search,
-        class_scores=class_scores,
-        data_collator=data_collator,
-        callbacks=callbacks,
-        head_learning_rate=head_learning_rate,
-        prefix_cache=prefix_cache,
-    )
-    tell(str(trainer.plan_prefix_cache()))
-    if not resume_from_checkpoint:
-        tell(f"The search will take about {_in_words(trainer.estimate_seconds())} on this machine.")
-    trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    gates = tuner.gate_values().tolist()
-    prompt_layers = select_layers(gates, candidates, **criterion)
+    options = {
+        "class_scores": class_scores,
+        "data_collator": data_collator,
+        "callbacks": callbacks,
+        "head_learning_rate": head_learning_rate,
+        "prefix_cache": prefix_cache,
+    }
+    sized = _with_number(search, tuner)  # an impossible choice fails before the training
+    problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
+    findings = find_searcher(search.searcher)(problem)
+    prompt_layers = findings.prompt_layers
+    if prompt_layers is None:
+        prompt_layers = select_layers(
+            findings.scores, candidates, num_prompt_layers=sized.num_prompt_layers, threshold=sized.threshold
+        )
     logger.info("The search chose prompt layers %s of %s.", prompt_layers, candidates)
     return SearchResult(
         prompt_layers=prompt_layers,
         candidate_layers=candidates,
-        gates=gates,
-        history=trainer.gate_history.entries,
+        scores=findings.scores,
+        gates=findings.gates,
+        history=findings.history,
         config=_final_config(config, prompt_layers),
         search=search,
-        seconds=trainer.gate_history.seconds,
-        steps=trainer.state.global_step,
+        seconds=findings.seconds,
+        steps=findings.steps,
     )
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
@@ -119,17 +112,17 @@ def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
     return tuner, config
 
 
-def _criterion(search: SearchConfig, tuner: SPTModel, candidates: list[int]) -> dict[str, Any]:
-    """What `select_layers` is to go by."""
+def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
+    """The same search with the number of layers that it is to find, unless a threshold says it."""
+    candidates = len(tuner.candidate_layers)
     if search.threshold is not None:
-        return {"threshold": search.threshold}
+        return search
+    number = search.num_prompt_layers or min(DEFAULT_NUM_PROMPT_LAYERS, candidates)
     if search.parameter_budget is not None:
-        parameters = tuner.generator_parameters()
-        sizes = {layer: sum(parameter.numel() for parameter in parameters[layer]) for layer in candidates}
-        return {"parameter_budget": search.parameter_budget, "parameters_per_layer": sizes}
-    if search.num_prompt_layers is not None:
-        return {"num_prompt_layers": search.num_prompt_layers}
-    return {"num_prompt_layers": min(DEFAULT_NUM_PROMPT_LAYERS, len(candidates))}
+        size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))
+        number = layers_within(search.parameter_budget, size, candidates)
+    check_number(number, candidates)
+    return dataclasses.replace(search, num_prompt_layers=number, parameter_budget=None)
 
 
 def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
@@ -144,7 +137,8 @@ def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int]
     return SearchResult(
         prompt_layers=prompt_layers,
         candidate_layers=candidates,
-        gates=[float(layer in prompt_layers) for layer in candidates],
+        scores=[float(layer in prompt_layers) for layer in candidates],
+        gates=None,
         history=[],
         config=_final_config(config, prompt_layers),
         search=search,

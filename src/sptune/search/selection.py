@@ -1,70 +1,74 @@
-"""From gates to prompt layers (method section 5): by number of layers, by threshold, or by a parameter budget."""
+"""From scores to prompt layers (method section 5): by number of layers or by threshold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from sptune.errors import InputError
 
 
 def select_layers(
-    gates: Sequence[float],
+    scores: Sequence[float],
     candidates: Sequence[int],
     *,
     num_prompt_layers: int | None = None,
     threshold: float | None = None,
-    parameter_budget: int | None = None,
-    parameters_per_layer: Mapping[int, int] | None = None,
 ) -> list[int]:
-    """The prompt layers that the gates choose, in ascending order; exactly one of the three criteria is given.
+    """The prompt layers that the scores choose, in ascending order; exactly one of the two criteria is given.
 
-    Layers are taken by falling gate. Between equal gates the higher layer goes first: it is the cheaper one to train.
+    Between equal scores the higher layer goes first: it is the cheaper one to train.
 
     Args:
-        gates: gate values a_i, one for each candidate.
+        scores: gates a_i or other scores, one for each candidate; the larger, the better.
         candidates: layer indices of the candidates.
-        num_prompt_layers: take this many.
-        threshold: take all above it; the layer with the largest gate is taken always.
-        parameter_budget: take those whose generators fit together; a layer that no longer fits is passed over.
-        parameters_per_layer: number of generator parameters of each candidate, for `parameter_budget`.
+        num_prompt_layers: take this many, those with the largest scores.
+        threshold: take all with a score above it; the layer with the largest is taken always.
 
     Raises:
-        InputError: no or several criteria, more layers asked for than there are candidates, or a budget below the
-            smallest generator.
+        InputError: no or several criteria, or more layers asked for than there are candidates.
     """
-    if len(gates) != len(candidates):
-        raise InputError(f"select_layers got {len(gates)} gates for {len(candidates)} candidate layers.")
-    criteria = [num_prompt_layers, threshold, parameter_budget]
-    if sum(criterion is not None for criterion in criteria) != 1:
+    if len(scores) != len(candidates):
+        raise InputError(f"select_layers got {len(scores)} scores for {len(candidates)} candidate layers.")
+    if (num_prompt_layers is None) == (threshold is None):
         raise InputError(
-            f"select_layers needs exactly one of num_prompt_layers, threshold and parameter_budget, got {criteria}."
+            f"select_layers needs exactly one of num_prompt_layers and threshold, got {num_prompt_layers} and "
+            f"{threshold}."
         )
-    ranked = sorted(zip(gates, candidates, strict=True), reverse=True)
+    ranked = sorted(zip(scores, candidates, strict=True), reverse=True)
     if num_prompt_layers is not None:
-        if num_prompt_layers > len(ranked):
-            raise InputError(
-                f"num_prompt_layers={num_prompt_layers}, but there are only {len(ranked)} candidate layers; "
-                f"choose 1 to {len(ranked)}."
-            )
+        check_number(num_prompt_layers, len(ranked))
         return sorted(layer for _, layer in ranked[:num_prompt_layers])
-    if threshold is not None:
-        above = [layer for gate, layer in ranked if gate > threshold]
-        return sorted(above or [ranked[0][1]])
-    if parameters_per_layer is None:
-        raise InputError("select_layers needs parameters_per_layer to keep to a parameter_budget.")
-    return _fill_budget([layer for _, layer in ranked], parameter_budget or 0, parameters_per_layer)
+    above = [layer for score, layer in ranked if score > threshold]
+    return sorted(above or [ranked[0][1]])
 
 
-def _fill_budget(ranked_layers: list[int], budget: int, parameters_per_layer: Mapping[int, int]) -> list[int]:
-    smallest = min(parameters_per_layer[layer] for layer in ranked_layers)
-    if budget < smallest:
+def check_number(num_prompt_layers: int, candidates: int) -> None:
+    """Refuse to choose more layers than there are.
+
+    Raises:
+        InputError: there are fewer candidates.
+    """
+    if num_prompt_layers > candidates:
         raise InputError(
-            f"parameter_budget={budget} is less than the {smallest} parameters of one layer's generator; "
-            "raise the budget, or take a smaller generator (bottleneck_dim, projection='phm')."
+            f"num_prompt_layers={num_prompt_layers}, but there are only {candidates} candidate layers; "
+            f"choose 1 to {candidates}."
         )
-    chosen, left = [], budget
-    for layer in ranked_layers:
-        if parameters_per_layer[layer] <= left:
-            chosen.append(layer)
-            left -= parameters_per_layer[layer]
-    return sorted(chosen)
+
+
+def layers_within(parameter_budget: int, layer_parameters: int, candidates: int) -> int:
+    """How many layers a budget pays for.
+
+    Args:
+        parameter_budget: parameters that all generators may have together.
+        layer_parameters: those of one layer's generator; all candidates have the same kind.
+        candidates: how many layers there are to choose from.
+
+    Raises:
+        InputError: the budget is below one generator.
+    """
+    if parameter_budget < layer_parameters:
+        raise InputError(
+            f"parameter_budget={parameter_budget} is less than the {layer_parameters} parameters of one layer's "
+            "generator; raise the budget, or take a smaller generator (bottleneck_dim, projection='phm')."
+        )
+    return min(parameter_budget // layer_parameters, candidates)

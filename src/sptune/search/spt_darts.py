@@ -1,54 +1,11 @@
-"""The parts of SPT-DARTS (method section 4): two halves of the data, layer masks, consistency, gate gradient."""
+"""The parts of SPT-DARTS (method section 4): layer masks, consistency, gate gradient."""
 
 from __future__ import annotations
-
-import math
-import random
-from collections import defaultdict
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from sptune.gates import at_least_float32
-
-
-def split_halves(
-    labels: Sequence[int] | None, size: int, *, gate_fraction: float, seed: int
-) -> tuple[list[int], list[int]]:
-    """Example indices of the weight half and of the gate half, each in ascending order, the same for the same seed.
-
-    Args:
-        labels: class of each example, to split within each class; None to split without.
-        size: number of examples, at least 2.
-        gate_fraction: share of the gate half.
-        seed: what the choice depends on.
-
-    Returns:
-        Two lists, neither empty, that together hold every index once. Each class has its share in the gate half, give
-        or take one example; a class with a single example stays in the weight half while other classes can fill up
-        the gate half.
-    """
-    by_class: dict[int, list[int]] = defaultdict(list)
-    for index in range(size):
-        by_class[0 if labels is None else int(labels[index])].append(index)
-    shuffler = random.Random(seed)
-    members = [by_class[label] for label in sorted(by_class)]
-    for indices in members:
-        shuffler.shuffle(indices)
-
-    counts = [math.floor(len(indices) * gate_fraction) for indices in members]
-    wanted = min(max(round(size * gate_fraction), 1), size - 1)
-    by_remainder = sorted(
-        range(len(members)),
-        key=lambda c: (len(members[c]) > 1, len(members[c]) * gate_fraction - counts[c]),
-        reverse=True,
-    )
-    for c in by_remainder[: max(wanted - sum(counts), 0)]:
-        counts[c] += 1
-    gate_half = sorted(index for indices, count in zip(members, counts, strict=True) for index in indices[:count])
-    chosen = set(gate_half)
-    return [index for index in range(size) if index not in chosen], gate_half
 
 
 def draw_layer_masks(

@@ -1,0 +1,11 @@
+"""First-order DARTS (Liu, Simonyan and Yang, 2019): gates by the gate half, weights by the weight half."""
+
+from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.problem import Findings, SearchProblem
+
+SELECTIONS = ("gates", "perturbation", "greedy")
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train all gates and all weights together."""
+    return problem.train(SPTSearchTrainer)

@@ -1,0 +1,42 @@
+"""Sampled gates: binary concrete (Maddison, Mnih and Teh, 2017; Jang, Gu and Poole, 2017) in place of sigmoid(alpha)."""
+
+from __future__ import annotations
+
+import torch
+
+from sptune.gates import at_least_float32
+from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.problem import Findings, SearchProblem
+
+SELECTIONS = ("gates", "perturbation", "greedy")
+
+# Maddison et al. found 2/3 to work for binary variables.
+TEMPERATURE = 2 / 3
+
+
+class GumbelTrainer(SPTSearchTrainer):
+    """Every example of every batch goes through gates of its own."""
+
+    def sample_gates(self, size: int) -> torch.Tensor:
+        """a = sigmoid((alpha + log u - log(1 - u)) / temperature), with u uniform in (0, 1); (size, candidates)."""
+        return binary_concrete(self.alphas, size, self.draw_generator())
+
+
+def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Samples of relaxed Bernoulli gates whose probability of being above 1/2 is sigmoid(alpha).
+
+    Args:
+        alphas: (candidates,).
+        size: number of samples.
+        generator: what they are drawn from.
+
+    Returns:
+        (size, candidates), with gradients to `alphas`.
+    """
+    u = torch.rand(size, len(alphas), generator=generator).clamp(1e-6, 1 - 1e-6).to(alphas.device)
+    return torch.sigmoid((at_least_float32(alphas) + torch.logit(u)) / TEMPERATURE)
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train gates and weights under sampled gates."""
+    return problem.train(GumbelTrainer)

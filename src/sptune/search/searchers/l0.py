@@ -1,0 +1,38 @@
+"""Hard-concrete gates with an L0 penalty (Louizos, Welling and Kingma, 2018)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sptune.gates import at_least_float32
+from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.problem import Findings, SearchProblem
+from sptune.search.searchers.gumbel import TEMPERATURE, binary_concrete
+
+SELECTIONS = ("gates", "perturbation", "greedy")
+
+# The stretch of the paper's section 3.
+LOWEST, HIGHEST = -0.1, 1.1
+# Loss that an open gate must earn; of the order of what one layer more gains on a development loss of about one half.
+PENALTY = 0.02
+
+
+class L0Trainer(SPTSearchTrainer):
+    """Gates that are exactly 0 or exactly 1 with a probability above 0, and a price on each that is open."""
+
+    def sample_gates(self, size: int) -> torch.Tensor:
+        """a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete; (size, candidates)."""
+        stretched = binary_concrete(self.alphas, size, self.draw_generator()) * (HIGHEST - LOWEST) + LOWEST
+        return stretched.clamp(0, 1)
+
+    def gate_penalty(self) -> torch.Tensor:
+        """`PENALTY` times the expected number of open gates, sum_i P(a_i > 0)."""
+        shift = TEMPERATURE * math.log(-LOWEST / HIGHEST)
+        return PENALTY * torch.sigmoid(at_least_float32(self.alphas) - shift).sum()
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train gates and weights under sampled gates, with a price on open gates."""
+    return problem.train(L0Trainer)

@@ -1,0 +1,11 @@
+"""SPT-DARTS (method section 4): DARTS with architecture consistency and the mixed-level gate gradient."""
+
+from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.problem import Findings, SearchProblem
+
+SELECTIONS = ("gates", "perturbation", "greedy")
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train all gates and all weights together, each example twice under different layer masks."""
+    return problem.train(SPTSearchTrainer)

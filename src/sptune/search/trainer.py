@@ -1,0 +1,149 @@
+"""`SearchTrainer`: what all trainings of a search network have in common."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from sptune.errors import InputError
+from sptune.model import SPTModel
+from sptune.search.config import SearchConfig
+from sptune.search.halves import split_dataset
+from sptune.search.history import SearchHistory, check_search_checkpoint
+from sptune.training import SPTTrainer
+
+Batch = dict[str, Any]
+Setting = Callable[[], AbstractContextManager[None]]
+
+
+class SearchTrainer(SPTTrainer):
+    """Trains a search network on one half of the data and measures it on the other.
+
+    Args:
+        model: a search network, `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`.
+        args: training arguments; epochs count over the weight half.
+        train_dataset: all the training data; `train_dataset` becomes the weight half, `gate_dataset` the gate half.
+        search: how to search.
+        **kwargs: what `SPTTrainer` takes.
+
+    Raises:
+        InputError: the model has no gates, the data cannot be split, or the run is distributed in a way that hides
+            gradients (DeepSpeed, FSDP, DataParallel).
+    """
+
+    _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
+    records_gates = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        train_dataset: Dataset,
+        search: SearchConfig,
+        **kwargs: Any,
+    ) -> None:
+        tuner = getattr(model, "base_model", None)
+        if not isinstance(tuner, SPTModel):
+            raise InputError(
+                f"{type(model).__name__} has no gates to learn; search with a network made by "
+                "get_peft_model(backbone, SPTConfig(prompt_layers='search'))."
+            )
+        tuner.gate_parameters()
+        self.search = search
+        self.tuner = tuner
+        weight_dataset, self.gate_dataset = split_dataset(train_dataset, search)
+        super().__init__(model, args, train_dataset=weight_dataset, **kwargs)
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
+            raise InputError(
+                "The search needs every gradient in its place, which DeepSpeed, FSDP and torch's DataParallel "
+                "do not give; start one process for each GPU with 'accelerate launch' and plain data parallelism, "
+                "or let the search see one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
+        self.add_callback(SearchHistory(gates=self.records_gates))
+
+    @property
+    def history(self) -> SearchHistory:
+        """What the search has recorded so far."""
+        return SearchHistory.of(self)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`.
+
+        Raises:
+            InputError: the checkpoint is not one of a search.
+        """
+        check_search_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def estimate_seconds(self) -> float:
+        """What the training will take, from a few timed passes that leave no trace; to be called before `train`."""
+        model = cast(nn.Module, self.model)
+        was_training, seconds = model.training, []
+        with torch.random.fork_rng():
+            # Batches of texts of like length differ much in size, so one of middling size is timed.
+            some = sorted(islice(self.get_train_dataloader(), 9), key=_batch_tokens)
+            inputs = some[len(some) // 2]
+            model.to(self.args.device).train()
+            for _ in range(3):
+                started = time.monotonic()
+                self.timed_pass(model, inputs)
+                seconds.append(time.monotonic() - started)
+        model.zero_grad()
+        model.train(was_training)
+        micro_batches = self.args.gradient_accumulation_steps
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = math.ceil(self.args.num_train_epochs * len(self.get_train_dataloader()) / micro_batches)
+        return min(seconds[1:]) * micro_batches * self.passes(steps)
+
+    def timed_pass(self, model: nn.Module, inputs: Batch) -> None:
+        """A forward and a backward pass, for the estimate."""
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        loss.backward()
+        loss.item()  # waits for an accelerator
+
+    def passes(self, steps: int) -> float:
+        """How many of `timed_pass` a training of so many steps takes, with one batch a step."""
+        raise NotImplementedError
+
+    def scores(self) -> list[float]:
+        """One score for each candidate layer after the training; the larger, the better."""
+        raise NotImplementedError
+
+    def held_out_losses(self, settings: Sequence[Setting]) -> list[float]:
+        """Mean loss of the gate half under each of several settings of the network.
+
+        Args:
+            settings: each makes a context, such as that of `SPTModel.prompting_at`, for the forwards inside.
+        """
+        model = cast(nn.Module, self.model)
+        was_training = model.training
+        model.eval()
+        sums = torch.zeros(len(settings), device=self.args.device)
+        items = torch.zeros((), device=self.args.device)
+        for batch in self.get_eval_dataloader(cast(Any, self.gate_dataset)):
+            count = self._count_items(batch).to(items)
+            items += count
+            for place, setting in enumerate(settings):
+                with setting():
+                    loss = self.prediction_step(model, batch, prediction_loss_only=True)[0]
+                sums[place] += count * loss.to(sums)
+        model.train(was_training)
+        gathered = self.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
+        return (gathered[:-1] / gathered[-1]).tolist()
+
+
+def _batch_tokens(inputs: Batch) -> int:
+    return max((value.numel() for value in inputs.values() if isinstance(value, torch.Tensor)), default=0)
