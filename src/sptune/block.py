@@ -211,8 +211,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         else:
             if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
                 raise InputError(
-                    f"The gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
-                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 in front."
+                    f"Gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
+                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 row."
                 )
             gate = at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
         below = self.flow.state.presence

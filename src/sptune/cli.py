@@ -30,6 +30,7 @@ from sptune.outputs import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
     from sptune.pipeline import Run
+    from sptune.search import SearchResult
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -414,9 +415,11 @@ def _print_run(run: Run, as_json: bool) -> None:
         return
     search_file = run.output_dir / "search.json"
     if search_file.exists():
-        search = json.loads(search_file.read_text(encoding="utf-8"))
-        if search["history"]:
-            _print_gates(search["candidate_layers"], search["gates"], run.prompt_layers)
+        from sptune.search import SearchResult
+
+        found = SearchResult.load(search_file)
+        if found.history:
+            _print_layers(found)
     results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
     if run.metrics:
         _print_scores(run.metrics)
@@ -431,12 +434,16 @@ def _print_run(run: Run, as_json: bool) -> None:
     results.print(f"Everything else: {escape(str(run.output_dir))}")
 
 
-def _print_gates(layers: list[int], gates: list[float], chosen: list[int]) -> None:
-    table = Table("layer", "gate", "", title="Gates", box=None, title_justify="left")
-    for layer, gate in sorted(zip(layers, gates, strict=True), reverse=True):
-        bar = "█" * max(1, round(40 * gate))
-        style = "bold green" if layer in chosen else "dim"
-        table.add_row(f"{layer}", f"{gate:.3f}", f"{bar} {'chosen' if layer in chosen else ''}", style=style)
+def _print_layers(found: SearchResult) -> None:
+    """The candidates by falling score, with bars where scores are gates."""
+    table = Table("layer", "score", "", title=f"Score: {found.score_name}", box=None, title_justify="left")
+    for layer, score in sorted(
+        zip(found.candidate_layers, found.scores, strict=True), key=lambda one: one[1], reverse=True
+    ):
+        chosen = layer in found.prompt_layers
+        bar = "█" * max(1, round(40 * score)) if found.search.reading == "gates" else ""
+        style = "bold green" if chosen else "dim"
+        table.add_row(f"{layer}", f"{score:.3f}", f"{bar} {'chosen' if chosen else ''}", style=style)
     results.print(table)
 
 

@@ -22,11 +22,19 @@ ADAPTER_FOLDER = "adapter"
 SEARCH_FILE = "search.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
-GATES_FILES = ("gates.png", "gates.svg")
+SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TASK_FILE = "task.json"
 
-RUN_FILES = (CONFIG_FILE, ADAPTER_FOLDER, SEARCH_FILE, METRICS_FILE, PREDICTIONS_FILE, *GATES_FILES, CHECKPOINTS_FOLDER)
+RUN_FILES = (
+    CONFIG_FILE,
+    ADAPTER_FOLDER,
+    SEARCH_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    *SEARCH_PICTURES,
+    CHECKPOINTS_FOLDER,
+)
 
 _PARTIAL = ".partial-"
 

@@ -132,7 +132,7 @@ def fit(options: RunOptions | None = None, *, monitor: Monitor | None = None, **
 
 
 def search(options: RunOptions | None = None, *, monitor: Monitor | None = None, **fields: Any) -> Run:
-    """Only the search of `fit`: writes search.json and the pictures of the gates.
+    """Only the search of `fit`: writes search.json and its pictures.
 
     Args:
         options, monitor, fields: as in `fit`.
@@ -276,7 +276,7 @@ def _search(job: _Job) -> tuple[SearchResult, PeftModel | None]:
                 tell=plan.monitor.note,
             )
     if job.is_main:
-        for name in outputs.GATES_FILES if result.history else ():
+        for name in outputs.SEARCH_PICTURES if result.history else ():
             with outputs.written_whole(plan.folder / name) as partial:
                 result.plot(partial)
         result.save(path)
@@ -468,8 +468,8 @@ def _evaluate_and_save(
         },
     }
     if result is not None:
-        gates = {str(layer): gate for layer, gate in zip(result.candidate_layers, result.gates, strict=True)}
-        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "gates": gates}
+        scores_by_layer = {str(layer): one for layer, one in zip(result.candidate_layers, result.scores, strict=True)}
+        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "scores": scores_by_layer}
     if job.is_main:
         plan.monitor.stage("Saving")
         document = {"task": plan.task.to_dict(), "backbone": plan.spec.to_dict(), "max_length": plan.options.max_length}

@@ -22,8 +22,8 @@ RUN_FILES = {
     "search.json",
     "metrics.json",
     "predictions.jsonl",
-    "gates.png",
-    "gates.svg",
+    "search.png",
+    "search.svg",
 }
 
 
@@ -150,7 +150,12 @@ def test_config_fed_back_repeats_the_run(options: dict[str, Any], tmp_path: Path
 
 def test_search_alone_writes_only_the_search(options: dict[str, Any], tmp_path: Path) -> None:
     run = search(**options, output_dir=tmp_path / "run", num_prompt_layers=1)
-    assert {path.name for path in run.output_dir.iterdir()} == {"config.yaml", "search.json", "gates.png", "gates.svg"}
+    assert {path.name for path in run.output_dir.iterdir()} == {
+        "config.yaml",
+        "search.json",
+        "search.png",
+        "search.svg",
+    }
     assert len(run.prompt_layers) == 1
 
 
@@ -199,7 +204,7 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
     run = fit(**options, output_dir=tmp_path / "run", searcher="middle", head_baseline=False)
     assert run.prompt_layers == [1]
-    assert not (run.output_dir / "gates.png").exists()
+    assert not (run.output_dir / "search.png").exists()
 
 
 def test_checkpoints_stay_if_asked_for(options: dict[str, Any], tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
-from sptune.search import SearchConfig
-from sptune.search import SPTSearchTrainer
+from sptune.search import SearchConfig, SPTSearchTrainer
 
 
 class GateGradients(TrainerCallback):

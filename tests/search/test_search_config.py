@@ -12,7 +12,7 @@ def test_round_trip_through_a_dictionary():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("searcher", "random"),
+        ("searcher", "guess"),
         ("consistency", "cosine"),
         ("num_prompt_layers", 0),
         ("num_prompt_layers", 1.5),

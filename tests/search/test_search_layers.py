@@ -69,8 +69,8 @@ def test_an_impossible_choice_fails_before_the_training(build_search_network, se
 def test_fixed_settings_need_no_training(build_search_network, search, searcher, expected):
     result = search(build_search_network(), SearchConfig(searcher=searcher))
     assert result.prompt_layers == result.config.prompt_layers == expected
-    assert result.gates == [float(layer in expected) for layer in range(4)]
-    assert (result.history, result.steps) == ([], 0)
+    assert result.scores == [float(layer in expected) for layer in range(4)]
+    assert (result.gates, result.history, result.steps) == (None, [], 0)
 
 
 def test_a_network_without_gates_is_refused(build_backbone, build_config, bert, search):
@@ -85,7 +85,7 @@ def test_the_defaults_search_a_default_network(build_backbone, bert, search, tmp
     result = search(network)
     assert 1 <= len(result.prompt_layers) <= 3
     backend = matplotlib.get_backend()
-    result.plot(tmp_path / "gates.svg")
+    result.plot(tmp_path / "search.svg")
     assert matplotlib.get_backend() == backend
 
 

@@ -17,6 +17,7 @@ def result():
     return SearchResult(
         prompt_layers=[1],
         candidate_layers=[1, 3],
+        scores=[0.51, 0.49],
         gates=[0.51, 0.49],
         history=history,
         config=SPTConfig(task_type="SEQ_CLS", prompt_layers=[1], modules_to_save=["classifier"]),
@@ -64,12 +65,12 @@ def test_unknown_fields_of_a_newer_version_are_passed_over(result, tmp_path):
 
 
 def test_plot_writes_a_picture(result, tmp_path):
-    figure = result.plot(tmp_path / "gates.png")
-    assert (tmp_path / "gates.png").read_bytes().startswith(b"\x89PNG")
+    figure = result.plot(tmp_path / "search.png")
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
     assert "Chosen: layer 1" in [axes.get_title(loc="left") for axes in figure.axes]
 
 
 def test_a_fixed_setting_has_nothing_to_plot(result):
     fixed = replace(result, history=[], search=SearchConfig(searcher="middle"))
-    with pytest.raises(InputError, match="'middle' fixed the prompt layers"):
+    with pytest.raises(InputError, match="'middle' chose the prompt layers"):
         fixed.plot()

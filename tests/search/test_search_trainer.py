@@ -388,8 +388,8 @@ def test_a_final_network_cannot_be_searched(build_backbone, build_config, build_
         )
 
 
-def test_a_fixed_setting_needs_no_trainer(build_search_network, build_args, examples):
-    with pytest.raises(InputError, match="searcher='all' needs no training"):
+def test_a_trainer_refuses_another_searcher(build_search_network, build_args, examples):
+    with pytest.raises(InputError, match="searcher='all' is not what SPTSearchTrainer trains for"):
         SPTSearchTrainer(
             build_search_network(), build_args(), train_dataset=examples, search=SearchConfig(searcher="all")
         )

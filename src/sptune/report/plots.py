@@ -1,7 +1,8 @@
-"""Pictures of a search: the gates over time, and where they ended, with the chosen layers marked."""
+"""Pictures of a search: gates or losses over time, and the final scores, with the chosen layers marked."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,26 +25,30 @@ MOST_NAMES = 12
 MOST_LISTED = 6
 
 
-def plot_gates(
+def plot_search(
     history: Sequence[Mapping[str, Any]],
     candidate_layers: Sequence[int],
     prompt_layers: Sequence[int],
+    scores: Sequence[float],
+    score_name: str,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Draw each layer's gate over the steps, and beside it the final gates by layer; chosen layers are in colour.
+    """Draw each layer's gate or loss over the steps, and beside it the final scores; chosen layers are in colour.
 
     Args:
-        history: entries with "step", "gates" (one value for each candidate) and "gate_loss" (None while the weights
-            warm up), in order of steps.
-        candidate_layers: layer index of each gate.
+        history: entries with "step" and either "gates" (one value for each candidate) and "gate_loss" (None while the
+            weights warm up), or "losses" (one for each candidate, None from where it was dropped), in order of steps.
+        candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
+        scores: what they were chosen by, one for each candidate.
+        score_name: what the scores are.
         path: where to write the picture, as PNG or SVG by its suffix; None not to write it.
 
     Raises:
         InputError: the history is empty, or the path has another suffix.
     """
     if not history:
-        raise InputError("There are no gates to draw: the history of the search is empty.")
+        raise InputError("There is nothing to draw: the history of the search is empty.")
     if path is not None and Path(path).suffix.lower() not in FORMATS:
         raise InputError(f"{path}: pictures are written as {' or '.join(FORMATS)}; give a path that ends so.")
     colours = _layer_colours(candidate_layers, prompt_layers)
@@ -51,7 +56,7 @@ def plot_gates(
     FigureCanvasAgg(figure)
     over_time, at_the_end = figure.subplots(1, 2, width_ratios=(1.7, 1))
     _draw_lines(over_time, history, candidate_layers, prompt_layers, colours)
-    _draw_final_gates(at_the_end, history[-1]["gates"], candidate_layers, prompt_layers, colours)
+    _draw_scores(at_the_end, scores, score_name, candidate_layers, prompt_layers, colours)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
@@ -74,21 +79,23 @@ def _draw_lines(
     colours: Mapping[int, str],
 ) -> None:
     steps = [0, *(entry["step"] for entry in history)]
+    gated = "gates" in history[0]
+    lines = []
     for place, layer in enumerate(candidate_layers):
-        values = [entry["gates"][place] for entry in history]
+        values = [entry["gates" if gated else "losses"][place] for entry in history]
+        lines.append(values if gated else _running_means(values))
         chosen = layer in prompt_layers
         axes.plot(
-            steps,
-            [values[0], *values],
+            steps[: len(lines[-1]) + 1],
+            [lines[-1][0], *lines[-1]],
             color=colours[layer],
             linewidth=2.6 if chosen else 1.1,
             alpha=1.0 if chosen else 0.75,
             zorder=3 if chosen else 2,
         )
     warmup = sum(entry.get("gate_loss") is None for entry in history)
-    last = history[-1]["gates"]
-    low, high = _limits([value for entry in history for value in entry["gates"]])
-    if 0 < warmup < len(history):
+    low, high = _limits([value for line in lines for value in line], 1.0 if gated else math.inf)
+    if gated and 0 < warmup < len(history):
         axes.axvspan(0, history[warmup - 1]["step"], color="#f1f3f4", zorder=0)
         axes.text(
             history[warmup - 1]["step"] / 2, high - 0.03 * (high - low), "weights only",
@@ -96,10 +103,11 @@ def _draw_lines(
         )  # fmt: skip
     named = list(candidate_layers) if len(candidate_layers) <= MOST_NAMES else sorted(prompt_layers)
     if len(named) <= MOST_NAMES:
-        ends = {layer: last[list(candidate_layers).index(layer)] for layer in named}
+        ends = {layer: lines[list(candidate_layers).index(layer)][-1] for layer in named}
         _name_lines(axes, ends, steps[-1], (low, high), prompt_layers, colours)
-    axes.set(xlim=(0, steps[-1]), ylim=(low, high), xlabel="search step", ylabel="gate")
-    axes.set_title("Gates over time", loc="left", color=INK, fontsize=12)
+    axes.set(xlim=(0, steps[-1]), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
+    title = "Gates over time" if gated else "Training loss of each layer alone"
+    axes.set_title(title, loc="left", color=INK, fontsize=12)
     _tidy(axes)
 
 
@@ -137,19 +145,35 @@ def _name_lines(
         )
 
 
-def _draw_final_gates(
+def _running_means(losses: Sequence[float | None]) -> list[float]:
+    """Means over the last tenth of the steps, up to where the layer was dropped."""
+    known = [loss for loss in losses if loss is not None]
+    width = max(1, len(losses) // 10)
+    windows = (known[max(0, end - width) : end] for end in range(1, len(known) + 1))
+    return [sum(window) / len(window) for window in windows]
+
+
+def _draw_scores(
     axes: Axes,
-    gates: Sequence[float],
+    scores: Sequence[float],
+    score_name: str,
     candidate_layers: Sequence[int],
     prompt_layers: Sequence[int],
     colours: Mapping[int, str],
 ) -> None:
     places = range(len(candidate_layers))
-    axes.bar(places, gates, color=[colours[layer] for layer in candidate_layers], width=0.72)
+    colour = [colours[layer] for layer in candidate_layers]
+    if max(scores) < 0:  # losses, whose differences bars from 0 would not show
+        axes.scatter(places, scores, color=colour, s=60)
+        axes.set_ylim(*_limits(scores, 0.0))
+    else:
+        axes.bar(places, scores, color=colour, width=0.72)
     every = max(1, -(-len(candidate_layers) // MOST_NAMES))
     shown = [place for place in places if place % every == 0]
     axes.set_xticks(shown, [str(candidate_layers[place]) for place in shown])
-    axes.set(xlabel="layer", ylabel="final gate", ylim=(0, 1))
+    axes.set(xlabel="layer", ylabel=score_name)
+    if min(scores) >= 0:
+        axes.set_ylim(0, max(1, *scores))
     listed = ", ".join(str(layer) for layer in sorted(prompt_layers))
     if len(prompt_layers) > MOST_LISTED:
         title = f"Chosen: {len(prompt_layers)} of {len(candidate_layers)} layers"
@@ -160,11 +184,11 @@ def _draw_final_gates(
     axes.grid(visible=False, axis="x")
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
-    """Bounds of the gate axis: around the values, at least 0.1 apart, within [0, 1]."""
+def _limits(values: Sequence[float], most: float) -> tuple[float, float]:
+    """Bounds of an axis: around the values, at least 0.1 apart, not below 0 unless a value is, and at most `most`."""
     low, high = min(values), max(values)
     room = max(0.08 * (high - low), (0.1 - (high - low)) / 2, 0.01)
-    return max(low - room, 0.0), min(high + room, 1.0)
+    return low - room if low < 0 else max(low - room, 0.0), min(high + room, most)
 
 
 def _tidy(axes: Axes) -> None:

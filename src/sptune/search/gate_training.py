@@ -43,6 +43,8 @@ class SPTSearchTrainer(SearchTrainer):
         **kwargs: likewise.
     """
 
+    searchers: tuple[str, ...] = ("darts", "spt_darts")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         model = cast(nn.Module, self.model)

@@ -47,7 +47,7 @@ class SearchProblem:
         train_dataset: all the training data.
         args: training arguments of the search.
         search: how to search; one of `num_prompt_layers` and `threshold` is set.
-        options: what `SPTTrainer` takes besides (class scores, collator, callbacks, the head's learning rate, the cache).
+        options: what `SPTTrainer` takes besides (class scores, collator, callbacks, head learning rate, cache).
         resume: a checkpoint to resume from, as in `transformers.Trainer.train`.
         tell: told what the search will cost.
     """

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.report.plots import plot_gates
+from sptune.report.plots import plot_search
 from sptune.search.config import SearchConfig
 
 
@@ -26,10 +26,10 @@ class SearchResult:
         scores: what the layers were chosen by, one for each candidate, the larger the better: gates, or what the
             selection measured; 1 and 0 for a fixed setting.
         gates: final gate value of each candidate; None where no gates were trained.
-        history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values after
-            the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
-            layers were trained alone: "losses", one for each candidate (None where it was dropped before). Empty for a
-            searcher that trains nothing.
+        history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values
+            after the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
+            layers were trained alone: "losses", one for each candidate (None where it was dropped before).
+            Empty for a searcher that trains nothing.
         config: configuration of the final network.
         search: how the search was done.
         seconds: time the search took.
@@ -80,15 +80,29 @@ class SearchResult:
         config = {name: value for name, value in values["config"].items() if name != "peft_type"}
         return cls(**{**known, "config": SPTConfig(**config), "search": SearchConfig.from_dict(values["search"])})
 
+    @property
+    def score_name(self) -> str:
+        """What `scores` are, in words."""
+        if self.search.reading == "gates":
+            return "final gate"
+        if self.search.reading == "perturbation":
+            return "rise of the held-out loss without it"
+        return "minus the held-out loss, alone"
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw the gates over time with the chosen layers marked; write PNG or SVG if a path is given.
+        """Draw what was trained over time, and the scores with the chosen layers marked.
+
+        Args:
+            path: where to write the picture, as PNG or SVG; None not to write it.
 
         Raises:
-            InputError: the layers were fixed, so there is no history to draw, or the path ends otherwise.
+            InputError: nothing was trained, so there is no history to draw, or the path ends otherwise.
         """
         if not self.history:
             raise InputError(
-                f"searcher={self.search.searcher!r} fixed the prompt layers {self.prompt_layers} without training, "
-                "so there are no gates over time to draw."
+                f"searcher={self.search.searcher!r} chose the prompt layers {self.prompt_layers} without training a "
+                "search network, so there is nothing to draw."
             )
-        return plot_gates(self.history, self.candidate_layers, self.prompt_layers, path=path)
+        return plot_search(
+            self.history, self.candidate_layers, self.prompt_layers, self.scores, self.score_name, path=path
+        )

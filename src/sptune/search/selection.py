@@ -29,15 +29,15 @@ def select_layers(
     """
     if len(scores) != len(candidates):
         raise InputError(f"select_layers got {len(scores)} scores for {len(candidates)} candidate layers.")
-    if (num_prompt_layers is None) == (threshold is None):
+    ranked = sorted(zip(scores, candidates, strict=True), reverse=True)
+    if num_prompt_layers is not None and threshold is None:
+        check_number(num_prompt_layers, len(ranked))
+        return sorted(layer for _, layer in ranked[:num_prompt_layers])
+    if threshold is None or num_prompt_layers is not None:
         raise InputError(
             f"select_layers needs exactly one of num_prompt_layers and threshold, got {num_prompt_layers} and "
             f"{threshold}."
         )
-    ranked = sorted(zip(scores, candidates, strict=True), reverse=True)
-    if num_prompt_layers is not None:
-        check_number(num_prompt_layers, len(ranked))
-        return sorted(layer for _, layer in ranked[:num_prompt_layers])
     above = [layer for score, layer in ranked if score > threshold]
     return sorted(above or [ranked[0][1]])
 

@@ -37,11 +37,13 @@ class SearchTrainer(SPTTrainer):
         **kwargs: what `SPTTrainer` takes.
 
     Raises:
-        InputError: the model has no gates, the data cannot be split, or the run is distributed in a way that hides
-            gradients (DeepSpeed, FSDP, DataParallel).
+        InputError: the model has no gates, the searcher is another's, the data cannot be split, or the run is
+            distributed in a way that hides gradients (DeepSpeed, FSDP, DataParallel).
     """
 
     _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
+    # What it trains for, and whether that trains gates.
+    searchers: tuple[str, ...]
     records_gates = True
 
     def __init__(
@@ -60,6 +62,11 @@ class SearchTrainer(SPTTrainer):
                 "get_peft_model(backbone, SPTConfig(prompt_layers='search'))."
             )
         tuner.gate_parameters()
+        if search.searcher not in self.searchers:
+            raise InputError(
+                f"searcher={search.searcher!r} is not what {type(self).__name__} trains for; it takes "
+                f"{', '.join(self.searchers)}, and search_prompt_layers takes all."
+            )
         self.search = search
         self.tuner = tuner
         weight_dataset, self.gate_dataset = split_dataset(train_dataset, search)

@@ -21,6 +21,7 @@ class FairTrainer(SearchTrainer):
     Strict fairness: no layer is trained more than another, and none relies on another. There are no gates.
     """
 
+    searchers = ("fair",)
     records_gates = False
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sampled gates: binary concrete (Maddison, Mnih and Teh, 2017; Jang, Gu and Poole, 2017) in place of sigmoid(alpha)."""
+"""Sampled gates: binary concrete (Maddison, Mnih and Teh, 2017) in place of sigmoid(alpha)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ TEMPERATURE = 2 / 3
 
 class GumbelTrainer(SPTSearchTrainer):
     """Every example of every batch goes through gates of its own."""
+
+    searchers = ("gumbel",)
 
     def sample_gates(self, size: int) -> torch.Tensor:
         """a = sigmoid((alpha + log u - log(1 - u)) / temperature), with u uniform in (0, 1); (size, candidates)."""

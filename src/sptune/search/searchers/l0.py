@@ -22,6 +22,8 @@ PENALTY = 0.02
 class L0Trainer(SPTSearchTrainer):
     """Gates that are exactly 0 or exactly 1 with a probability above 0, and a price on each that is open."""
 
+    searchers = ("l0",)
+
     def sample_gates(self, size: int) -> torch.Tensor:
         """a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete; (size, candidates)."""
         stretched = binary_concrete(self.alphas, size, self.draw_generator()) * (HIGHEST - LOWEST) + LOWEST

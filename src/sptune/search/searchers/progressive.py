@@ -14,10 +14,12 @@ STAGES = 3
 
 
 class ProgressiveTrainer(SPTSearchTrainer):
-    """DARTS in three stages; half of the remaining layers, those with the smallest gates, go after each of the first two.
+    """DARTS in three stages; after each of the first two, half of the remaining layers go, those with the smallest gates.
 
     As many layers as are wanted always remain.
     """
+
+    searchers = ("progressive",)
 
     def sample_gates(self, size: int) -> torch.Tensor:
         """sigmoid(alpha) of the layers that remain and 0 for the others; (1, candidates)."""
