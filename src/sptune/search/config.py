@@ -27,8 +27,8 @@ class SearchConfig:
         searcher: one of the files in `sptune/search/searchers`, or a fixed setting that needs no training: "all",
             "middle", "first".
         selection: how a trained search network is read. "gates": the largest gates; "perturbation": the layers without
-            whose prompt the held-out loss rises most; "greedy": one layer after the other, always the one that leaves
-            the lowest held-out loss. None for the searcher's own way.
+            whose prompt the held-out loss rises most; "sets": the set of layers with the lowest held-out loss;
+            "greedy": one layer after the other, always the one that leaves the lowest. None for the searcher's own way.
         num_prompt_layers: take this many layers.
         threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
         parameter_budget: take as many layers as have no more parameters than this together.

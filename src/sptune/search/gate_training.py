@@ -71,10 +71,6 @@ class SPTSearchTrainer(SearchTrainer):
         """A pass for every step, and one more where the gates move."""
         return steps + math.ceil((steps - self._warmup_steps(steps)) / self.search.gate_interval)
 
-    def scores(self) -> list[float]:
-        """The gates."""
-        return self.tuner.gate_values().tolist()
-
     # The step
 
     def training_step(

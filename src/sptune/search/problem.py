@@ -82,17 +82,15 @@ class SearchProblem:
             self.tell(f"The search will take about {in_words(trainer.estimate_seconds())} on this machine.")
         trainer.train(resume_from_checkpoint=self.resume)
         started = time.monotonic()
-        findings = Findings(
-            scores=trainer.scores(),
-            gates=self.tuner.gate_values().tolist() if trainer.records_gates else None,
+        scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
+        return Findings(
+            scores=scores,
+            gates=trainer.gates(),
+            prompt_layers=prompt_layers,
             history=trainer.history.entries,
             steps=trainer.state.global_step,
+            seconds=trainer.history.seconds + time.monotonic() - started,
         )
-        reading = READINGS.get(self.search.reading or "")
-        if reading is not None:
-            findings.scores, findings.prompt_layers = reading(trainer, findings.gates)
-        findings.seconds = trainer.history.seconds + time.monotonic() - started
-        return findings
 
 
 def in_words(seconds: float) -> str:

@@ -87,7 +87,7 @@ class SearchResult:
             return "final gate"
         if self.search.reading == "perturbation":
             return "rise of the held-out loss without it"
-        return "minus the held-out loss, alone"
+        return "minus the held-out loss"
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw what was trained over time, and the scores with the chosen layers marked.

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -42,9 +42,9 @@ class SearchTrainer(SPTTrainer):
     """
 
     _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
-    # What it trains for, and whether that trains gates.
+    # What it trains for, and whether it trains gates.
     searchers: tuple[str, ...]
-    records_gates = True
+    gated = True
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class SearchTrainer(SPTTrainer):
                 "do not give; start one process for each GPU with 'accelerate launch' and plain data parallelism, "
                 "or let the search see one GPU (CUDA_VISIBLE_DEVICES=0)."
             )
-        self.add_callback(SearchHistory(gates=self.records_gates))
+        self.add_callback(SearchHistory(gates=self.gated))
 
     @property
     def history(self) -> SearchHistory:
@@ -125,22 +125,24 @@ class SearchTrainer(SPTTrainer):
         """How many of `timed_pass` a training of so many steps takes, with one batch a step."""
         raise NotImplementedError
 
-    def scores(self) -> list[float]:
-        """One score for each candidate layer after the training; the larger, the better."""
-        raise NotImplementedError
+    def gates(self) -> list[float] | None:
+        """The gate of each candidate layer, as training has left it; None if it trains none."""
+        return self.tuner.gate_values().tolist() if self.gated else None
 
-    def held_out_losses(self, settings: Sequence[Setting]) -> list[float]:
-        """Mean loss of the gate half under each of several settings of the network.
+    def held_out_losses(self, settings: Sequence[Setting], part: int = 0, parts: int = 1) -> list[float]:
+        """Mean loss of the gate half, or of a part of it, under each of several settings of the network.
 
         Args:
             settings: each makes a context, such as that of `SPTModel.prompting_at`, for the forwards inside.
+            part: which part of the gate half, from 0.
+            parts: how many there are, of nearly equal size.
         """
         model = cast(nn.Module, self.model)
         was_training = model.training
         model.eval()
         sums = torch.zeros(len(settings), device=self.args.device)
         items = torch.zeros((), device=self.args.device)
-        for batch in self.get_eval_dataloader(cast(Any, self.gate_dataset)):
+        for batch in self.get_eval_dataloader(cast(Any, _sorted_part(self.gate_dataset, part, parts))):
             count = self._count_items(batch).to(items)
             items += count
             for place, setting in enumerate(settings):
@@ -150,6 +152,15 @@ class SearchTrainer(SPTTrainer):
         model.train(was_training)
         gathered = self.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
         return (gathered[:-1] / gathered[-1]).tolist()
+
+
+def _sorted_part(dataset: Any, part: int, parts: int) -> Any:
+    """A part of the examples, those of like length together where it can be told, so that little is padding."""
+    order = list(range(part, len(dataset), parts))
+    if "input_ids" in dataset[order[0]]:
+        lengths = {index: len(dataset[index]["input_ids"]) for index in order}
+        order.sort(key=lambda index: lengths[index])
+    return dataset.select(order) if hasattr(dataset, "select") else Subset(dataset, order)
 
 
 def _batch_tokens(inputs: Batch) -> int:

@@ -108,7 +108,9 @@ def causal_answer_logits(
         mask, ends_together = inputs["attention_mask"], False
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
     if ends_together and "logits_to_keep" in known:
-        return _logits(model(**inputs, **options, logits_to_keep=1))[:, -1]
+        # As an index, not as 1: a slice is not contiguous, and the head would copy its weight for every row.
+        last_one = torch.tensor([-1], device=inputs["input_ids"].device)
+        return _logits(model(**inputs, **options, logits_to_keep=last_one))[:, -1]
     if mask is None:
         last = inputs["input_ids"].new_full((inputs["input_ids"].shape[0],), length - 1)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,46 +12,75 @@ from transformers import TrainingArguments
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.trainer import SearchTrainer
 
-SELECTIONS = ("greedy", "perturbation")
+SELECTIONS = ("sets", "greedy", "perturbation")
+# So many discrete networks are trained in a step, one after the other on the same batch.
+NETWORKS_A_STEP = 3
+
 Batch = dict[str, Any]
 
 
 class FairTrainer(SearchTrainer):
-    """One network with a generator a layer and one head; each step trains every layer alone, on the same batch.
+    """One network with a generator a layer and one head, trained as many discrete networks that share their weights.
 
-    Strict fairness: no layer is trained more than another, and none relies on another. There are no gates.
+    The candidates, in random order, are cut into sets of as many layers as are wanted; when every set has had its turn,
+    they are shuffled anew. So no layer is trained more than another, none comes to rely on all the others, and the
+    networks that are trained are of the kind that is to be chosen. There are no gates.
     """
 
     searchers = ("fair",)
-    records_gates = False
+    gated = False
 
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = True  # the other layers' generators, in each of a step's passes
+            args.ddp_find_unused_parameters = True  # a pass uses the generators of one set
         super().__init__(model, args, **kwargs)
+        self._losses: dict[int, float] = {}
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One pass for each layer; the step's loss is their mean."""
-        losses = []
-        for layer in self.tuner.candidate_layers:
-            with self.tuner.prompting_at([layer]):
-                losses.append(super().training_step(model, inputs, num_items_in_batch))
-        self.history.latest = {"losses": (torch.stack(losses) * len(losses)).tolist()}
-        return torch.stack(losses).sum()
+        """A pass for each of the step's sets; the loss is their mean."""
+        total = torch.zeros((), device=self.args.device)
+        for layers in self.sets_of(self.state.global_step):
+            with self.tuner.prompting_at(layers):
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            total += loss.to(total)
+            for layer in layers:
+                self._losses[layer] = self._losses.get(layer, 0.0) + NETWORKS_A_STEP * loss.item()
+        if self.accelerator.sync_gradients:
+            self.history.latest = {"losses": [self._losses.get(layer) for layer in self.tuner.candidate_layers]}
+            self._losses = {}
+        return total
 
-    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, *args: Any) -> Any:
-        """In training, the loss of one layer's pass by the number of layers."""
-        loss, outputs = super().compute_loss(model, inputs, True, *args)
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """In training, a set's part of the step's loss."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            loss = loss / len(self.tuner.candidate_layers)
+            loss = loss / NETWORKS_A_STEP
         return (loss, outputs) if return_outputs else loss
+
+    def sets_of(self, step: int) -> list[list[int]]:
+        """The sets that a step trains; they follow from the seed and the step."""
+        first = step * NETWORKS_A_STEP
+        return [self._set(number) for number in range(first, first + NETWORKS_A_STEP)]
+
+    def _set(self, number: int) -> list[int]:
+        candidates, size = self.tuner.candidate_layers, self.search.num_prompt_layers or 1
+        shuffle, place = divmod(number, math.ceil(len(candidates) / size))
+        generator = torch.Generator().manual_seed((self.search.seed + 1) * 1_000_003 + shuffle)
+        order = torch.randperm(len(candidates), generator=generator).tolist()
+        return sorted(candidates[index] for index in order[place * size : (place + 1) * size])
 
     def timed_pass(self, model: nn.Module, inputs: Batch) -> None:
         """The passes of a step."""
-        for layer in self.tuner.candidate_layers:
-            with self.tuner.prompting_at([layer]):
+        for layers in self.sets_of(0):
+            with self.tuner.prompting_at(layers):
                 super().timed_pass(model, inputs)
 
     def passes(self, steps: int) -> float:
@@ -59,5 +89,5 @@ class FairTrainer(SearchTrainer):
 
 
 def search(problem: SearchProblem) -> Findings:
-    """Train all layers alone in one network."""
+    """Train sets of layers in one network, and choose the set with the lowest held-out loss."""
     return problem.train(FairTrainer)

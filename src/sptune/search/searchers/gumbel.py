@@ -8,7 +8,7 @@ from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
 
-SELECTIONS = ("gates", "perturbation", "greedy")
+SELECTIONS = ("gates", "perturbation", "sets", "greedy")
 
 # Maddison et al. found 2/3 to work for binary variables.
 TEMPERATURE = 2 / 3

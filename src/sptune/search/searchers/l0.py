@@ -11,7 +11,7 @@ from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.searchers.gumbel import TEMPERATURE, binary_concrete
 
-SELECTIONS = ("gates", "perturbation", "greedy")
+SELECTIONS = ("gates", "perturbation", "sets", "greedy")
 
 # The stretch of the paper's section 3.
 LOWEST, HIGHEST = -0.1, 1.1

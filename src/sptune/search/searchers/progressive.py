@@ -8,13 +8,13 @@ from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
 
-SELECTIONS = ("gates", "perturbation", "greedy")
+SELECTIONS = ("gates", "perturbation", "sets", "greedy")
 
 STAGES = 3
 
 
 class ProgressiveTrainer(SPTSearchTrainer):
-    """DARTS in three stages; after each of the first two, half of the remaining layers go, those with the smallest gates.
+    """DARTS in three stages; after each of the first two, the half of the layers with the smallest gates goes.
 
     As many layers as are wanted always remain.
     """
@@ -25,30 +25,22 @@ class ProgressiveTrainer(SPTSearchTrainer):
         """sigmoid(alpha) of the layers that remain and 0 for the others; (1, candidates)."""
         return (torch.sigmoid(at_least_float32(self.alphas)) * self._remaining().to(self.alphas.device))[None]
 
-    def scores(self) -> list[float]:
-        """Gates of those that remain, between 1 and 2; those dropped score less, the earlier the less."""
-        return [gate + stage for gate, stage in zip(super().scores(), self._stages_survived(), strict=True)]
+    def gates(self) -> list[float]:
+        """sigmoid(alpha) of the layers that remain; those dropped have 0."""
+        return (self.tuner.gate_values() * self._remaining()).tolist()
 
     def _remaining(self) -> torch.Tensor:
-        survived = torch.tensor(self._stages_survived())
-        return (survived == survived.max()).float()
-
-    def _stages_survived(self) -> list[int]:
-        """How many reductions each candidate has come through, from the history, so that a resumed search knows too."""
+        """1 for layers that remain, 0 for others; from the history, so that a resumed search knows it too."""
         entries, steps = self.history.entries, self.state.max_steps
         warmup = self._warmup_steps(steps)
-        survived = [0] * len(self._alphas)
-        alive = list(range(len(survived)))
+        remaining = list(range(len(self._alphas)))
         for stage in range(1, STAGES):
             end = warmup + stage * (steps - warmup) // STAGES
-            if len(entries) < end or end == 0:
-                break
-            gates = entries[end - 1]["gates"]
-            keep = max(self.search.num_prompt_layers or 1, (len(alive) + 1) // 2)
-            alive = sorted(alive, key=lambda place: -gates[place])[:keep]
-            for place in alive:
-                survived[place] += 1
-        return survived
+            if 0 < end <= len(entries):
+                keep = max(self.search.num_prompt_layers or 1, (len(remaining) + 1) // 2)
+                gates = entries[end - 1]["gates"]
+                remaining = sorted(remaining, key=lambda place: -gates[place])[:keep]
+        return torch.tensor([float(place in remaining) for place in range(len(self._alphas))])
 
 
 def search(problem: SearchProblem) -> Findings:

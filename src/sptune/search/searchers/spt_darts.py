@@ -3,7 +3,7 @@
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
 
-SELECTIONS = ("gates", "perturbation", "greedy")
+SELECTIONS = ("gates", "perturbation", "sets", "greedy")
 
 
 def search(problem: SearchProblem) -> Findings:

@@ -1,0 +1,284 @@
+"""Scores searchers by look-up in the table of all subsets: are their layers better than a guess, and at what price?
+
+    python benchmarks/searchers.py --data data --table benchmarks/results/subsets.jsonl \
+        --settings benchmarks/searchers.yaml --output benchmarks/results/searchers.jsonl
+
+runs every setting of the settings file on every task and three draws of the examples, for one and for two layers, and
+prints the table. Each run is a line of the output and never done twice; `--report` only prints. A searcher is a file in
+`src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
+
+Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
+the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores and the accuracy of single
+layers. Agreement: shared layers of the sets chosen on two draws of one task, as a part of all. Price: seconds by those of
+a LoRA training (r=8, as many steps as the table's runs; median of three) on the same examples in the same process, just
+before. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import set_seed
+
+from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune.search.config import FIXED_SETTINGS
+from subsets import BACKBONES, TASKS, Problem
+
+SEEDS = (0, 1, 2)
+SIZES = (1, 2)
+LORA_RATE = 2e-3
+PROMPT_FIELDS = ("visibility", "mixing_rate")
+DRAWS = 10_000
+
+Row = dict[str, Any]
+Truth = dict[str, dict[tuple[int, ...], float]]
+
+
+# -- running -------------------------------------------------------------------------------------------------------
+
+
+def lora_seconds(problem: Problem, seed: int, folder: Path) -> float:
+    """What a LoRA training with the table's steps takes, without evaluation."""
+    set_seed(seed)
+    config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
+    arguments = problem.arguments(folder, problem.settings["steps"], seed, learning_rate=LORA_RATE)
+    model = get_peft_model(problem.model(), config)
+    trainer = SPTTrainer(model, arguments, train_dataset=problem.train, **problem.trainer_options())
+    started = time.monotonic()
+    trainer.train()
+    return time.monotonic() - started
+
+
+def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], folder: Path) -> Row:
+    """Search for so many layers with one setting."""
+    set_seed(seed)
+    prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
+    fields = {name: value for name, value in setting.items() if name not in ("steps", *PROMPT_FIELDS)}
+    network = get_peft_model(problem.model(), problem.prompts(**prompts))
+    if fields["searcher"] not in FIXED_SETTINGS:
+        fields["num_prompt_layers"] = size
+    result = search_prompt_layers(
+        network,
+        problem.train,
+        problem.arguments(folder, setting.get("steps", 1), seed),
+        SearchConfig(seed=seed, **fields),
+        **problem.trainer_options(),
+    )
+    return {"layers": result.prompt_layers, "scores": result.scores, "seconds": round(result.seconds, 2)}
+
+
+def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+    """Every run that the output has not yet."""
+    done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in read_lines(given.output)}
+    part, parts = map(int, given.part.split("/"))
+    for number, (seed, task) in enumerate(itertools.product(SEEDS, given.tasks)):
+        wanted = [(name, size) for name in settings for size in SIZES if (name, task, seed, size) not in done]
+        if number % parts != part - 1 or not wanted:
+            continue
+        problem = Problem("minilm", given.data, task, seed)
+        folder = given.work / f"{task}-{seed}"
+        lora = statistics.median(lora_seconds(problem, seed, folder) for _ in range(3))
+        for name, size in wanted:
+            row = {"setting": name, "task": task, "seed": seed, "size": size}
+            row |= search(problem, seed, size, settings[name], folder)
+            row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
+            with given.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+# -- scoring -------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> list[Row]:
+    """The rows of a file, none if there is no such file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def read_table(path: Path) -> tuple[Truth, float]:
+    """Mean accuracy of each set by task, in points; and the standard deviation of one run about it.
+
+    A draw of the examples makes all sets of a task better or worse; that is taken out, since it is the same for all.
+    """
+    runs: dict[str, dict[tuple[int, ...], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in read_lines(path):
+        runs[row["task"]][tuple(row["layers"])][row["seed"]] = 100 * row["accuracy"]
+    truth: Truth = {}
+    squares, freedom = 0.0, 0
+    for task, sets in runs.items():
+        # Every set of a size must have the same draws, or an easy draw would pass for a good set.
+        counts = {size: min(len(of) for one, of in sets.items() if len(one) == size) for size in {len(s) for s in sets}}
+        truth[task] = {one: float(np.mean([of[s] for s in sorted(of)[: counts[len(one)]]])) for one, of in sets.items()}
+        for size in counts:
+            same = [one for one in sets if len(one) == size and counts[size] > 1]
+            if len(same) > 1:
+                grid = np.array([[sets[one][seed] for seed in sorted(sets[one])[: counts[size]]] for one in same])
+                rest = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
+                squares += float((rest**2).sum())
+                freedom += (grid.shape[0] - 1) * (grid.shape[1] - 1)
+    return truth, (squares / freedom) ** 0.5 if freedom else float("nan")
+
+
+def of_size(truth: Truth, task: str, size: int) -> dict[tuple[int, ...], float]:
+    """The sets of a size and their accuracies."""
+    return {layers: accuracy for layers, accuracy in truth[task].items() if len(layers) == size}
+
+
+def regret(truth: Truth, task: str, layers: Sequence[int]) -> float:
+    """Points below the best set of the same size."""
+    return max(of_size(truth, task, len(layers)).values()) - truth[task][tuple(layers)]
+
+
+def percentile(truth: Truth, task: str, layers: Sequence[int]) -> float:
+    """Share of the other sets of the size that are worse, ties half, in percent."""
+    others = [value for one, value in of_size(truth, task, len(layers)).items() if one != tuple(layers)]
+    own = truth[task][tuple(layers)]
+    if not others:
+        return 100.0
+    return 100 * sum((value < own) + (value == own) / 2 for value in others) / len(others)
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 if one of them is constant."""
+    ranks = [
+        np.array([np.mean([(b < a) + (b == a) / 2 for b in values]) for a in values]) for values in (first, second)
+    ]
+    if min(rank.std() for rank in ranks) == 0:
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    values = np.asarray(values)
+    means = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))].mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def chance(truth: Truth, task: str, size: int, score: Callable[[Truth, str, Sequence[int]], float]) -> float:
+    """The expected score of a set drawn at random."""
+    return float(np.mean([score(truth, task, layers) for layers in of_size(truth, task, size)]))
+
+
+def noise_floor(path: Path, tasks: Sequence[str], size: int) -> float:
+    """Mean regret, in the table without one draw, of the set that is best in that draw left out, by task and draw.
+
+    What a search would show that knew one real run of every set.
+    """
+    rows = [row for row in read_lines(path) if row["task"] in tasks and len(row["layers"]) == size]
+    found = []
+    for task, left_out in itertools.product(tasks, SEEDS):
+        runs: dict[tuple[int, ...], dict[int, float]] = defaultdict(dict)
+        for row in rows:
+            if row["task"] == task:
+                runs[tuple(row["layers"])][row["seed"]] = 100 * row["accuracy"]
+        if not runs or any(left_out not in of or len(of) < 2 for of in runs.values()):
+            continue
+        rest = {one: np.mean([of[seed] for seed in of if seed != left_out]) for one, of in runs.items()}
+        chosen = max(runs, key=lambda one: runs[one][left_out])
+        found.append(max(rest.values()) - rest[chosen])
+    return float(np.mean(found)) if found else float("nan")
+
+
+def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+    """Print the table."""
+    truth, noise = read_table(given.table)
+    tasks = [task for task in given.tasks if task in truth]
+    console = Console(width=200)
+    console.print(
+        f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
+        f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
+        f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
+    )
+    for size in SIZES:
+        known = {task: of_size(truth, task, size) for task in tasks}
+        spread = ", ".join(f"{task} {max(of.values()) - min(of.values()):.1f}" for task, of in known.items() if of)
+        console.print(
+            f"k={size}: best minus worst: {spread}. Regret of a set drawn at random: "
+            f"{np.mean([chance(truth, task, size, regret) for task in tasks]):.2f}; of the best set of one whole "
+            f"training of each: {noise_floor(given.table, tasks, size):.2f}."
+        )
+    rows = [row for row in read_lines(given.output) if row["task"] in tasks]
+    table = Table("setting", *(f"regret k={k}" for k in SIZES), *(f"percentile k={k}" for k in SIZES), "correlation",
+                  "agreement", "price", *(f"gain over random k={k}" for k in SIZES),
+                  *(f"over {given.against} k={k}" for k in SIZES), "runs", title=", ".join(tasks))  # fmt: skip
+    for name in settings:
+        own = [row for row in rows if row["setting"] == name]
+        if own:
+            table.add_row(name, *_cells(own, [r for r in rows if r["setting"] == given.against], truth))
+    console.print(table)
+
+
+def _cells(own: list[Row], against: list[Row], truth: Truth) -> list[str]:
+    by_size = [[row for row in own if row["size"] == size and len(row["layers"]) == size] for size in SIZES]
+    regrets = [[regret(truth, row["task"], row["layers"]) for row in rows] for rows in by_size]
+    cells = [f"{np.mean(of):.2f} [{interval(of)[0]:.2f}, {interval(of)[1]:.2f}]" if of else "-" for of in regrets]
+    for rows in by_size:
+        found = [percentile(truth, row["task"], row["layers"]) for row in rows]
+        cells.append(f"{np.mean(found):.0f}" if found else "-")
+    singles = {
+        task: [truth[task][(layer,)] for layer in BACKBONES["minilm"]["candidates"]]
+        for task in {row["task"] for row in own}
+    }
+    cells.append(f"{np.mean([spearman(row['scores'], singles[row['task']]) for row in own]):.2f}")
+    cells.append(f"{np.mean(_agreements(own)):.2f}" if len(own) > len(SIZES) else "-")
+    cells.append(f"{np.median([row['seconds'] / row['lora_seconds'] for row in own]):.2f}")
+    for rows in by_size:
+        cells.append(_gain([(chance(truth, r["task"], len(r["layers"]), regret), r) for r in rows], truth))
+    for size, rows in zip(SIZES, by_size, strict=True):
+        other = {(r["task"], r["seed"]): regret(truth, r["task"], r["layers"]) for r in against if r["size"] == size}
+        pairs = [(other[r["task"], r["seed"]], r) for r in rows if (r["task"], r["seed"]) in other]
+        cells.append(_gain(pairs, truth))
+    return [*cells, str(len(own))]
+
+
+def _gain(pairs: list[tuple[float, Row]], truth: Truth) -> str:
+    gains = [other - regret(truth, row["task"], row["layers"]) for other, row in pairs]
+    return f"{np.mean(gains):+.2f} [{interval(gains)[0]:+.2f}, {interval(gains)[1]:+.2f}]" if gains else "-"
+
+
+def _agreements(rows: list[Row]) -> list[float]:
+    """Shared part of the layers of every two sets of one task and size."""
+    return [
+        len(set(a["layers"]) & set(b["layers"])) / len(set(a["layers"]) | set(b["layers"]))
+        for a, b in itertools.combinations(rows, 2)
+        if (a["task"], a["size"]) == (b["task"], b["size"])
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the tasks, as for subsets.py")
+    parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
+    parser.add_argument("--settings", type=Path, required=True, help=".yaml: steps and SearchConfig fields by name")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--against", default="darts", help="the setting that others are compared with")
+    parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--work", type=Path, default=Path("runs/searchers"), help="folder for what trainers write")
+    given = parser.parse_args()
+    settings = yaml.safe_load(given.settings.read_text())
+    if not given.report:
+        torch.set_num_threads(1)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        run_all(given, settings)
+    report(given, settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""Successive halving (Jamieson and Talwalkar, 2016) over real discrete networks."""
+
+from __future__ import annotations
+
+import math
+
+from sptune.search.discrete import all_sets, train_sets
+from sptune.search.problem import Findings, SearchProblem
+
+SELECTIONS: tuple[str, ...] = ()
+# With more sets than this, single layers compete instead, and the best of them are taken together.
+MOST_SETS = 10
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train a network for each set of layers and drop half of them, again and again, until two are left."""
+    size = problem.search.num_prompt_layers or 1
+    together = math.comb(len(problem.candidates), size) <= MOST_SETS
+    sets = all_sets(problem.candidates, size if together else 1)
+    findings = train_sets(problem, sets, rungs=max(1, math.ceil(math.log2(len(sets)))))
+    if not together:
+        findings.prompt_layers = None
+    return findings
