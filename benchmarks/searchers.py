@@ -9,9 +9,9 @@ prints the table. Each run is a line of the output and never done twice; `--repo
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
 the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores and the accuracy of single
-layers. Agreement: shared layers of the sets chosen on two draws of one task, as a part of all. Price: seconds by those of
-a LoRA training (r=8, as many steps as the table's runs; median of three) on the same examples in the same process, just
-before. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
+layers. Agreement: shared layers of the sets chosen on two draws of one task, as a part of all. Price: seconds by those
+of a LoRA training (r=8, with the table's steps; median of three) on the same examples in the same process just before.
+Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
+from sptune.search.config import SEARCHERS
+from sptune.search.reading import READINGS
 
-SEARCHERS = ("spt_darts", "darts", "all", "middle", "first")
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that say how to go about a run, not what the run is: they may change when a run is continued.
@@ -179,6 +180,15 @@ class RunOptions:
     searcher: str = field(
         default="spt_darts",
         metadata=_about("How prompt layers are chosen.", "Search", choices=SEARCHERS, verbs=SEARCHING),
+    )
+    selection: str | None = field(
+        default=None,
+        metadata=_about(
+            "How the trained search network is read. Default: the searcher's own way.",
+            "Search",
+            choices=tuple(READINGS),
+            verbs=SEARCHING,
+        ),
     )
     num_prompt_layers: int | None = field(
         default=None, metadata=_about("Keep this many layers. Default: the search's own.", "Search", verbs=SEARCHING)

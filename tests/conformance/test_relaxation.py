@@ -46,6 +46,21 @@ def test_open_or_closed_gates_are_the_discrete_network(
     searched = logits_of(network, batch)
     final = discretize(copy.deepcopy(network), layers, warm_start=True).eval()
     assert_same(searched, logits_of(final, batch))
+    network.base_model.set_gate_values([0.3] * len(case.candidates))
+    with network.base_model.prompting_at(layers):
+        assert_same(logits_of(network, batch), logits_of(final, batch))
+
+
+def test_prompting_at_ends_with_its_block_and_refuses_strangers(build_network, build_batch, logits_of, bert):
+    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
+    tuner, batch = network.base_model, build_batch(bert)
+    before = logits_of(network, batch)
+    with tuner.prompting_at([2]):
+        assert tuner.candidate_layers == [2]
+    assert torch.equal(logits_of(network, batch), before)
+    for layers in ([], [1, 3]):
+        with pytest.raises(ValueError, match=r"choose some of \[1, 2\]"):
+            tuner.prompting_at(layers)
 
 
 def test_nearly_closed_gates_are_nearly_the_backbone(build_network, build_backbone, build_batch, logits_of, case):

@@ -25,7 +25,7 @@ class StopAt(TrainerCallback):
 def search(build_search_network, build_args, examples, collate):
     """``search(stop_at=None, resume=None, **args)``: eight steps of a search, with dropout in backbone and head."""
 
-    def run(stop_at=None, resume=None, **options):
+    def run(stop_at=None, resume=None, search=SEARCH, **options):
         network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
         args = build_args(max_steps=8, **{"save_strategy": "steps", "save_steps": 1, **options})
         callbacks = [StopAt(stop_at)] if stop_at else None
@@ -33,7 +33,7 @@ def search(build_search_network, build_args, examples, collate):
             network,
             examples,
             args,
-            SEARCH,
+            search,
             data_collator=collate,
             callbacks=callbacks,
             resume_from_checkpoint=resume,
@@ -67,6 +67,17 @@ def test_resumed_equals_uninterrupted(search, tmp_path, stop_at, options):
         if name in trained:
             torch.testing.assert_close(parameter, trained[name], atol=1e-5, rtol=1e-4)
     assert resumed.seconds > 0
+
+
+@pytest.mark.parametrize("searcher", ["fair", "gumbel", "progressive"])
+def test_other_searchers_resume_too(search, tmp_path, searcher):
+    how = SearchConfig(searcher=searcher, num_prompt_layers=1, warmup_ratio=0.25)
+    whole, _ = search(output_dir=str(tmp_path / "whole"), search=how)
+    folder = str(tmp_path / "broken")
+    search(stop_at=6, output_dir=folder, search=how)
+    resumed, _ = search(resume=True, output_dir=folder, search=how)
+    assert [entry["step"] for entry in resumed.history] == list(range(1, 9))
+    assert resumed.scores == pytest.approx(whole.scores, abs=1e-5)
 
 
 def test_a_checkpoint_is_whole_in_itself(search, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import torch
@@ -41,14 +42,17 @@ class FairTrainer(SearchTrainer):
     ) -> torch.Tensor:
         """A pass for each of the step's sets; the loss is their mean."""
         total = torch.zeros((), device=self.args.device)
-        for layers in self.sets_of(self.state.global_step):
+        sets = self.sets_of(self.state.global_step)
+        for layers in sets:
             with self.tuner.prompting_at(layers):
                 loss = super().training_step(model, inputs, num_items_in_batch)
             total += loss.to(total)
             for layer in layers:
                 self._losses[layer] = self._losses.get(layer, 0.0) + NETWORKS_A_STEP * loss.item()
         if self.accelerator.sync_gradients:
-            self.history.latest = {"losses": [self._losses.get(layer) for layer in self.tuner.candidate_layers]}
+            passes = Counter(layer for layers in sets for layer in layers)
+            means = {layer: loss / passes[layer] for layer, loss in self._losses.items()}
+            self.history.latest = {"losses": [means.get(layer) for layer in self.tuner.candidate_layers]}
             self._losses = {}
         return total
 

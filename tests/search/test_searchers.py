@@ -1,0 +1,255 @@
+"""What every searcher keeps to, and what is particular to each."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sptune import discretize
+from sptune.errors import InputError
+from sptune.search import SearchConfig, search_prompt_layers
+from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.reading import greedy, perturbation, sets
+from sptune.search.searchers import NAMES, exhaustive, ways_to_read
+from sptune.search.searchers.fair import NETWORKS_A_STEP, FairTrainer
+from sptune.search.searchers.gumbel import binary_concrete
+from sptune.search.searchers.l0 import PENALTY, L0Trainer
+
+WAYS = [(name, way) for name in NAMES for way in ways_to_read(name) or (None,)]
+
+
+@pytest.fixture
+def search(build_search_network, build_args, examples, collate):
+    """``search(searcher, seed=0, steps=6, **fields)``: the result and the network."""
+
+    def run(searcher, seed=0, steps=6, network=None, **fields):
+        network = network or build_search_network()
+        config = SearchConfig(searcher=searcher, seed=seed, **{"num_prompt_layers": 2, **fields})
+        args = build_args(max_steps=steps)
+        return search_prompt_layers(network, examples, args, config, data_collator=collate), network
+
+    return run
+
+
+@pytest.fixture
+def build_trainer(build_search_network, build_args, examples, collate):
+    def build(trainer_class, searcher, network=None, **fields):
+        config = SearchConfig(searcher=searcher, **{"num_prompt_layers": 2, **fields})
+        network = network or build_search_network()
+        return trainer_class(network, build_args(), train_dataset=examples, search=config, data_collator=collate)
+
+    return build
+
+
+@pytest.mark.parametrize(("searcher", "way"), WAYS)
+def test_every_searcher_finds_as_many_layers_as_are_wanted(search, searcher, way):
+    result, network = search(searcher, selection=way)
+    assert len(result.prompt_layers) == 2
+    assert set(result.prompt_layers) <= {0, 1, 2, 3}
+    assert len(result.scores) == 4
+    assert result.search.reading == way
+    assert (result.gates is None) == (way is None or searcher == "fair")
+    assert discretize(network, result.prompt_layers).base_model.candidate_layers == result.prompt_layers
+
+
+@pytest.mark.parametrize("searcher", NAMES)
+def test_the_same_seed_finds_the_same(search, searcher):
+    assert search(searcher, seed=4)[0].scores == search(searcher, seed=4)[0].scores
+
+
+def test_random_draws_follow_the_seed(search):
+    found = {tuple(search("random", seed=seed)[0].prompt_layers) for seed in range(20)}
+    assert len(found) > 3
+
+
+# -- how a network is read ----------------------------------------------------------------------------------------
+
+
+def plain_loss(network, examples, collate):
+    with torch.no_grad():
+        losses = [functional.cross_entropy(network(**(batch := collate([one]))).logits, batch["labels"])
+                  for one in examples]  # fmt: skip
+    return torch.stack(losses).mean().item()
+
+
+def test_held_out_losses_are_means_over_the_gate_half(build_trainer, collate, randomise):
+    trainer = build_trainer(SPTSearchTrainer, "darts")
+    network = trainer.model.eval()
+    randomise(network)
+    held_out = [trainer.gate_dataset[index] for index in range(len(trainer.gate_dataset))]
+    expected = []
+    for layers in ([1], [0, 3]):
+        final = discretize(copy.deepcopy(network), layers, warm_start=True).eval()
+        expected.append(plain_loss(final, held_out, collate))
+    settings = [lambda layers=layers: trainer.tuner.prompting_at(layers) for layers in ([1], [0, 3])]
+    assert trainer.held_out_losses(settings) == pytest.approx(expected, abs=1e-5)
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    parts = [trainer.held_out_losses(settings, part, 3) for part in range(3)]
+    assert [sum(losses) / 3 for losses in zip(*parts, strict=True)] == pytest.approx(expected, abs=1e-5)
+    assert parts[0] != pytest.approx(parts[1], abs=1e-4)
+
+
+def test_perturbation_scores_are_what_the_loss_rises_by(build_trainer, collate, randomise):
+    trainer = build_trainer(SPTSearchTrainer, "darts")
+    network, tuner = trainer.model.eval(), trainer.tuner
+    randomise(network)
+    tuner.set_gate_values([0.2, 0.9, 0.4, 0.7])
+    held_out = [trainer.gate_dataset[index] for index in range(len(trainer.gate_dataset))]
+    before = plain_loss(network, held_out, collate)
+    expected = []
+    for closed in range(4):
+        gates = [0.2, 0.9, 0.4, 0.7]
+        gates[closed] = 0.0
+        tuner.set_gate_values(gates)
+        expected.append(plain_loss(network, held_out, collate) - before)
+    tuner.set_gate_values([0.2, 0.9, 0.4, 0.7])
+    assert perturbation(trainer) == (pytest.approx(expected, abs=1e-5), None)
+
+
+def test_sets_and_greedy_choose_by_the_loss_of_discrete_networks(build_trainer, collate, randomise):
+    trainer = build_trainer(SPTSearchTrainer, "darts")
+    network = trainer.model.eval()
+    randomise(network)
+    held_out = [trainer.gate_dataset[index] for index in range(len(trainer.gate_dataset))]
+
+    def loss(layers):
+        final = discretize(copy.deepcopy(network), list(layers), warm_start=True).eval()
+        return plain_loss(final, held_out, collate)
+
+    alone = {layer: loss([layer]) for layer in range(4)}
+    first = min(alone, key=alone.get)
+    pairs = {pair: loss(pair) for pair in itertools.combinations(range(4), 2)}
+    grown = min((pair for pair in pairs if first in pair), key=pairs.get)
+    scores, chosen = greedy(trainer)
+    assert scores == pytest.approx([-alone[layer] for layer in range(4)], abs=1e-5)
+    assert chosen == list(grown)
+    # Three copies of each example: every part of the race sees the same texts, so the best set wins it.
+    trainer.gate_dataset = [one for one in held_out for _ in range(3)]
+    assert sets(trainer)[1] == list(min(pairs, key=pairs.get))
+
+
+def test_a_way_to_read_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match="selection='gates' does not go with searcher='fair'; choose one of sets, "):
+        SearchConfig(searcher="fair", selection="gates")
+    with pytest.raises(InputError, match="selection='greedy' does not go with searcher='halving'; leave it out"):
+        SearchConfig(searcher="halving", selection="greedy")
+    with pytest.raises(InputError, match=r"threshold=0.5 is one of gates.*give num_prompt_layers"):
+        SearchConfig(searcher="fair", threshold=0.5)
+
+
+# -- fair ---------------------------------------------------------------------------------------------------------
+
+
+def test_fair_trains_every_layer_equally_often(build_trainer):
+    trainer = build_trainer(FairTrainer, "fair")
+    drawn = [layers for step in range(8) for layers in trainer.sets_of(step)]
+    assert len(drawn) == 8 * NETWORKS_A_STEP
+    for begin in range(0, len(drawn), 2):
+        assert sorted(drawn[begin] + drawn[begin + 1]) == [0, 1, 2, 3]
+    assert len({tuple(layers) for layers in drawn}) == 6, "all pairs have their turn"
+    assert build_trainer(FairTrainer, "fair", seed=1).sets_of(0) != trainer.sets_of(0)
+
+
+def test_fair_keeps_every_layer_in_turn_where_sets_do_not_divide_them(build_trainer):
+    trainer = build_trainer(FairTrainer, "fair", num_prompt_layers=3)
+    drawn = [trainer._set(number) for number in range(6)]
+    for begin in range(0, 6, 2):
+        assert sorted(drawn[begin] + drawn[begin + 1]) == [0, 1, 2, 3]
+
+
+def test_a_fair_step_has_the_gradient_of_its_discrete_networks(build_trainer, collate, randomise):
+    trainer = build_trainer(FairTrainer, "fair", num_prompt_layers=1)
+    network = trainer.model
+    randomise(network)
+    batch = collate([trainer.train_dataset[index] for index in range(4)])
+    trainer.create_optimizer()
+    network.train()
+    trainer.training_step(network, dict(batch))
+    actual = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    trained = trainer.sets_of(0)
+    for layers in trained:
+        with trainer.tuner.prompting_at(layers):
+            (functional.cross_entropy(network(**batch).logits, batch["labels"]) / NETWORKS_A_STEP).backward()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(actual.pop(name), parameter.grad, atol=1e-6, rtol=1e-4)
+    assert not actual
+    (left_out,) = {0, 1, 2, 3} - {layer for layers in trained for layer in layers}
+    assert all(p.grad is None for p in trainer.tuner.generator_parameters()[left_out])
+
+
+def test_the_history_of_fair_tells_the_losses_of_the_layers_trained(search):
+    result, _ = search("fair", num_prompt_layers=1)
+    assert [entry["step"] for entry in result.history] == list(range(1, 7))
+    assert all(2 <= sum(loss is not None for loss in entry["losses"]) <= 3 for entry in result.history)
+    assert all(0.3 < loss < 5 for entry in result.history for loss in entry["losses"] if loss is not None)
+
+
+# -- sampled gates ------------------------------------------------------------------------------------------------
+
+
+def test_binary_concrete_gates_are_open_as_often_as_their_probability_says():
+    alphas = torch.tensor([-2.0, 0.0, 1.0], requires_grad=True)
+    samples = binary_concrete(alphas, 20_000, torch.Generator().manual_seed(0))
+    assert (samples > 0.5).float().mean(0).tolist() == pytest.approx(torch.sigmoid(alphas).tolist(), abs=0.02)
+    samples.sum().backward()
+    assert (alphas.grad > 0).all()
+
+
+def test_hard_concrete_gates_are_exactly_closed_or_open_and_pay_for_being_open(build_trainer):
+    trainer = build_trainer(L0Trainer, "l0")
+    trainer.tuner.set_gate_values([0.1, 0.5, 0.5, 0.9])
+    samples = trainer.sample_gates(4000)
+    assert samples.shape == (4000, 4)
+    opened = (samples > 0).float().mean(0)
+    assert (samples == 0).any()
+    assert (samples == 1).any()
+    assert trainer.gate_penalty().item() == pytest.approx(PENALTY * opened.sum().item(), rel=0.03)
+    trainer.gate_penalty().backward()
+    assert all(alpha.grad > 0 for alpha in trainer.tuner.gate_parameters().values())
+
+
+@pytest.mark.parametrize(("wanted", "remaining"), [(1, 1), (3, 3)])
+def test_progressive_drops_down_to_what_is_wanted(search, wanted, remaining):
+    result, _ = search("progressive", steps=8, num_prompt_layers=wanted, warmup_ratio=0.25)
+    assert sum(gate > 0 for gate in result.gates) == remaining
+    assert set(result.prompt_layers) == {layer for layer, gate in enumerate(result.gates) if gate > 0}
+
+
+# -- discrete networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
+def test_discrete_networks_leave_the_search_network_as_it_was(search, build_search_network, searcher):
+    network = build_search_network()
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    search(searcher, network=network)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+
+def test_halving_drops_the_half_with_the_larger_losses(search):
+    result, _ = search("halving", num_prompt_layers=1)
+    first, last = (entry["losses"] for entry in result.history)
+    kept = [layer for layer in range(4) if last[layer] is not None]
+    assert kept == sorted(sorted(range(4), key=lambda layer: first[layer])[:2])
+    assert result.prompt_layers == [min(kept, key=lambda layer: last[layer])]
+    assert result.steps == 4 * 3 + 2 * 3
+
+
+def test_exhaustive_takes_the_set_with_the_lowest_loss(search):
+    result, _ = search("exhaustive", num_prompt_layers=3)
+    (entry,) = result.history
+    assert result.steps == math.comb(4, 3) * 6
+    assert result.scores == [-loss for loss in entry["losses"]]
+    best = max(result.scores)
+    assert [layer for layer, score in enumerate(result.scores) if score == best] == result.prompt_layers
+
+
+def test_exhaustive_refuses_what_would_take_forever(search, monkeypatch):
+    monkeypatch.setattr(exhaustive, "MOST_SETS", 5)
+    with pytest.raises(InputError, match="would train 6 networks for 2 of 4 layers"):
+        search("exhaustive")
