@@ -19,10 +19,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
     """Print the table."""
     truth, noise = read_table(given.table)
     tasks = [task for task in given.tasks if task in truth]
-    console = Console(width=200)
+    console = Console(width=150)
     console.print(
         f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
         f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
@@ -213,42 +214,46 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             f"training of each: {noise_floor(given.table, tasks, size):.2f}."
         )
     rows = [row for row in read_lines(given.output) if row["task"] in tasks]
-    table = Table("setting", *(f"regret k={k}" for k in SIZES), *(f"percentile k={k}" for k in SIZES), "correlation",
-                  "agreement", "price", *(f"gain over random k={k}" for k in SIZES),
-                  *(f"over {given.against} k={k}" for k in SIZES), "runs", title=", ".join(tasks))  # fmt: skip
+    for size in SIZES:
+        console.print(_table(f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}", size, rows, settings,
+                             truth, given.against))  # fmt: skip
+
+
+def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], truth: Truth, against: str) -> Table:
+    """Scores of all settings at one size."""
+    table = Table("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
+                  f"better than {against} by", "runs", title=title, title_justify="left")  # fmt: skip
+    rows = [row for row in rows if len(row["layers"]) == row["size"] == size]
+    regrets = {(row["setting"], row["task"], row["seed"]): regret(truth, row["task"], row["layers"]) for row in rows}
     for name in settings:
         own = [row for row in rows if row["setting"] == name]
-        if own:
-            table.add_row(name, *_cells(own, [r for r in rows if r["setting"] == given.against], truth))
-    console.print(table)
+        if not own:
+            continue
+        found = [regrets[name, row["task"], row["seed"]] for row in own]
+        at_random = [chance(truth, row["task"], size, regret) for row in own]
+        other = [regrets.get((against, row["task"], row["seed"]), math.nan) for row in own]
+        correlations = [
+            spearman(row["scores"], [truth[row["task"]][layer,] for layer in BACKBONES["minilm"]["candidates"]])
+            for row in own
+        ]
+        agreements = _agreements(own)
+        table.add_row(
+            name,
+            _mean(found),
+            f"{np.mean([percentile(truth, row['task'], row['layers']) for row in own]):.0f}",
+            f"{np.mean(correlations):.2f}",
+            f"{np.mean(agreements):.2f}" if agreements else "",
+            f"{np.median([row['seconds'] / row['lora_seconds'] for row in own]):.2f}",
+            _mean(np.subtract(at_random, found)),
+            "" if name == against or np.isnan(other).any() else _mean(np.subtract(other, found)),
+            str(len(own)),
+        )
+    return table
 
 
-def _cells(own: list[Row], against: list[Row], truth: Truth) -> list[str]:
-    by_size = [[row for row in own if row["size"] == size and len(row["layers"]) == size] for size in SIZES]
-    regrets = [[regret(truth, row["task"], row["layers"]) for row in rows] for rows in by_size]
-    cells = [f"{np.mean(of):.2f} [{interval(of)[0]:.2f}, {interval(of)[1]:.2f}]" if of else "-" for of in regrets]
-    for rows in by_size:
-        found = [percentile(truth, row["task"], row["layers"]) for row in rows]
-        cells.append(f"{np.mean(found):.0f}" if found else "-")
-    singles = {
-        task: [truth[task][(layer,)] for layer in BACKBONES["minilm"]["candidates"]]
-        for task in {row["task"] for row in own}
-    }
-    cells.append(f"{np.mean([spearman(row['scores'], singles[row['task']]) for row in own]):.2f}")
-    cells.append(f"{np.mean(_agreements(own)):.2f}" if len(own) > len(SIZES) else "-")
-    cells.append(f"{np.median([row['seconds'] / row['lora_seconds'] for row in own]):.2f}")
-    for rows in by_size:
-        cells.append(_gain([(chance(truth, r["task"], len(r["layers"]), regret), r) for r in rows], truth))
-    for size, rows in zip(SIZES, by_size, strict=True):
-        other = {(r["task"], r["seed"]): regret(truth, r["task"], r["layers"]) for r in against if r["size"] == size}
-        pairs = [(other[r["task"], r["seed"]], r) for r in rows if (r["task"], r["seed"]) in other]
-        cells.append(_gain(pairs, truth))
-    return [*cells, str(len(own))]
-
-
-def _gain(pairs: list[tuple[float, Row]], truth: Truth) -> str:
-    gains = [other - regret(truth, row["task"], row["layers"]) for other, row in pairs]
-    return f"{np.mean(gains):+.2f} [{interval(gains)[0]:+.2f}, {interval(gains)[1]:+.2f}]" if gains else "-"
+def _mean(values: Sequence[float]) -> str:
+    low, high = interval(values)
+    return f"{np.mean(values):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _agreements(rows: list[Row]) -> list[float]:

@@ -49,7 +49,7 @@ collator = DataCollatorWithPadding(tokenizer)
 result = search_prompt_layers(
     network, train_data, args=arguments(60), search=SearchConfig(num_prompt_layers=2), data_collator=collator
 )
-print("prompt layers:", result.prompt_layers, "gates:", [round(gate, 2) for gate in result.gates])
+print("prompt layers:", result.prompt_layers, "scores:", [round(score, 2) for score in result.scores])
 result.plot("runs/example/search.png")
 
 # 2. Prompts at only those layers, trained from fresh weights by transformers' Trainer.

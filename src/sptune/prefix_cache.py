@@ -7,12 +7,14 @@ tokens are not those the states were made from is computed in full.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -312,6 +314,53 @@ class CachedRows:
         except OSError as error:
             logger.warning("The prefix cache cannot grow (%s); training goes on without it.", error)
             self.cache.give_up()
+
+
+class BatchPrefix:
+    """A `PrefixSource` for several forwards over one batch, whose prompts begin at different layers.
+
+    The forward that begins highest should come first: it goes through all layers that others have below their prompts.
+
+    Args:
+        blocks: the model's blocks.
+
+    Attributes:
+        layer: where the prompts of the forward under way begin.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        self.blocks = blocks
+        self.layer = 0
+        self._states: dict[int, torch.Tensor] = {}
+        self._passed: dict[int, torch.Tensor] = {}
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[BatchPrefix]:
+        """In the forwards inside, note what comes into each block."""
+        handles = [
+            block.register_forward_pre_hook(functools.partial(self._note, index), with_kwargs=True)
+            for index, block in enumerate(self.blocks)
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def read(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """The states at `layer`, if a forward before has come so far without prompts."""
+        self._passed = {}
+        return self._states.get(self.layer)
+
+    def record(self, states: torch.Tensor) -> None:
+        """Keep what was noted on the way up to `layer`."""
+        self._states |= self._passed
+
+    def _note(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if 0 < index <= self.layer and index not in self._states:
+            self._passed[index] = (args[0] if args else kwargs["hidden_states"]).detach()
 
 
 class PrefixProbe:

@@ -15,6 +15,7 @@ from sptune import SPTConfig
 from sptune.errors import InputError, SptuneError
 from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
 from sptune.progress import Monitor
+from sptune.search import SearchResult
 
 RUN_FILES = {
     "config.yaml",
@@ -201,6 +202,15 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
     assert all(weights.get_tensor(name).dtype == torch.float32 for name in weights.keys())  # noqa: SIM118
 
 
+@pytest.mark.parametrize("searcher", ["fair", "halving", "random"])
+def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
+    run = search(**options, output_dir=tmp_path / "run", searcher=searcher, num_prompt_layers=1)
+    found = SearchResult.load(run.output_dir / "search.json")
+    assert found.prompt_layers == run.prompt_layers
+    assert found.gates is None
+    assert (run.output_dir / "search.png").exists() == (searcher != "random")
+
+
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
     run = fit(**options, output_dir=tmp_path / "run", searcher="middle", head_baseline=False)
     assert run.prompt_layers == [1]
@@ -269,7 +279,7 @@ def test_interrupted_run_resumes_to_the_same_result(
     assert not (tmp_path / "broken" / "metrics.json").exists()
     resumed = fit(output_dir=tmp_path / "broken", resume=True)
     assert resumed.prompt_layers == whole.prompt_layers
-    assert resumed.metrics["search"]["gates"] == pytest.approx(whole.metrics["search"]["gates"])
+    assert resumed.metrics["search"]["scores"] == pytest.approx(whole.metrics["search"]["scores"])
     names = [run.output_dir / "predictions.jsonl" for run in (whole, resumed)]
     assert names[0].read_text() == names[1].read_text()
     assert {path.name for path in resumed.output_dir.iterdir()} == RUN_FILES

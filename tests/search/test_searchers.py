@@ -92,6 +92,20 @@ def test_held_out_losses_are_means_over_the_gate_half(build_trainer, collate, ra
     assert parts[0] != pytest.approx(parts[1], abs=1e-4)
 
 
+def test_layers_below_the_prompts_run_once_for_all_networks_of_a_batch(build_trainer):
+    trainer = build_trainer(FairTrainer, "fair")
+    calls = [0] * 4
+    for index, block in enumerate(trainer.tuner.backbone.layers):
+
+        def count(module, args, output, index=index):
+            calls[index] += 1
+
+        block.base_layer.register_forward_hook(count)
+    trainer.held_out_losses([lambda layer=layer: trainer.tuner.prompting_at([layer]) for layer in range(4)])
+    batches = len(trainer.get_eval_dataloader(trainer.gate_dataset))
+    assert [count // batches for count in calls] == [2, 3, 4, 4], "once without prompts, and once for each below it"
+
+
 def test_perturbation_scores_are_what_the_loss_rises_by(build_trainer, collate, randomise):
     trainer = build_trainer(SPTSearchTrainer, "darts")
     network, tuner = trainer.model.eval(), trainer.tuner

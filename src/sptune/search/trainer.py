@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, cast
@@ -17,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError
 from sptune.model import SPTModel
+from sptune.prefix_cache import BatchPrefix
 from sptune.search.config import SearchConfig
 from sptune.search.halves import split_dataset
 from sptune.search.history import SearchHistory, check_search_checkpoint
@@ -142,16 +144,46 @@ class SearchTrainer(SPTTrainer):
         model.eval()
         sums = torch.zeros(len(settings), device=self.args.device)
         items = torch.zeros((), device=self.args.device)
+        order = sorted(range(len(settings)), key=lambda place: self._first_layer(settings[place]), reverse=True)
         for batch in self.get_eval_dataloader(cast(Any, _sorted_part(self.gate_dataset, part, parts))):
             count = self._count_items(batch).to(items)
             items += count
-            for place, setting in enumerate(settings):
-                with setting():
-                    loss = self.prediction_step(model, batch, prediction_loss_only=True)[0]
-                sums[place] += count * loss.to(sums)
+            with self.sharing_prefix() as shared:
+                for place in order:
+                    with settings[place](), shared():
+                        loss = self.prediction_step(model, batch, prediction_loss_only=True)[0]
+                    sums[place] += count * loss.to(sums)
         model.train(was_training)
         gathered = self.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
         return (gathered[:-1] / gathered[-1]).tolist()
+
+    @contextlib.contextmanager
+    def sharing_prefix(self) -> Iterator[Setting]:
+        """In the forwards over one batch inside, compute the layers below the prompts only once.
+
+        Yields:
+            What makes a context for a forward; the one whose prompts begin highest should come first.
+        """
+        frozen = not any(
+            parameter.requires_grad
+            for name, parameter in self.tuner.backbone.base_model.named_parameters()
+            if self.tuner.prefix not in name
+        )
+        if not frozen or self.args.torch_compile:
+            yield contextlib.nullcontext
+            return
+        prefix = BatchPrefix(self.tuner.backbone.layers)
+
+        def shared() -> AbstractContextManager[None]:
+            prefix.layer = self.tuner.candidate_layers[0]
+            return self.tuner.reading_prefix(prefix)
+
+        with prefix.noting():
+            yield shared
+
+    def _first_layer(self, setting: Setting) -> int:
+        with setting():
+            return self.tuner.candidate_layers[0]
 
 
 def _sorted_part(dataset: Any, part: int, parts: int) -> Any:

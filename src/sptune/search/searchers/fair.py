@@ -34,7 +34,8 @@ class FairTrainer(SearchTrainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = True  # a pass uses the generators of one set
-        super().__init__(model, args, **kwargs)
+        # A cache holds the states at one layer, and the sets begin at many; they share those of a batch instead.
+        super().__init__(model, args, **{**kwargs, "prefix_cache": None})
         self._losses: dict[int, float] = {}
 
     def training_step(
@@ -43,12 +44,13 @@ class FairTrainer(SearchTrainer):
         """A pass for each of the step's sets; the loss is their mean."""
         total = torch.zeros((), device=self.args.device)
         sets = self.sets_of(self.state.global_step)
-        for layers in sets:
-            with self.tuner.prompting_at(layers):
-                loss = super().training_step(model, inputs, num_items_in_batch)
-            total += loss.to(total)
-            for layer in layers:
-                self._losses[layer] = self._losses.get(layer, 0.0) + NETWORKS_A_STEP * loss.item()
+        with self.sharing_prefix() as shared:
+            for layers in sorted(sets, reverse=True):
+                with self.tuner.prompting_at(layers), shared():
+                    loss = super().training_step(model, inputs, num_items_in_batch)
+                total += loss.to(total)
+                for layer in layers:
+                    self._losses[layer] = self._losses.get(layer, 0.0) + NETWORKS_A_STEP * loss.item()
         if self.accelerator.sync_gradients:
             passes = Counter(layer for layers in sets for layer in layers)
             means = {layer: loss / passes[layer] for layer, loss in self._losses.items()}
@@ -83,9 +85,10 @@ class FairTrainer(SearchTrainer):
 
     def timed_pass(self, model: nn.Module, inputs: Batch) -> None:
         """The passes of a step."""
-        for layers in self.sets_of(0):
-            with self.tuner.prompting_at(layers):
-                super().timed_pass(model, inputs)
+        with self.sharing_prefix() as shared:
+            for layers in sorted(self.sets_of(0), reverse=True):
+                with self.tuner.prompting_at(layers), shared():
+                    super().timed_pass(model, inputs)
 
     def passes(self, steps: int) -> float:
         """One for each step."""
