@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
 from sptune.search import SearchConfig, SPTSearchTrainer
+from sptune.search.reading import greedy
+from sptune.search.searchers.fair import FairTrainer
 
 
 class GateGradients(TrainerCallback):
@@ -24,7 +26,7 @@ class GateGradients(TrainerCallback):
         self.steps.append([0.0 if gradient is None else gradient.item() for gradient in gradients])
 
 
-def main(output: str, batch_size: str) -> None:
+def main(output: str, batch_size: str, searcher: str) -> None:
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=100,
@@ -55,18 +57,20 @@ def main(output: str, batch_size: str) -> None:
             learning_rate=5e-3,
             max_grad_norm=0.0,
         )
-        trainer = SPTSearchTrainer(
+        trainer_class = FairTrainer if searcher == "fair" else SPTSearchTrainer
+        trainer = trainer_class(
             network,
             args,
             train_dataset=build_examples(32),
-            search=SearchConfig(mask_probability=0.0, warmup_ratio=0.34),
+            search=SearchConfig(searcher=searcher, num_prompt_layers=1, mask_probability=0.0, warmup_ratio=0.34),
             data_collator=pad_batch,
             callbacks=[recorder],
         )
         trainer.train()
+        scores, _ = greedy(trainer)
         if trainer.is_world_process_zero():
-            losses = [entry["weight_loss"] for entry in trainer.history.entries]
-            torch.save({"gate_gradients": recorder.steps, "losses": losses}, output)
+            losses = [entry.get("weight_loss") or entry["losses"] for entry in trainer.history.entries]
+            torch.save({"gate_gradients": recorder.steps, "losses": losses, "scores": scores}, output)
 
 
 if __name__ == "__main__":

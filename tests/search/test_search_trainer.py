@@ -356,7 +356,8 @@ def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_search_
     assert trainer.history.entries == entries
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("searcher", ["spt_darts", "fair"])
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path, searcher):
     """Data parallelism: gate and weight gradients are averaged alike, and each process draws its own gate batch."""
     script = Path(__file__).with_name("search_in_processes.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -365,7 +366,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         output = tmp_path / f"{processes}.pt"
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         run = subprocess.run(
-            [sys.executable, *(launch if processes > 1 else []), str(script), str(output), str(batch_size)],
+            [sys.executable, *(launch if processes > 1 else []), str(script), str(output), str(batch_size), searcher],
             env=environment,
             capture_output=True,
             text=True,
@@ -375,7 +376,9 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         results.append(torch.load(output))
     one, two = results
     assert torch.tensor(two["gate_gradients"]) == pytest.approx(torch.tensor(one["gate_gradients"]), rel=1e-3, abs=1e-6)
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    for entry, expected in zip(two["losses"], one["losses"], strict=True):
+        assert entry == pytest.approx(expected, rel=1e-4)
+    assert two["scores"] == pytest.approx(one["scores"], rel=1e-4)
 
 
 def test_a_final_network_cannot_be_searched(build_backbone, build_config, build_args, bert, examples):

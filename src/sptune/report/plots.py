@@ -37,7 +37,7 @@ def plot_search(
 
     Args:
         history: entries with "step" and either "gates" (one value for each candidate) and "gate_loss" (None while the
-            weights warm up), or "losses" (one for each candidate, None from where it was dropped), in order of steps.
+            weights warm up), or "losses" (one for each candidate, None where it was not trained), in order of steps.
         candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
         scores: what they were chosen by, one for each candidate.
@@ -78,16 +78,18 @@ def _draw_lines(
     prompt_layers: Sequence[int],
     colours: Mapping[int, str],
 ) -> None:
-    steps = [0, *(entry["step"] for entry in history)]
+    last_step = history[-1]["step"]
     gated = "gates" in history[0]
     lines = []
     for place, layer in enumerate(candidate_layers):
-        values = [entry["gates" if gated else "losses"][place] for entry in history]
-        lines.append(values if gated else _running_means(values))
+        values = [(entry["step"], entry["gates" if gated else "losses"][place]) for entry in history]
+        points = [(step, value) for step, value in values if value is not None]
+        smooth = [value for _, value in points] if gated else _running_means([value for _, value in points])
+        lines.append(smooth)
         chosen = layer in prompt_layers
         axes.plot(
-            steps[: len(lines[-1]) + 1],
-            [lines[-1][0], *lines[-1]],
+            [0, *(step for step, _ in points)],
+            [*smooth[:1], *smooth] or [math.nan],
             color=colours[layer],
             linewidth=2.6 if chosen else 1.1,
             alpha=1.0 if chosen else 0.75,
@@ -103,9 +105,10 @@ def _draw_lines(
         )  # fmt: skip
     named = list(candidate_layers) if len(candidate_layers) <= MOST_NAMES else sorted(prompt_layers)
     if len(named) <= MOST_NAMES:
-        ends = {layer: lines[list(candidate_layers).index(layer)][-1] for layer in named}
-        _name_lines(axes, ends, steps[-1], (low, high), prompt_layers, colours)
-    axes.set(xlim=(0, steps[-1]), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
+        places = {layer: list(candidate_layers).index(layer) for layer in named}
+        ends = {layer: lines[place][-1] for layer, place in places.items() if lines[place]}
+        _name_lines(axes, ends, last_step, (low, high), prompt_layers, colours)
+    axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
     title = "Gates over time" if gated else "Training loss of each layer alone"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
     _tidy(axes)
@@ -145,11 +148,10 @@ def _name_lines(
         )
 
 
-def _running_means(losses: Sequence[float | None]) -> list[float]:
-    """Means over the last tenth of the steps, up to where the layer was dropped."""
-    known = [loss for loss in losses if loss is not None]
+def _running_means(losses: Sequence[float]) -> list[float]:
+    """Means over as many of the last losses as are a tenth of all."""
     width = max(1, len(losses) // 10)
-    windows = (known[max(0, end - width) : end] for end in range(1, len(known) + 1))
+    windows = (losses[max(0, end - width) : end] for end in range(1, len(losses) + 1))
     return [sum(window) / len(window) for window in windows]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class FairTrainer(SearchTrainer):
             args.ddp_find_unused_parameters = True  # a pass uses the generators of one set
         # A cache holds the states at one layer, and the sets begin at many; they share those of a batch instead.
         super().__init__(model, args, **{**kwargs, "prefix_cache": None})
-        self._losses: dict[int, float] = {}
+        self._losses = torch.zeros(len(self.tuner.candidate_layers), device=self.args.device)
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
@@ -50,13 +49,18 @@ class FairTrainer(SearchTrainer):
                     loss = super().training_step(model, inputs, num_items_in_batch)
                 total += loss.to(total)
                 for layer in layers:
-                    self._losses[layer] = self._losses.get(layer, 0.0) + NETWORKS_A_STEP * loss.item()
+                    self._losses[self.tuner.candidate_layers.index(layer)] += NETWORKS_A_STEP * loss.to(total)
         if self.accelerator.sync_gradients:
-            passes = Counter(layer for layers in sets for layer in layers)
-            means = {layer: loss / passes[layer] for layer, loss in self._losses.items()}
-            self.history.latest = {"losses": [means.get(layer) for layer in self.tuner.candidate_layers]}
-            self._losses = {}
+            self._record(sets)
         return total
+
+    def _record(self, sets: list[list[int]]) -> None:
+        """Put the mean loss of each layer's passes in this step into the history."""
+        passes = [sum(layer in layers for layers in sets) for layer in self.tuner.candidate_layers]
+        losses = self.accelerator.reduce(self._losses, "mean").tolist()
+        means = [loss / count if count else None for loss, count in zip(losses, passes, strict=True)]
+        self.history.latest = {"losses": means}
+        self._losses.zero_()
 
     def compute_loss(
         self,
