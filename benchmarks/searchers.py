@@ -40,7 +40,7 @@ from sptune.search.config import FIXED_SETTINGS
 from subsets import BACKBONES, TASKS, Problem
 
 SEEDS = (0, 1, 2)
-SIZES = (1, 2)
+SIZES = {"minilm": (1, 2), "smollm2": (1,)}
 LORA_RATE = 2e-3
 PROMPT_FIELDS = ("visibility", "mixing_rate")
 DRAWS = 10_000
@@ -55,7 +55,8 @@ Truth = dict[str, dict[tuple[int, ...], float]]
 def lora_seconds(problem: Problem, seed: int, folder: Path) -> float:
     """What a LoRA training with the table's steps takes, without evaluation."""
     set_seed(seed)
-    config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=["query", "value"])
+    targets = ["query", "value"] if problem.backbone == "minilm" else ["q_proj", "v_proj"]
+    config = LoraConfig(task_type=problem.prompts().task_type, r=8, lora_alpha=16, target_modules=targets)
     arguments = problem.arguments(folder, problem.settings["steps"], seed, learning_rate=LORA_RATE)
     model = get_peft_model(problem.model(), config)
     trainer = SPTTrainer(model, arguments, train_dataset=problem.train, **problem.trainer_options())
@@ -69,7 +70,8 @@ def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], fold
     set_seed(seed)
     prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
     fields = {name: value for name, value in setting.items() if name not in ("steps", *PROMPT_FIELDS)}
-    network = get_peft_model(problem.model(), problem.prompts(**prompts))
+    config = problem.prompts(candidate_layers=problem.settings["candidates"], **prompts)
+    network = get_peft_model(problem.model(), config)
     if fields["searcher"] not in FIXED_SETTINGS:
         fields["num_prompt_layers"] = size
     result = search_prompt_layers(
@@ -87,10 +89,11 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
     done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in read_lines(given.output)}
     part, parts = map(int, given.part.split("/"))
     for number, (seed, task) in enumerate(itertools.product(SEEDS, given.tasks)):
-        wanted = [(name, size) for name in settings for size in SIZES if (name, task, seed, size) not in done]
+        sizes = SIZES[given.backbone]
+        wanted = [(name, size) for name in settings for size in sizes if (name, task, seed, size) not in done]
         if number % parts != part - 1 or not wanted:
             continue
-        problem = Problem("minilm", given.data, task, seed)
+        problem = Problem(given.backbone, given.data, task, seed)
         folder = given.work / f"{task}-{seed}"
         lora = statistics.median(lora_seconds(problem, seed, folder) for _ in range(3))
         for name, size in wanted:
@@ -205,7 +208,7 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
         f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
         f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
     )
-    for size in SIZES:
+    for size in SIZES[given.backbone]:
         known = {task: of_size(truth, task, size) for task in tasks}
         spread = ", ".join(f"{task} {max(of.values()) - min(of.values()):.1f}" for task, of in known.items() if of)
         console.print(
@@ -214,16 +217,16 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             f"training of each: {noise_floor(given.table, tasks, size):.2f}."
         )
     rows = [row for row in read_lines(given.output) if row["task"] in tasks]
-    for size in SIZES:
-        console.print(_table(f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}", size, rows, settings,
-                             truth, given.against))  # fmt: skip
+    for size in SIZES[given.backbone]:
+        title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}"
+        console.print(_table(title, size, [row for row in rows if row["size"] == size], settings, truth, given.against))
 
 
 def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], truth: Truth, against: str) -> Table:
-    """Scores of all settings at one size."""
+    """Scores of all settings at one size; a fixed setting of another size is left out."""
     table = Table("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
                   f"better than {against} by", "runs", title=title, title_justify="left")  # fmt: skip
-    rows = [row for row in rows if len(row["layers"]) == row["size"] == size]
+    rows = [row for row in rows if len(row["layers"]) == size]
     regrets = {(row["setting"], row["task"], row["seed"]): regret(truth, row["task"], row["layers"]) for row in rows}
     for name in settings:
         own = [row for row in rows if row["setting"] == name]
@@ -232,10 +235,8 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
         found = [regrets[name, row["task"], row["seed"]] for row in own]
         at_random = [chance(truth, row["task"], size, regret) for row in own]
         other = [regrets.get((against, row["task"], row["seed"]), math.nan) for row in own]
-        correlations = [
-            spearman(row["scores"], [truth[row["task"]][layer,] for layer in BACKBONES["minilm"]["candidates"]])
-            for row in own
-        ]
+        singles = {task: [accuracy for _, accuracy in sorted(of_size(truth, task, 1).items())] for task in truth}
+        correlations = [spearman(row["scores"], singles[row["task"]]) for row in own]
         agreements = _agreements(own)
         table.add_row(
             name,
@@ -271,12 +272,14 @@ def main() -> None:
     parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
     parser.add_argument("--settings", type=Path, required=True, help=".yaml: steps and SearchConfig fields by name")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="default: all of the backbone's")
     parser.add_argument("--against", default="darts", help="the setting that others are compared with")
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
     parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--work", type=Path, default=Path("runs/searchers"), help="folder for what trainers write")
     given = parser.parse_args()
+    given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]
     settings = yaml.safe_load(given.settings.read_text())
     if not given.report:
         torch.set_num_threads(1)
