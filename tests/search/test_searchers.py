@@ -180,6 +180,7 @@ def test_a_fair_step_has_the_gradient_of_its_discrete_networks(build_trainer, co
     randomise(network)
     batch = collate([trainer.train_dataset[index] for index in range(4)])
     trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1  # transformers 4.57 sets it in train()
     network.train()
     trainer.training_step(network, dict(batch))
     actual = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
