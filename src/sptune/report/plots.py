@@ -109,7 +109,7 @@ def _draw_lines(
         ends = {layer: lines[place][-1] for layer, place in places.items() if lines[place]}
         _name_lines(axes, ends, last_step, (low, high), prompt_layers, colours)
     axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
-    title = "Gates over time" if gated else "Training loss of each layer alone"
+    title = "Gates over time" if gated else "Training loss by layer"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
     _tidy(axes)
 
