@@ -2,8 +2,9 @@
 
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.reading import READINGS
 
-SELECTIONS = ("gates", "perturbation", "sets", "greedy")
+SELECTIONS = tuple(READINGS)
 
 
 def search(problem: SearchProblem) -> Findings:

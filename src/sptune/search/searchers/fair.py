@@ -94,10 +94,6 @@ class FairTrainer(SearchTrainer):
                 with self.tuner.prompting_at(layers), shared():
                     super().timed_pass(model, inputs)
 
-    def passes(self, steps: int) -> float:
-        """One for each step."""
-        return steps
-
 
 def search(problem: SearchProblem) -> Findings:
     """Train sets of layers in one network, and choose the set with the lowest held-out loss."""

@@ -7,8 +7,9 @@ import torch
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.reading import READINGS
 
-SELECTIONS = ("gates", "perturbation", "sets", "greedy")
+SELECTIONS = tuple(READINGS)
 
 # Maddison et al. found 2/3 to work for binary variables.
 TEMPERATURE = 2 / 3

@@ -9,9 +9,10 @@ import torch
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.reading import READINGS
 from sptune.search.searchers.gumbel import TEMPERATURE, binary_concrete
 
-SELECTIONS = ("gates", "perturbation", "sets", "greedy")
+SELECTIONS = tuple(READINGS)
 
 # The stretch of the paper's section 3.
 LOWEST, HIGHEST = -0.1, 1.1
