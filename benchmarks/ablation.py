@@ -1,0 +1,225 @@
+"""What moves the gates: variants of SPT-DARTS, scored by look-up in the table of all subsets.
+
+    python benchmarks/ablation.py --data data --table benchmarks/results/subsets.jsonl \
+        --settings benchmarks/ablation.yaml --output benchmarks/results/ablation.jsonl
+
+trains a search network for every setting of the settings file on every task and three draws of the examples, reads it
+in several ways, and prints two tables. Each run is a line of the output and never done twice; `--report` only prints.
+A setting holds steps, weight decay, restarts, a trainer of this file, and fields of `SearchConfig` and `SPTConfig`.
+
+The first table: regret (as in searchers.py) of the one and the two layers with the largest gates, how much better that is
+than the first setting, and the same for the gates of the step with the lowest gate loss (mean of the ten steps before).
+The second: what the gates go with. Correlations (Spearman, over the layers of a run, then their mean) of the gates with
+the accuracy of single layers in the table; with how well the layer does alone, as a discrete network on the shared
+weights (held-out loss); with what the loss rises by when its gate is closed, on the held-out and on the weight half;
+with the layer's height; and with the gates a third of the way. `truth by` repeats the first for the other readings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from peft import get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import TrainingArguments, set_seed
+
+from searchers import PROMPT_FIELDS, SEEDS, Row, Truth, interval, of_size, read_lines, read_table, regret, spearman
+from sptune import SearchConfig
+from sptune.gates import at_least_float32
+from sptune.search.gate_training import SPTSearchTrainer
+from subsets import BACKBONES, Problem
+
+TASKS = ("trec", "sst2")  # defaults are fixed on these
+SMOOTHED = 10
+
+
+class OneLevelTrainer(SPTSearchTrainer):
+    """Gates and weights learn from all the data, in batches of their own."""
+
+    def __init__(self, model: torch.nn.Module, args: TrainingArguments, *, train_dataset: Any, **kwargs: Any) -> None:
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        self.train_dataset = self.gate_dataset = train_dataset
+
+
+class CompetingTrainer(SPTSearchTrainer):
+    """DARTS whose gates are softmax(alpha) over the layers: one can only grow at the others' cost."""
+
+    def sample_gates(self, size: int) -> torch.Tensor:
+        """(1, candidates), with sum 1."""
+        return torch.softmax(at_least_float32(self.alphas), 0)[None]
+
+
+TRAINERS = {"spt": SPTSearchTrainer, "one_level": OneLevelTrainer, "competing": CompetingTrainer}
+OWN_FIELDS = ("steps", "weight_decay", "restarts", "trainer")
+
+
+def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], folder: Path) -> Row:
+    """Train a search network and read it."""
+    seed += 100 * restart
+    set_seed(seed)
+    prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
+    fields = {name: value for name, value in setting.items() if name not in (*OWN_FIELDS, *PROMPT_FIELDS)}
+    network = get_peft_model(problem.model(), problem.prompts(prompt_layers="search", **prompts))
+    options = {"weight_decay": setting["weight_decay"]} if "weight_decay" in setting else {}
+    trainer = TRAINERS[setting.get("trainer", "spt")](
+        network,
+        problem.arguments(folder, setting["steps"], seed, **options),
+        train_dataset=problem.train,
+        search=SearchConfig(seed=seed, **fields),
+        **problem.trainer_options(),
+    )
+    trainer.train()
+    entries = trainer.history.entries
+    seconds = trainer.history.seconds
+    gates = torch.tensor(trainer.gates())
+    count = len(gates)
+    closings = [gates[None] * (1 - torch.eye(count)[place]) for place in range(count)]
+    gated = [partial(trainer.tuner.gating, values) for values in (gates[None], *closings)]
+    alone = [partial(trainer.tuner.prompting_at, [layer]) for layer in trainer.tuner.candidate_layers]
+    held_out = trainer.held_out_losses([*gated, *alone])
+    trainer.gate_dataset = trainer.train_dataset
+    seen = trainer.held_out_losses(gated, 0, 2)
+    return {
+        "gates": gates.tolist(),
+        "stopped_gates": _stopped(entries),
+        "third_gates": entries[len(entries) - 2 * (len(entries) - _first_move(entries)) // 3 - 1]["gates"],
+        "losses": [held_out[0], seen[0]],
+        "perturbation": [loss - held_out[0] for loss in held_out[1 : count + 1]],
+        "alone": [-loss for loss in held_out[count + 1 :]],
+        "seen_perturbation": [loss - seen[0] for loss in seen[1:]],
+        "seconds": round(seconds, 2),
+    }
+
+
+def _first_move(entries: list[dict[str, Any]]) -> int:
+    return next(place for place, entry in enumerate(entries) if entry["gate_loss"] is not None)
+
+
+def _stopped(entries: list[dict[str, Any]]) -> list[float]:
+    """The gates of the step with the lowest gate loss, smoothed; the gates have moved for as many steps by then."""
+    moved = [entry for entry in entries if entry["gate_loss"] is not None]
+    ends = range(min(SMOOTHED, len(moved)), len(moved) + 1)
+    best = min(ends, key=lambda end: np.mean([entry["gate_loss"] for entry in moved[max(0, end - SMOOTHED) : end]]))
+    return moved[best - 1]["gates"]
+
+
+def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+    """Every run that the output has not yet."""
+    done = {(row["setting"], row["task"], row["seed"], row["restart"]) for row in read_lines(given.output)}
+    for seed, task in itertools.product(SEEDS, TASKS):
+        wanted = [
+            (name, restart)
+            for name, setting in settings.items()
+            for restart in range(setting.get("restarts", 1))
+            if (name, task, seed, restart) not in done
+        ]
+        if not wanted:
+            continue
+        problem = Problem("minilm", given.data, task, seed)
+        for name, restart in wanted:
+            row = {"setting": name, "task": task, "seed": seed, "restart": restart}
+            row |= run(problem, seed, restart, settings[name], given.work / f"{task}-{seed}")
+            row |= {"about": settings[name]}
+            with given.output.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+# -- report --------------------------------------------------------------------------------------------------------
+
+
+def chosen(scores: np.ndarray, size: int) -> list[int]:
+    """The layers with the largest scores."""
+    return sorted(np.argsort(-scores, kind="stable")[:size].tolist())
+
+
+def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+    """Print both tables."""
+    truth, _ = read_table(given.table)
+    by_run: dict[str, dict[tuple[str, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in read_lines(given.output):
+        by_run[row["setting"]][row["task"], row["seed"]].append(row)
+    first = next(iter(settings))
+    regrets: dict[str, dict[tuple[str, int], float]] = {}
+    scores = Table("setting", "k=1", "k=2", "mean", "better than the first by", "stopped", "seconds", "runs",
+                   title="Regret of the layers with the largest gates", title_justify="left")  # fmt: skip
+    responses = Table("setting", "truth", "alone", "closing", "closing, weight half", "height", "third of the way",
+                      "truth by alone", "truth by closing", "loss, weight half", "loss, gate half",
+                      title="What the gates go with", title_justify="left")  # fmt: skip
+    for name in settings:
+        runs = {key: rows for key, rows in by_run[name].items() if len(rows) == settings[name].get("restarts", 1)}
+        if not runs:
+            continue
+        sizes = {size: {key: _regret(truth, key, rows, "gates", size) for key, rows in runs.items()} for size in (1, 2)}
+        stopped = [_regret(truth, key, rows, "stopped_gates", size) for key, rows in runs.items() for size in (1, 2)]
+        regrets[name] = {key: (sizes[1][key] + sizes[2][key]) / 2 for key in runs}
+        better = [regrets[first][key] - value for key, value in regrets[name].items() if key in regrets[first]]
+        base = by_run[first]
+        ratios = [sum(row["seconds"] for row in rows) / base[key][0]["seconds"] for key, rows in runs.items()]
+        scores.add_row(
+            name,
+            f"{np.mean(list(sizes[1].values())):.2f}",
+            f"{np.mean(list(sizes[2].values())):.2f}",
+            f"{np.mean(list(regrets[name].values())):.2f}",
+            "" if name == first else "{:.2f} [{:.2f}, {:.2f}]".format(np.mean(better), *interval(better)),
+            f"{np.mean(stopped):.2f}",
+            f"{np.median(ratios):.2f}",
+            str(len(runs)),
+        )
+        responses.add_row(name, *_responses(truth, [row for rows in runs.values() for row in rows]))
+    console = Console(width=150)
+    console.print(scores)
+    console.print("Seconds are by those of the first setting, training only.")
+    console.print(responses)
+
+
+def _regret(truth: Truth, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
+    """Of the restarts' mean."""
+    return regret(truth, key[0], chosen(np.mean([row[reading] for row in rows], axis=0), size))
+
+
+def _responses(truth: Truth, rows: list[Row]) -> list[str]:
+    found = defaultdict(list)
+    for row in rows:
+        known = [accuracy for _, accuracy in sorted(of_size(truth, row["task"], 1).items())]
+        height = list(range(len(known)))
+        others = {"truth": known, "alone": row["alone"], "closing": row["perturbation"],
+                  "seen": row["seen_perturbation"], "height": height, "third": row["third_gates"]}  # fmt: skip
+        for name, values in others.items():
+            found[name].append(spearman(row["gates"], values))
+        found["truth by alone"].append(spearman(row["alone"], known))
+        found["truth by closing"].append(spearman(row["perturbation"], known))
+        found["loss, weight half"].append(row["losses"][1])
+        found["loss, gate half"].append(row["losses"][0])
+    return [f"{np.mean(values):.2f}" for values in found.values()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of the tasks, as for subsets.py")
+    parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
+    parser.add_argument("--settings", type=Path, required=True, help=".yaml: the settings by name")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl")
+    parser.add_argument("--report", action="store_true", help="only print the tables")
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder for what trainers write")
+    given = parser.parse_args()
+    settings = yaml.safe_load(given.settings.read_text())
+    if not given.report:
+        torch.set_num_threads(1)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        run_all(given, settings)
+    report(given, settings)
+
+
+if __name__ == "__main__":
+    main()
