@@ -7,8 +7,8 @@ trains a search network for every setting of the settings file on every task and
 in several ways, and prints two tables. Each run is a line of the output and never done twice; `--report` only prints.
 A setting holds steps, weight decay, restarts, a trainer of this file, and fields of `SearchConfig` and `SPTConfig`.
 
-The first table: regret (as in searchers.py) of the one and the two layers with the largest gates, how much better that is
-than the first setting, and the same for the gates of the step with the lowest gate loss (mean of the ten steps before).
+The first table: regret (as in searchers.py) of the one and the two layers with the largest gates, how much better that
+is than the first setting, and the regret by the gates of the step with the lowest gate loss (mean of ten steps).
 The second: what the gates go with. Correlations (Spearman, over the layers of a run, then their mean) of the gates with
 the accuracy of single layers in the table; with how well the layer does alone, as a discrete network on the shared
 weights (held-out loss); with what the loss rises by when its gate is closed, on the held-out and on the weight half;
@@ -37,7 +37,7 @@ from searchers import PROMPT_FIELDS, SEEDS, Row, Truth, interval, of_size, read_
 from sptune import SearchConfig
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
-from subsets import BACKBONES, Problem
+from subsets import Problem
 
 TASKS = ("trec", "sst2")  # defaults are fixed on these
 SMOOTHED = 10

@@ -37,12 +37,17 @@ from transformers import set_seed
 
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.search.config import FIXED_SETTINGS
+from sptune.search.selection import select_layers
 from subsets import BACKBONES, TASKS, Problem
 
 SEEDS = (0, 1, 2)
 SIZES = {"minilm": (1, 2), "smollm2": (1,)}
 LORA_RATE = 2e-3
+# What `sptune fit` takes; a search reads its held-out half in such batches.
+EVAL_BATCH = 32
 PROMPT_FIELDS = ("visibility", "mixing_rate")
+# Searchers whose training is the same however many layers are wanted.
+TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")
 DRAWS = 10_000
 
 Row = dict[str, Any]
@@ -77,11 +82,24 @@ def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], fold
     result = search_prompt_layers(
         network,
         problem.train,
-        problem.arguments(folder, setting.get("steps", 1), seed),
+        problem.arguments(folder, setting.get("steps", 1), seed, per_device_eval_batch_size=EVAL_BATCH),
         SearchConfig(seed=seed, **fields),
         **problem.trainer_options(),
     )
     return {"layers": result.prompt_layers, "scores": result.scores, "seconds": round(result.seconds, 2)}
+
+
+def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> Row | None:
+    """The outcome of the same setting's search for another number, where only the reading of the scores differs."""
+    fields = {name: value for name, value in setting.items() if name not in ("steps", *PROMPT_FIELDS)}
+    if setting["searcher"] not in TRAINED_ALIKE or SearchConfig(**fields).reading not in ("gates", "perturbation"):
+        return None
+    key = ("setting", "task", "seed")
+    other = next((one for one in read_lines(output) if all(one[name] == row[name] for name in key)), None)
+    if other is None:
+        return None
+    layers = select_layers(other["scores"], problem.settings["candidates"], num_prompt_layers=row["size"])
+    return {**other, "layers": layers, "size": row["size"]}
 
 
 def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
@@ -98,7 +116,9 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
         lora = statistics.median(lora_seconds(problem, seed, folder) for _ in range(3))
         for name, size in wanted:
             row = {"setting": name, "task": task, "seed": seed, "size": size}
-            row |= search(problem, seed, size, settings[name], folder)
+            row |= alike(given.output, row, settings[name], problem) or search(
+                problem, seed, size, settings[name], folder
+            )
             row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
             with given.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -12,10 +12,12 @@ import torch
 
 from sptune.search.trainer import SearchTrainer
 
-# What it costs to look at all sets must stay below what their training cost.
-MOST_SETS = 70
-PARTS = 3
+# Looking at the sets must cost less than training them did: with more, layers are added one by one.
+MOST_SETS = 20
+# A race has so many rounds, each on as large a part of the held-out half.
+PARTS = 4
 
+LayerSet = tuple[int, ...]
 Reading = tuple[list[float], list[int] | None]
 
 
@@ -36,45 +38,55 @@ def perturbation(trainer: SearchTrainer) -> Reading:
 def sets(trainer: SearchTrainer) -> Reading:
     """The discrete network with the lowest held-out loss, of all with as many layers as are wanted, by a race.
 
-    All sets run on a first part of the held-out data, the better half of them also on a second, and so on; what counts
-    is the mean of all parts that a set has run on. With more than `MOST_SETS` sets, one is built greedily. A layer's
-    score is minus the mean loss on the first part of the sets with that layer.
+    With more than `MOST_SETS` sets, one is built greedily. A layer's score is minus the mean loss of the sets with that
+    layer, on the part of the held-out half that all have run on.
     """
     candidates, size = trainer.tuner.candidate_layers, trainer.search.num_prompt_layers or 1
     if math.comb(len(candidates), size) > MOST_SETS:
         return greedy(trainer)
     every = list(itertools.combinations(candidates, size))
-    parts = min(PARTS, len(cast(Sized, trainer.gate_dataset)))
-    totals = dict.fromkeys(every, 0.0)
-    running, scores = every, list[float]()
-    for part in range(parts):
-        settings = [partial(trainer.tuner.prompting_at, layers) for layers in running]
-        for layers, loss in zip(running, trainer.held_out_losses(settings, part, parts), strict=True):
-            totals[layers] += loss
-        if not scores:
-            by_layer = [[loss for layers, loss in totals.items() if one in layers] for one in candidates]
-            scores = [-sum(losses) / len(losses) for losses in by_layer]
-        running = sorted(running, key=lambda layers: totals[layers])
-        if part + 1 < parts:
-            running = running[: math.ceil(len(running) / 2)]
-    return scores, list(running[0])
+    winner, losses = _race(trainer, every)
+    by_layer = [[loss for layers, loss in zip(every, losses, strict=True) if one in layers] for one in candidates]
+    return [-sum(own) / len(own) for own in by_layer], list(winner)
 
 
 def greedy(trainer: SearchTrainer) -> Reading:
-    """Layers are added one by one, each time the one that leaves the lowest held-out loss of the discrete network.
+    """Layers are added one by one, each time the one that leaves the lowest held-out loss, by a race.
 
-    A layer's score is minus the held-out loss of the network with that layer alone.
+    A layer's score is minus the loss of the discrete network with that layer alone, on the part of the held-out half
+    that all have run on.
     """
     candidates = trainer.tuner.candidate_layers
     scores: list[float] = []
-    chosen: list[int] = []
+    chosen: tuple[int, ...] = ()
     for _ in range(trainer.search.num_prompt_layers or 1):
-        left = [layer for layer in candidates if layer not in chosen]
-        losses = trainer.held_out_losses([partial(trainer.tuner.prompting_at, [*chosen, layer]) for layer in left])
+        larger = [tuple(sorted((*chosen, layer))) for layer in candidates if layer not in chosen]
+        chosen, losses = _race(trainer, larger)
         scores = scores or [-loss for loss in losses]
-        # Between equal losses the higher layer: it is the cheaper one to train.
-        chosen.append(min(zip(losses, (-layer for layer in left), left, strict=True))[-1])
-    return scores, sorted(chosen)
+    return scores, list(chosen)
+
+
+def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list[float]]:
+    """The set whose discrete network has the lowest held-out loss, and the losses of all on a first part of the data.
+
+    All sets run on a first part of the held-out half, the better half of them also on a second, and so on; what counts
+    is the mean of the parts that a set has run on.
+    """
+    parts = min(PARTS, len(cast(Sized, trainer.gate_dataset)))
+    totals = dict.fromkeys(every, 0.0)
+    first: list[float] = []
+    running = every
+    for part in range(parts):
+        settings = [partial(trainer.tuner.prompting_at, layers) for layers in running]
+        losses = trainer.held_out_losses(settings, part, parts)
+        first = first or losses
+        for layers, loss in zip(running, losses, strict=True):
+            totals[layers] += loss
+        # Of equal sets the one that begins higher: it is the cheaper one to train.
+        running = sorted(running, key=lambda layers: (totals[layers], [-layer for layer in layers]))
+        if part + 1 < parts:
+            running = running[: max(2, math.ceil(len(running) / 2))]
+    return running[0], first
 
 
 READINGS: dict[str, Callable[[SearchTrainer], Reading]] = {

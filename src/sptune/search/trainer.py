@@ -98,23 +98,23 @@ class SearchTrainer(SPTTrainer):
     def estimate_seconds(self) -> float:
         """What the training will take, from a few timed passes that leave no trace; to be called before `train`."""
         model = cast(nn.Module, self.model)
-        was_training, seconds = model.training, []
+        was_training, seconds = model.training, 0.0
         with torch.random.fork_rng():
             # Batches of texts of like length differ much in size, so one of middling size is timed.
             some = sorted(islice(self.get_train_dataloader(), 9), key=_batch_tokens)
             inputs = some[len(some) // 2]
             model.to(self.args.device).train()
-            for _ in range(3):
+            for _ in range(2):  # the first one warms up
                 started = time.monotonic()
                 self.timed_pass(model, inputs)
-                seconds.append(time.monotonic() - started)
+                seconds = time.monotonic() - started
         model.zero_grad()
         model.train(was_training)
         micro_batches = self.args.gradient_accumulation_steps
         steps = self.args.max_steps
         if steps <= 0:
             steps = math.ceil(self.args.num_train_epochs * len(self.get_train_dataloader()) / micro_batches)
-        return min(seconds[1:]) * micro_batches * self.passes(steps)
+        return seconds * micro_batches * self.passes(steps)
 
     def timed_pass(self, model: nn.Module, inputs: Batch) -> None:
         """A forward and a backward pass, for the estimate."""
