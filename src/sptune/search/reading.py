@@ -14,8 +14,10 @@ from sptune.search.trainer import SearchTrainer
 
 # Looking at the sets must cost less than training them did: with more, layers are added one by one.
 MOST_SETS = 20
-# A race has so many rounds, each on as large a part of the held-out half.
-PARTS = 4
+# A race has so many rounds, each on a part of the held-out half of its own.
+ROUNDS = 4
+# So many held-out examples tell layers apart; more would make reading a large data set dearer than training on it.
+MOST_EXAMPLES = 2000
 
 LayerSet = tuple[int, ...]
 Reading = tuple[list[float], list[int] | None]
@@ -31,7 +33,8 @@ def perturbation(trainer: SearchTrainer) -> Reading:
     gates, count = trainer.gates(), len(trainer.tuner.candidate_layers)
     values = torch.ones(1, count) if gates is None else torch.tensor(gates)[None]
     closed = [values * (1 - torch.eye(count)[place]) for place in range(count)]
-    before, *losses = trainer.held_out_losses([partial(trainer.tuner.gating, one) for one in (values, *closed)])
+    settings = [partial(trainer.tuner.gating, one) for one in (values, *closed)]
+    before, *losses = trainer.held_out_losses(settings, parts=_parts(trainer, MOST_EXAMPLES))
     return [loss - before for loss in losses], None
 
 
@@ -72,11 +75,13 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
     All sets run on a first part of the held-out half, the better half of them also on a second, and so on; what counts
     is the mean of the parts that a set has run on.
     """
-    parts = min(PARTS, len(cast(Sized, trainer.gate_dataset)))
+    parts = max(_parts(trainer, MOST_EXAMPLES // ROUNDS), min(ROUNDS, _held_out(trainer)))
     totals = dict.fromkeys(every, 0.0)
     first: list[float] = []
     running = every
-    for part in range(parts):
+    for part in range(min(ROUNDS, parts)):
+        if part > 0:
+            running = running[: max(2, math.ceil(len(running) / 2))]
         settings = [partial(trainer.tuner.prompting_at, layers) for layers in running]
         losses = trainer.held_out_losses(settings, part, parts)
         first = first or losses
@@ -84,9 +89,16 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
             totals[layers] += loss
         # Of equal sets the one that begins higher: it is the cheaper one to train.
         running = sorted(running, key=lambda layers: (totals[layers], [-layer for layer in layers]))
-        if part + 1 < parts:
-            running = running[: max(2, math.ceil(len(running) / 2))]
     return running[0], first
+
+
+def _held_out(trainer: SearchTrainer) -> int:
+    return len(cast(Sized, trainer.gate_dataset))
+
+
+def _parts(trainer: SearchTrainer, most: int) -> int:
+    """Into how many parts the held-out half falls that have at most so many examples."""
+    return math.ceil(_held_out(trainer) / most)
 
 
 READINGS: dict[str, Callable[[SearchTrainer], Reading]] = {
