@@ -3,13 +3,14 @@
     python benchmarks/searchers.py --data data --table benchmarks/results/subsets.jsonl \
         --settings benchmarks/searchers.yaml --output benchmarks/results/searchers.jsonl
 
-runs every setting of the settings file on every task and three draws of the examples, for one and for two layers, and
-prints the table. Each run is a line of the output and never done twice; `--report` only prints. A searcher is a file in
+runs every setting of the settings file on every task and draw of the examples, for one and for two layers, and prints
+the table. Each run is a line of the output and never done twice; `--report` only prints. A searcher is a file in
 `src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
 the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores and the accuracy of single
-layers. Agreement: shared layers of the sets chosen on two draws of one task, as a part of all. Price: seconds by those
+layers. Better than all by: points of accuracy above prompts at all layers. Agreement: shared layers of the sets
+chosen on two draws of one task, as a part of all. Price: seconds by those
 of a LoRA training (r=8, with the table's steps; median of three) on the same examples in the same process just before.
 Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
 """
@@ -49,6 +50,7 @@ PROMPT_FIELDS = ("visibility", "mixing_rate")
 # Searchers whose training is the same however many layers are wanted.
 TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")
 DRAWS = 10_000
+SPACED = "evenly spaced"
 
 Row = dict[str, Any]
 Truth = dict[str, dict[tuple[int, ...], float]]
@@ -106,7 +108,7 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
     """Every run that the output has not yet."""
     done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in read_lines(given.output)}
     part, parts = map(int, given.part.split("/"))
-    for number, (seed, task) in enumerate(itertools.product(SEEDS, given.tasks)):
+    for number, (seed, task) in enumerate(itertools.product(given.seeds, given.tasks)):
         sizes = SIZES[given.backbone]
         wanted = [(name, size) for name in settings for size in sizes if (name, task, seed, size) not in done]
         if number % parts != part - 1 or not wanted:
@@ -222,7 +224,7 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
     """Print the table."""
     truth, noise = read_table(given.table)
     tasks = [task for task in given.tasks if task in truth]
-    console = Console(width=150)
+    console = Console(width=170)
     console.print(
         f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
         f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
@@ -243,18 +245,31 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
 
 
 def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], truth: Truth, against: str) -> Table:
-    """Scores of all settings at one size; a fixed setting of another size is left out."""
-    table = Table("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
-                  f"better than {against} by", "runs", title=title, title_justify="left")  # fmt: skip
+    """Scores of all settings at one size."""
+    columns = ("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
+               f"better than {against} by", "better than all by", "runs")  # fmt: skip
+    table = Table(*columns, title=title, title_justify="left")
     rows = [row for row in rows if len(row["layers"]) == size]
+    # What needs no search: layers evenly spaced over the candidates; one layer is then the middle one.
+    candidates = sorted({layer for of in truth.values() for layers in of for layer in layers})
+    spaced = [candidates[len(candidates) * (place + 1) // (size + 1)] for place in range(size)]
+    problems = sorted({(row["task"], row["seed"]) for row in rows})
+    rows += [
+        {"setting": SPACED, "task": task, "seed": seed, "size": size, "layers": spaced, "seconds": 0, "lora_seconds": 1,
+         "scores": [float(layer in spaced) for layer in candidates]}
+        for task, seed in problems
+    ]  # fmt: skip
     regrets = {(row["setting"], row["task"], row["seed"]): regret(truth, row["task"], row["layers"]) for row in rows}
-    for name in settings:
+    for name in (SPACED, *settings):
         own = [row for row in rows if row["setting"] == name]
         if not own:
             continue
         found = [regrets[name, row["task"], row["seed"]] for row in own]
         at_random = [chance(truth, row["task"], size, regret) for row in own]
         other = [regrets.get((against, row["task"], row["seed"]), math.nan) for row in own]
+        over_all = [
+            truth[row["task"]][tuple(row["layers"])] - truth[row["task"]].get(tuple(range(6)), math.nan) for row in own
+        ]
         singles = {task: [accuracy for _, accuracy in sorted(of_size(truth, task, 1).items())] for task in truth}
         correlations = [spearman(row["scores"], singles[row["task"]]) for row in own]
         agreements = _agreements(own)
@@ -267,9 +282,51 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
             f"{np.median([row['seconds'] / row['lora_seconds'] for row in own]):.2f}",
             _mean(np.subtract(at_random, found)),
             "" if name == against or np.isnan(other).any() else _mean(np.subtract(other, found)),
+            "" if np.isnan(over_all).any() else _mean(over_all),
             str(len(own)),
         )
     return table
+
+
+def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+    """A picture: each setting's regret against its price, beside chance and the noise floor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    truth, _ = read_table(given.table)
+    rows = [row for row in read_lines(given.output) if row["task"] in given.tasks]
+    sizes = SIZES[given.backbone]
+    figure, axes = plt.subplots(
+        1, len(sizes), figsize=(6 * len(sizes), 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, size in zip(axes[0], sizes, strict=True):
+        for colour, name in enumerate(settings):
+            own = [row for row in rows if row["setting"] == name and row["size"] == size == len(row["layers"])]
+            if not own:
+                continue
+            found = [regret(truth, row["task"], row["layers"]) for row in own]
+            low, high = interval(found)
+            price = float(np.median([row["seconds"] / row["lora_seconds"] for row in own]))
+            middle = float(np.mean(found))
+            axis.errorbar(
+                price, middle, [[middle - low], [high - middle]], fmt="o", color=f"C{colour % 10}", capsize=3, alpha=0.8
+            )
+            axis.annotate(name, (price, middle), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        at_random = np.mean([chance(truth, task, size, regret) for task in given.tasks])
+        axis.axhline(at_random, color="grey", linestyle="--", linewidth=1)
+        axis.annotate("a set drawn at random", (0, at_random), xytext=(2, 3), textcoords="offset points", fontsize=8)
+        floor = noise_floor(given.table, given.tasks, size)
+        if not math.isnan(floor):
+            axis.axhline(floor, color="grey", linestyle=":", linewidth=1)
+            axis.annotate("the best of one whole training of each", (0, floor), xytext=(2, -10),
+                          textcoords="offset points", fontsize=8)  # fmt: skip
+        axis.set(
+            title=f"{size} prompt layer{'s' if size > 1 else ''}", xlabel="price, in LoRA trainings", xlim=(0, None)
+        )
+    axes[0][0].set(ylabel="regret in points of accuracy", ylim=(0, None))
+    figure.savefig(given.plot, dpi=120)
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -294,9 +351,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help=".jsonl")
     parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="default: all of the backbone's")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="draws of the examples")
     parser.add_argument("--against", default="darts", help="the setting that others are compared with")
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
     parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--plot", type=Path, help="also draw a picture (.png, .svg)")
     parser.add_argument("--work", type=Path, default=Path("runs/searchers"), help="folder for what trainers write")
     given = parser.parse_args()
     given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]
@@ -306,6 +365,8 @@ def main() -> None:
         given.output.parent.mkdir(parents=True, exist_ok=True)
         run_all(given, settings)
     report(given, settings)
+    if given.plot:
+        plot(given, settings)
 
 
 if __name__ == "__main__":

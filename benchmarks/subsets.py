@@ -76,12 +76,12 @@ BACKBONES: dict[str, Settings] = {
 
 
 def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
-    """Seed, task and layers of every run: sets of one and two layers before larger ones."""
+    """Seed, task and layers of every run: sets of one, two and all layers before the others."""
     settings = BACKBONES[backbone]
     if backbone != "minilm":
         return [(0, task, (layer,)) for task in settings["tasks"] for layer in settings["candidates"]]
     sets = [one for size in range(1, 7) for one in itertools.combinations(settings["candidates"], size)]
-    small, large = ([one for one in sets if (len(one) <= 2) is wanted] for wanted in (True, False))
+    small, large = ([one for one in sets if (len(one) in (1, 2, 6)) is wanted] for wanted in (True, False))
     return [
         (seed, task, layers)
         for some, seeds in ((small, 3), (large, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from peft import PeftConfig
@@ -12,6 +13,7 @@ from sptune.generators import GENERATORS
 from sptune.registration import PEFT_TYPE
 
 NAMED_SETTINGS = ("search", "all", "middle", "first")
+MOST_CANDIDATES = 12
 
 
 @dataclass
@@ -30,7 +32,11 @@ class SPTConfig(PeftConfig):
         metadata={"help": "'search', 'all', 'middle' (layer L // 2), 'first' (layer 0), or a list of layer indices."},
     )
     candidate_layers: list[int] | None = field(
-        default=None, metadata={"help": "Layers the search may use; None for all. Only with prompt_layers='search'."}
+        default=None,
+        metadata={
+            "help": "Layers the search may use; None for all, or every n-th of a backbone with more than 12. "
+            "Only with prompt_layers='search'."
+        },
     )
     num_virtual_tokens: int = field(default=10, metadata={"help": "m, the number of prompt vectors at a layer."})
     generator: str = field(
@@ -97,6 +103,14 @@ class SPTConfig(PeftConfig):
         return self.prompt_layers == "search"
 
 
+def spaced_layers(num_layers: int) -> list[int]:
+    """The layers that a search chooses from if nothing else is said: all, or every n-th so that at most 12 are left.
+
+    A search's steps are shared by its candidates, and neighbours in a deep backbone are worth much the same.
+    """
+    return list(range(0, num_layers, math.ceil(num_layers / MOST_CANDIDATES)))
+
+
 def resolve_prompt_layers(config: SPTConfig, num_layers: int) -> list[int]:
     """The layer indices, ascending, that carry a generator in a backbone of `num_layers` blocks.
 
@@ -104,7 +118,7 @@ def resolve_prompt_layers(config: SPTConfig, num_layers: int) -> list[int]:
         ValueError: a layer index does not exist in the backbone.
     """
     if config.prompt_layers == "search":
-        layers = list(range(num_layers)) if config.candidate_layers is None else config.candidate_layers
+        layers = spaced_layers(num_layers) if config.candidate_layers is None else config.candidate_layers
     elif isinstance(config.prompt_layers, str):
         layers = {"all": list(range(num_layers)), "middle": [num_layers // 2], "first": [0]}[config.prompt_layers]
     else:

@@ -19,7 +19,6 @@ from sptune.progress import Monitor
 TRAIN_EXAMPLES = 2500
 VALIDATION_EXAMPLES = 400
 TEST_EXAMPLES = 1500
-SEARCH_STEPS = 60
 STEPS = 200
 LABELS = {"0": "negative", "1": "positive"}
 
@@ -49,7 +48,6 @@ def run_demo(
         model=str(get_model_path()),
         output_dir=str(folder),
         overwrite=overwrite,
-        search_steps=SEARCH_STEPS,
         max_steps=STEPS,
         seed=seed,
         monitor=monitor,

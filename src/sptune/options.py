@@ -1,7 +1,4 @@
-"""`RunOptions`: everything a run can be told, written once for Python, YAML files and the command line.
-
-Importing this module loads neither torch nor transformers.
-"""
+"""`RunOptions`: everything a run can be told, written once for Python, YAML files and the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.search.config import SEARCHERS
+from sptune.search.config import (
+    DEFAULT_SEARCHER,
+    GATE_SETTINGS,
+    SEARCHERS,
+    SPT_DARTS_SETTINGS,
+    settings_of,
+)
 from sptune.search.reading import READINGS
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -152,7 +155,11 @@ class RunOptions:
     )
     candidate_layers: list[int] | None = field(
         default=None,
-        metadata=_about("Layers the search may use, such as 2,3,4. Default: all.", "Prompts", verbs=SEARCHING),
+        metadata=_about(
+            "Layers the search may use, such as 2,3,4. Default: all, or every n-th of more than 12.",
+            "Prompts",
+            verbs=SEARCHING,
+        ),
     )
     num_virtual_tokens: int = field(default=10, metadata=_about("Prompt vectors at a layer (m).", "Prompts"))
     generator: str = field(
@@ -178,7 +185,7 @@ class RunOptions:
     )
 
     searcher: str = field(
-        default="spt_darts",
+        default=DEFAULT_SEARCHER,
         metadata=_about("How prompt layers are chosen.", "Search", choices=SEARCHERS, verbs=SEARCHING),
     )
     selection: str | None = field(
@@ -194,7 +201,10 @@ class RunOptions:
         default=None, metadata=_about("Keep this many layers. Default: the search's own.", "Search", verbs=SEARCHING)
     )
     threshold: float | None = field(
-        default=None, metadata=_about("Instead: keep the layers with a gate above this.", "Search", verbs=SEARCHING)
+        default=None,
+        metadata=_about(
+            "Instead: keep the layers with a gate above this (searchers with gates).", "Search", verbs=SEARCHING
+        ),
     )
     parameter_budget: int | None = field(
         default=None,
@@ -203,31 +213,37 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: 3 epochs, at least 90, at most 1000.", "Search", verbs=SEARCHING
+            "Optimiser steps of the search. Default: 36 % of those of the final training.", "Search", verbs=SEARCHING
         ),
     )
     consistency: str | None = field(
         default=None,
         metadata=_about(
-            "Architecture consistency: 'kl' of predictions or 'mse' of final states.",
+            "Architecture consistency (spt_darts): 'kl' of predictions or 'mse' of final states.",
             "Search",
             choices=("kl", "mse"),
             verbs=SEARCHING,
         ),
     )
-    consistency_weight: float | None = field(default=None, metadata=_about("Its weight.", "Search", verbs=SEARCHING))
+    consistency_weight: float | None = field(
+        default=None, metadata=_about("Weight of the consistency (spt_darts).", "Search", verbs=SEARCHING)
+    )
     mask_probability: float | None = field(
-        default=None, metadata=_about("Probability that a layer is masked in a search step.", "Search", verbs=SEARCHING)
+        default=None,
+        metadata=_about("Probability that a layer is masked in a search step (spt_darts).", "Search", verbs=SEARCHING),
     )
     mixed_level_weight: float | None = field(
-        default=None, metadata=_about("Weight of the weight half's gradient on the gates.", "Search", verbs=SEARCHING)
+        default=None,
+        metadata=_about("Weight of the weight half's gradient on the gates (spt_darts).", "Search", verbs=SEARCHING),
     )
     gate_learning_rate: float | None = field(
-        default=None, metadata=_about("Learning rate of the gates.", "Search", verbs=SEARCHING)
+        default=None, metadata=_about("Learning rate of the gates, where there are any.", "Search", verbs=SEARCHING)
     )
     gate_interval: int | None = field(
         default=None,
-        metadata=_about("Move the gates in every so-many-th step; the others cost half.", "Search", verbs=SEARCHING),
+        metadata=_about(
+            "Move the gates, if any, in every so-many-th step; the others cost half.", "Search", verbs=SEARCHING
+        ),
     )
 
     epochs: float | None = field(
@@ -354,6 +370,13 @@ class RunOptions:
         ]
         if len(selections) > 1:
             raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
+        for name in (*SPT_DARTS_SETTINGS, *GATE_SETTINGS):
+            if getattr(self, name) is not None and name not in settings_of(self.searcher):
+                takers = [one for one in SEARCHERS if name in settings_of(one)]
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} says nothing to searcher={self.searcher!r}; leave it out, or "
+                    f"choose one of {', '.join(takers)}."
+                )
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], where: str) -> RunOptions:

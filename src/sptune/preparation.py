@@ -11,6 +11,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import outputs
+from sptune.config import spaced_layers
 from sptune.errors import InputError
 from sptune.loading import (
     CLASSIFIER,
@@ -27,7 +28,7 @@ from sptune.loading import (
 )
 from sptune.options import RunOptions
 from sptune.progress import Clock, Monitor, processes
-from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -42,9 +43,10 @@ from sptune.tasks.template import Template
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
 DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
 
-# Epochs of a stage, and the fewest and most steps they may come to.
+# Epochs of the final training, and the fewest and most steps they may come to.
 FINAL_EPOCHS, FINAL_STEPS = 5, (150, 2000)
-SEARCH_EPOCHS, SEARCH_STEPS = 3, (90, 1000)
+# Of the steps of the final training; about one and a half times the price of as many steps with LoRA (docs/search.md).
+SEARCH_SHARE, MOST_SEARCH_STEPS = 0.36, 300
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
 
 
 def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
-    return options.candidate_layers or list(range(text_config(config).num_hidden_layers))
+    return options.candidate_layers or spaced_layers(text_config(config).num_hidden_layers)
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
@@ -234,7 +236,8 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
     wanted, candidates = options.num_prompt_layers, _candidates(options, config)
     if wanted is not None and wanted > len(candidates):
         raise InputError(
-            f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from."
+            f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from; "
+            "name more candidate_layers."
         )
 
 
@@ -243,6 +246,7 @@ def _resolved(
 ) -> RunOptions:
     """The options with every choice made that the user left open, so that the same run can be asked for again."""
     batch = options.batch_size * options.gradient_accumulation_steps * processes().num_processes
+    steps = options.max_steps or _final_steps(options.epochs, examples / batch)
     chosen: dict[str, Any] = {
         "model": spec.source.model,
         "gguf_file": spec.source.gguf_file,
@@ -250,15 +254,13 @@ def _resolved(
         "task_kind": task.kind,
         "max_length": max_length,
         "epochs": None,
-        "max_steps": options.max_steps or _steps(options.epochs or FINAL_EPOCHS, examples, batch, FINAL_STEPS),
-        "search_steps": options.search_steps or _steps(SEARCH_EPOCHS, examples, batch, SEARCH_STEPS),
+        "max_steps": steps,
+        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
         "learning_rate": options.learning_rate
         or (DEFAULT_STATIC_RATE if options.generator == "static" else DEFAULT_RATE),
         "head_learning_rate": options.head_learning_rate
         or (DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE),
     }
-    if options.epochs is not None:
-        chosen["max_steps"] = max(1, math.ceil(options.epochs * examples / batch))
     if not _is_hub_benchmark(options):
         chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
     for name in ("train_file", "validation_file", "test_file", "data"):
@@ -266,14 +268,7 @@ def _resolved(
         if path and Path(path).exists():
             chosen[name] = str(Path(path).resolve())
     search = search_config(options)
-    for name in (
-        "consistency",
-        "consistency_weight",
-        "mask_probability",
-        "mixed_level_weight",
-        "gate_learning_rate",
-        "gate_interval",
-    ):
+    for name in settings_of(options.searcher):
         chosen[name] = getattr(search, name)
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
@@ -281,8 +276,11 @@ def _resolved(
     return dataclasses.replace(options, **chosen)
 
 
-def _steps(epochs: float, examples: int, batch: int, bounds: tuple[int, int]) -> int:
-    return min(max(bounds[0], math.ceil(epochs * examples / batch)), bounds[1])
+def _final_steps(epochs: float | None, batches: float) -> int:
+    """Steps of the final training; `batches` make an epoch."""
+    if epochs is not None:
+        return max(1, math.ceil(epochs * batches))
+    return min(max(FINAL_STEPS[0], math.ceil(FINAL_EPOCHS * batches)), FINAL_STEPS[1])
 
 
 def _claim(verb: str, folder: Path, options: RunOptions) -> None:

@@ -12,6 +12,12 @@ FIXED_SETTINGS = ("all", "middle", "first")
 SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
 
+# What proved best at equal price (docs/search.md).
+DEFAULT_SEARCHER = "fair"
+# Settings that only spt_darts has, and those of all searchers that train gates.
+SPT_DARTS_SETTINGS = ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight")
+GATE_SETTINGS = ("gate_learning_rate", "gate_interval")
+
 # A second layer insures against a wrong first choice; more layers cost parameters and speed.
 DEFAULT_NUM_PROMPT_LAYERS = 2
 
@@ -46,7 +52,7 @@ class SearchConfig:
         InputError: a value is not allowed; the message names the field, the value and the values allowed.
     """
 
-    searcher: str = "spt_darts"
+    searcher: str = DEFAULT_SEARCHER
     selection: str | None = None
     num_prompt_layers: int | None = None
     threshold: float | None = None
@@ -109,7 +115,7 @@ class SearchConfig:
         if self.threshold is not None and self.reading != "gates":
             raise InputError(
                 f"threshold={self.threshold!r} is one of gates, and searcher={self.searcher!r} with "
-                f"selection={self.reading!r} does not go by gates; give num_prompt_layers instead."
+                f"selection={self.reading!r} does not go by gates; give num_prompt_layers, or search with spt_darts."
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,6 +134,12 @@ class SearchConfig:
         if unknown:
             raise InputError(f"SearchConfig has no field {unknown[0]!r}; its fields are {', '.join(allowed)}.")
         return cls(**values)
+
+
+def settings_of(searcher: str) -> tuple[str, ...]:
+    """Which of `SPT_DARTS_SETTINGS` and `GATE_SETTINGS` a searcher goes by."""
+    gated = searcher not in FIXED_SETTINGS and "gates" in ways_to_read(searcher)
+    return (*(SPT_DARTS_SETTINGS if searcher == "spt_darts" else ()), *(GATE_SETTINGS if gated else ()))
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -128,6 +128,8 @@ def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
 def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
     started = time.monotonic()
     wanted = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
+    if config.candidate_layers is None:
+        candidates = list(range(num_layers))
     prompt_layers = candidates if search.searcher == "all" else wanted
     if not set(prompt_layers) <= set(candidates):
         raise InputError(
