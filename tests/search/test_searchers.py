@@ -14,7 +14,7 @@ from sptune.search import SearchConfig, search_prompt_layers
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.reading import ROUNDS, greedy, perturbation, sets
 from sptune.search.searchers import NAMES, exhaustive, ways_to_read
-from sptune.search.searchers.fair import NETWORKS_A_STEP, FairTrainer
+from sptune.search.searchers.fair import FairTrainer
 from sptune.search.searchers.gumbel import binary_concrete
 from sptune.search.searchers.l0 import PENALTY, L0Trainer
 
@@ -157,25 +157,20 @@ def test_a_way_to_read_that_does_not_fit_is_refused():
 # -- fair ---------------------------------------------------------------------------------------------------------
 
 
-def test_fair_trains_every_layer_equally_often(build_trainer):
+@pytest.mark.parametrize(("wanted", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1])])
+def test_fair_gives_every_layer_its_turn(build_trainer, wanted, sizes):
+    trainer = build_trainer(FairTrainer, "fair", num_prompt_layers=wanted)
+    sets = trainer.draw_sets(40, torch.Generator().manual_seed(0))
+    for first in range(0, 40, len(sizes)):
+        turn = sets[first : first + len(sizes)]
+        assert turn.sum(0).tolist() == [1, 1, 1, 1]
+        assert turn.sum(1).tolist() == sizes
+    assert len({tuple(row) for row in sets.tolist() if sum(row) == wanted}) == math.comb(4, wanted), "all sets come up"
+    assert len(trainer.draw_sets(5, torch.Generator())) == 5
+
+
+def test_a_fair_step_has_the_gradient_of_discrete_networks(build_trainer, collate, randomise):
     trainer = build_trainer(FairTrainer, "fair")
-    drawn = [layers for step in range(8) for layers in trainer.sets_of(step)]
-    assert len(drawn) == 8 * NETWORKS_A_STEP
-    for begin in range(0, len(drawn), 2):
-        assert sorted(drawn[begin] + drawn[begin + 1]) == [0, 1, 2, 3]
-    assert len({tuple(layers) for layers in drawn}) == 6, "all pairs have their turn"
-    assert build_trainer(FairTrainer, "fair", seed=1).sets_of(0) != trainer.sets_of(0)
-
-
-def test_fair_keeps_every_layer_in_turn_where_sets_do_not_divide_them(build_trainer):
-    trainer = build_trainer(FairTrainer, "fair", num_prompt_layers=3)
-    drawn = [trainer._set(number) for number in range(6)]
-    for begin in range(0, 6, 2):
-        assert sorted(drawn[begin] + drawn[begin + 1]) == [0, 1, 2, 3]
-
-
-def test_a_fair_step_has_the_gradient_of_its_discrete_networks(build_trainer, collate, randomise):
-    trainer = build_trainer(FairTrainer, "fair", num_prompt_layers=1)
     network = trainer.model
     randomise(network)
     batch = collate([trainer.train_dataset[index] for index in range(4)])
@@ -185,23 +180,33 @@ def test_a_fair_step_has_the_gradient_of_its_discrete_networks(build_trainer, co
     trainer.training_step(network, dict(batch))
     actual = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
-    trained = trainer.sets_of(0)
-    for layers in trained:
+    trainer._draws = (-1, 0)
+    for example, row in enumerate(trainer.draw_sets(4, trainer.draw_generator())):
+        layers = row.nonzero().flatten().tolist()
+        alone = {name: values[example : example + 1] for name, values in batch.items()}
         with trainer.tuner.prompting_at(layers):
-            (functional.cross_entropy(network(**batch).logits, batch["labels"]) / NETWORKS_A_STEP).backward()
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(actual.pop(name), parameter.grad, atol=1e-6, rtol=1e-4)
-    assert not actual
-    (left_out,) = {0, 1, 2, 3} - {layer for layers in trained for layer in layers}
-    assert all(p.grad is None for p in trainer.tuner.generator_parameters()[left_out])
+            (functional.cross_entropy(network(**alone).logits, alone["labels"]) / 4).backward()
+    expected = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    assert expected
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual.pop(name), gradient, atol=1e-6, rtol=1e-4)
+    assert all(not gradient.any() for gradient in actual.values()), "gates do not move"
 
 
-def test_the_history_of_fair_tells_the_losses_of_the_layers_trained(search):
+def test_fair_draws_anew_in_every_pass_and_the_same_with_the_same_seed(build_trainer):
+    trainer = build_trainer(FairTrainer, "fair")
+    first, second = (trainer.draw_sets(16, trainer.draw_generator()) for _ in range(2))
+    assert not torch.equal(first, second)
+    again = build_trainer(FairTrainer, "fair")
+    assert torch.equal(again.draw_sets(16, again.draw_generator()), first)
+    other = build_trainer(FairTrainer, "fair", seed=1)
+    assert not torch.equal(other.draw_sets(16, other.draw_generator()), first)
+
+
+def test_the_history_of_fair_tells_the_loss(search):
     result, _ = search("fair", num_prompt_layers=1)
     assert [entry["step"] for entry in result.history] == list(range(1, 7))
-    assert all(2 <= sum(loss is not None for loss in entry["losses"]) <= 3 for entry in result.history)
-    assert all(0.3 < loss < 5 for entry in result.history for loss in entry["losses"] if loss is not None)
+    assert all(0.3 < entry["loss"] < 5 for entry in result.history)
 
 
 # -- sampled gates ------------------------------------------------------------------------------------------------

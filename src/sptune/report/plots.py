@@ -33,11 +33,11 @@ def plot_search(
     score_name: str,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Draw each layer's gate or loss over the steps, and beside it the final scores; chosen layers are in colour.
+    """Draw gates or losses over the steps, and beside them the final scores; chosen layers are in colour.
 
     Args:
-        history: entries with "step" and either "gates" (one value for each candidate) and "gate_loss" (None while the
-            weights warm up), or "losses" (one for each candidate, None where it was not trained), in order of steps.
+        history: entries in order of steps, with "step" and either "gates" (one for each candidate) and "gate_loss" (None
+            while the weights warm up), or "losses" (one for each candidate, None where it was not trained), or "loss".
         candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
         scores: what they were chosen by, one for each candidate.
@@ -55,7 +55,10 @@ def plot_search(
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     over_time, at_the_end = figure.subplots(1, 2, width_ratios=(1.7, 1))
-    _draw_lines(over_time, history, candidate_layers, prompt_layers, colours)
+    if "loss" in history[0]:
+        _draw_loss(over_time, history)
+    else:
+        _draw_lines(over_time, history, candidate_layers, prompt_layers, colours)
     _draw_scores(at_the_end, scores, score_name, candidate_layers, prompt_layers, colours)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,16 @@ def _layer_colours(candidate_layers: Sequence[int], prompt_layers: Sequence[int]
     chosen = sorted(prompt_layers)
     depth = {layer: 0.8 * (place + 0.5) / len(chosen) for place, layer in enumerate(chosen)}
     return {layer: to_hex(palette(depth[layer])) if layer in depth else PASSED_OVER for layer in candidate_layers}
+
+
+def _draw_loss(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    losses = _running_means([entry["loss"] for entry in history])
+    axes.plot([entry["step"] for entry in history], losses, color=INK, linewidth=1.8)
+    axes.set(
+        xlim=(0, history[-1]["step"]), ylim=_limits(losses, math.inf), xlabel="search step", ylabel="training loss"
+    )
+    axes.set_title("Training loss of all layers", loc="left", color=INK, fontsize=12)
+    _tidy(axes)
 
 
 def _draw_lines(

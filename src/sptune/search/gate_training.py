@@ -118,7 +118,6 @@ class SPTSearchTrainer(SearchTrainer):
             half: [None] * len(self._alphas) for half in ("gate", "weight")
         }
         self._losses: dict[str, torch.Tensor] = {}
-        self._draws = 0
 
     def _gates_move(self) -> bool:
         """Whether this step moves the gates: after the warm-up, every `gate_interval`-th does."""
@@ -197,17 +196,6 @@ class SPTSearchTrainer(SearchTrainer):
     def _draw_masks(self, size: int) -> torch.Tensor:
         """Layer masks for `size` runs."""
         return draw_layer_masks(size, len(self._alphas), self.search.mask_probability, self.draw_generator())
-
-    def draw_generator(self) -> torch.Generator:
-        """What a batch's random gates are drawn from.
-
-        It follows from the seed, the step, the draw within the step and the process: a resumed search draws what it
-        would have drawn.
-        """
-        draw = self.state.global_step * 2 * self.args.gradient_accumulation_steps + self._draws
-        self._draws += 1
-        seed = (self.search.seed + 1) * 1_000_003 + draw * max(self.args.world_size, 1) + self.args.process_index
-        return torch.Generator().manual_seed(seed)
 
     # Optimiser
 

@@ -28,8 +28,8 @@ class SearchResult:
         gates: final gate value of each candidate; None where no gates were trained.
         history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values
             after the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
-            discrete networks were trained: "losses", for each candidate that of the sets with it (None
-            where there were none). Empty for a searcher that trains nothing.
+            discrete networks shared their weights: "loss". Where they had their own: "losses", for each candidate that
+            of the sets with it (None where there were none). Empty for a searcher that trains nothing.
         config: configuration of the final network.
         search: how the search was done.
         seconds: time the search took.

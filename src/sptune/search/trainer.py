@@ -80,6 +80,7 @@ class SearchTrainer(SPTTrainer):
                 "or let the search see one GPU (CUDA_VISIBLE_DEVICES=0)."
             )
         self.add_callback(SearchHistory(gates=self.gated))
+        self._draws = (-1, 0)
 
     @property
     def history(self) -> SearchHistory:
@@ -93,6 +94,7 @@ class SearchTrainer(SPTTrainer):
             InputError: the checkpoint is not one of a search.
         """
         check_search_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        self._draws = (-1, 0)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def estimate_seconds(self) -> float:
@@ -106,7 +108,10 @@ class SearchTrainer(SPTTrainer):
             model.to(self.args.device).train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
-                self.timed_pass(model, inputs)
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, self._prepare_inputs(inputs))
+                loss.backward()
+                loss.item()  # waits for an accelerator
                 seconds = time.monotonic() - started
         model.zero_grad()
         model.train(was_training)
@@ -116,16 +121,22 @@ class SearchTrainer(SPTTrainer):
             steps = math.ceil(self.args.num_train_epochs * len(self.get_train_dataloader()) / micro_batches)
         return seconds * micro_batches * self.passes(steps)
 
-    def timed_pass(self, model: nn.Module, inputs: Batch) -> None:
-        """A forward and a backward pass, for the estimate."""
-        with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        loss.backward()
-        loss.item()  # waits for an accelerator
-
     def passes(self, steps: int) -> float:
-        """How many of `timed_pass` a training of so many steps takes, with one batch a step."""
+        """How many passes of a batch, forwards and backwards, a training of so many steps takes."""
         return steps
+
+    def draw_generator(self) -> torch.Generator:
+        """What a batch's random layers are drawn from.
+
+        It follows from the seed, the step, the draw within the step and the process: a resumed search draws what it
+        would have drawn.
+        """
+        step, draw = self._draws
+        draw = draw + 1 if step == self.state.global_step else 0
+        self._draws = (self.state.global_step, draw)
+        draw += self.state.global_step * 2 * self.args.gradient_accumulation_steps
+        seed = (self.search.seed + 1) * 1_000_003 + draw * max(self.args.world_size, 1) + self.args.process_index
+        return torch.Generator().manual_seed(seed)
 
     def gates(self) -> list[float] | None:
         """The gate of each candidate layer, as training has left it; None if it trains none."""
