@@ -36,8 +36,8 @@ def plot_search(
     """Draw gates or losses over the steps, and beside them the final scores; chosen layers are in colour.
 
     Args:
-        history: entries in order of steps, with "step" and either "gates" (one for each candidate) and "gate_loss" (None
-            while the weights warm up), or "losses" (one for each candidate, None where it was not trained), or "loss".
+        history: entries in order of steps, with "step" and either "gates" (one for each candidate) and "gate_loss"
+            (None while the weights warm up), or "losses" (one for each candidate, None if not trained), or "loss".
         candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
         scores: what they were chosen by, one for each candidate.
