@@ -18,13 +18,12 @@ Batch = dict[str, Any]
 
 
 class FairTrainer(SearchTrainer):
-    """One network with a generator a layer and one head, trained as many discrete networks that share their weights.
+    """One network with a generator a layer and one head, trained as all discrete networks at once, which share weights.
 
-    Every example of a batch goes through a discrete network of its own, with prompts at as many layers as are wanted.
-    The candidates, in random order, are cut into sets of that size for one example after the other; when every layer
-    has had its turn, they are shuffled anew. So no layer is trained more than another, none comes to rely on all the
-    others, and the networks that are trained are of the kind that is to be chosen. There are no gates to learn: those
-    of an example are 1 in its set and 0 elsewhere, which is exactly the discrete network (method section 3).
+    Every example of a batch goes through a discrete network of its own. A coin for each layer says whether it has a
+    prompt; the next example has prompts at the other layers. So no layer is trained more than another, and none comes to
+    rely on another. There are no gates to learn: those of an example are 1 at its layers and 0 elsewhere, which is
+    exactly the discrete network (method section 3).
     """
 
     searchers = ("fair",)
@@ -61,15 +60,10 @@ class FairTrainer(SearchTrainer):
 
     def draw_sets(self, size: int, generator: torch.Generator) -> torch.Tensor:
         """(size, candidates): a row for each example, 1 at the layers of its set and 0 elsewhere."""
-        candidates, wanted = len(self.tuner.candidate_layers), self.search.num_prompt_layers or 1
-        turns = math.ceil(candidates / wanted)
-        rows = torch.zeros(math.ceil(size / turns) * turns, candidates)
-        for first in range(0, len(rows), turns):
-            order = torch.randperm(candidates, generator=generator)
-            rows[first + torch.arange(candidates) // wanted, order] = 1
-        return rows[:size]
+        coins = torch.randint(2, (math.ceil(size / 2), len(self.tuner.candidate_layers)), generator=generator)
+        return torch.stack([coins, 1 - coins], dim=1).flatten(0, 1)[:size].float()
 
 
 def search(problem: SearchProblem) -> Findings:
-    """Train sets of layers in one network, and choose the set with the lowest held-out loss."""
+    """Train all sets of layers in one network, and choose the one with the lowest held-out loss of the wanted size."""
     return problem.train(FairTrainer)
