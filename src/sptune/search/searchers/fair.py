@@ -21,8 +21,8 @@ class FairTrainer(SearchTrainer):
     """One network with a generator a layer and one head, trained as all discrete networks at once, which share weights.
 
     Every example of a batch goes through a discrete network of its own. A coin for each layer says whether it has a
-    prompt; the next example has prompts at the other layers. So no layer is trained more than another, and none comes to
-    rely on another. There are no gates to learn: those of an example are 1 at its layers and 0 elsewhere, which is
+    prompt; the next example has prompts at the other layers. So no layer is trained more than another, and none comes
+    to rely on another. There are no gates to learn: those of an example are 1 at its layers and 0 elsewhere, which is
     exactly the discrete network (method section 3).
     """
 
