@@ -213,7 +213,7 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: 36 % of those of the final training.", "Search", verbs=SEARCHING
+            "Optimiser steps of the search. Default: 80 % of those of the final training.", "Search", verbs=SEARCHING
         ),
     )
     consistency: str | None = field(

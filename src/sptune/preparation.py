@@ -46,7 +46,7 @@ DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
 # Epochs of the final training, and the fewest and most steps they may come to.
 FINAL_EPOCHS, FINAL_STEPS = 5, (150, 2000)
 # Of the steps of the final training; about one and a half times the price of as many steps with LoRA (docs/search.md).
-SEARCH_SHARE, MOST_SEARCH_STEPS = 0.36, 300
+SEARCH_SHARE, MOST_SEARCH_STEPS = 0.8, 500
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from sptune.search.trainer import SearchTrainer
 # Looking at the sets must cost less than training them did: with more, layers are added one by one.
 MOST_SETS = 20
 # A race has so many rounds, each on a part of the held-out half of its own.
-ROUNDS = 4
+ROUNDS = 6
 # So many held-out examples tell layers apart; more would make reading a large data set dearer than training on it.
 MOST_EXAMPLES = 2000
 
