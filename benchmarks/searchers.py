@@ -9,11 +9,10 @@ the table. Each run is a line of the output and never done twice; `--report` onl
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
 the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores and the accuracy of single
-layers. Better than all by: points of accuracy above prompts at all layers. Agreement: shared layers of the sets
-chosen on two draws of one task, as a part of all. Price: seconds by those
-of a LoRA training (r=8, with the table's steps; the median of three, one of SmolLM2) on the same examples in the same
-process just before.
-Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
+layers. Better than all by: points of accuracy above prompts at all layers. Agreement: shared layers of the sets chosen
+on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
+median of three, one of SmolLM2) on the same examples in the same process just before. Intervals are 95 % bootstrap
+intervals over tasks and draws of the examples.
 """
 
 from __future__ import annotations
