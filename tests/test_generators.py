@@ -243,6 +243,13 @@ def test_prompt_layers_of_a_backbone_of_twelve_layers(options, layers):
     assert resolve_prompt_layers(SPTConfig(**options), 12) == layers
 
 
+@pytest.mark.parametrize(("layers", "step"), [(13, 2), (24, 2), (30, 3), (80, 7)])
+def test_a_search_of_a_deep_backbone_chooses_from_every_nth_layer(layers, step):
+    candidates = resolve_prompt_layers(SPTConfig(prompt_layers="search"), layers)
+    assert candidates == list(range(0, layers, step))
+    assert len(candidates) <= 12
+
+
 @pytest.mark.parametrize("options", [{"prompt_layers": [3, 12]}, {"candidate_layers": [12]}], ids=str)
 def test_a_layer_beyond_the_backbone_is_refused(options):
     with pytest.raises(ValueError, match=r"12.*12 layers"):

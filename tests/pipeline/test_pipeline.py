@@ -186,6 +186,19 @@ def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], t
     assert sum(text.startswith("Prefix cache: layer") for text in notes.texts) == 2
 
 
+def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, Any], tmp_path: Path) -> None:
+    run = search(**{**options, "search_steps": None, "max_steps": 10}, output_dir=tmp_path / "run")
+    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 8
+    assert len(SearchResult.load(run.output_dir / "search.json").history) == 8
+
+
+def test_settings_of_a_search_are_kept_where_it_has_them(options: dict[str, Any], tmp_path: Path) -> None:
+    search(**options, output_dir=tmp_path / "gates", searcher="spt_darts", consistency="mse")
+    search(**options, output_dir=tmp_path / "fair", searcher="fair")
+    kept = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("gates", "fair")]
+    assert [(one["consistency"], one["gate_interval"]) for one in kept] == [("mse", 1), (None, None)]
+
+
 def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_path: Path) -> None:
     runs, notes = [], Notes()
     for name, cache in (("with", True), ("without", False)):

@@ -72,3 +72,10 @@ def test_losses_are_drawn_up_to_where_a_layer_was_dropped():
     assert [len(line.get_xdata()) for line in over_time.lines] == [11, 11, 5]
     assert [line.get_ydata()[-1] for line in over_time.lines] == [0.5, 0.75, 2.0]
     assert at_the_end.collections[0].get_offsets()[:, 1].tolist() == [-0.5, -0.75, -2.0]
+
+
+def test_one_loss_of_all_layers_is_one_line():
+    history = [{"step": step, "loss": 2.0 / step} for step in range(1, 6)]
+    over_time, at_the_end = plot_search(history, [0, 1], [1], [-0.5, -0.25], "minus the loss").axes
+    assert [list(line.get_ydata()) for line in over_time.lines] == [[entry["loss"] for entry in history]]
+    assert at_the_end.collections[0].get_offsets()[:, 1].tolist() == [-0.5, -0.25]

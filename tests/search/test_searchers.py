@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sptune import discretize
 from sptune.errors import InputError
-from sptune.search import SearchConfig, search_prompt_layers
+from sptune.search import SearchConfig, reading, search_prompt_layers
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.reading import ROUNDS, greedy, perturbation, sets
 from sptune.search.searchers import NAMES, exhaustive, ways_to_read
@@ -143,6 +143,23 @@ def test_sets_and_greedy_choose_by_the_loss_of_discrete_networks(build_trainer, 
     assert scores == pytest.approx([-alone[layer] for layer in range(4)], abs=1e-5)
     assert chosen == list(grown)
     assert sets(trainer)[1] == list(min(pairs, key=pairs.get))
+
+
+@pytest.mark.parametrize(("way", "looks"), [(perturbation, 1), (sets, 1), (greedy, 2)])
+def test_a_reading_looks_at_a_part_of_a_large_held_out_half(build_trainer, monkeypatch, way, looks):
+    trainer = build_trainer(SPTSearchTrainer, "darts")
+    seen = []
+    load = trainer.get_eval_dataloader
+
+    def observe(dataset):
+        seen.append(len(dataset))
+        return load(dataset)
+
+    monkeypatch.setattr(trainer, "get_eval_dataloader", observe)
+    monkeypatch.setattr(reading, "MOST_EXAMPLES", ROUNDS)
+    way(trainer)
+    assert len(trainer.gate_dataset) == 2 * ROUNDS
+    assert sum(seen) == looks * ROUNDS
 
 
 def test_a_way_to_read_that_does_not_fit_is_refused():
