@@ -16,6 +16,7 @@ from sptune.search.config import (
     GATE_SETTINGS,
     SEARCHERS,
     SPT_DARTS_SETTINGS,
+    SearchConfig,
     settings_of,
 )
 from sptune.search.reading import READINGS
@@ -213,7 +214,9 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: 80 % of those of the final training.", "Search", verbs=SEARCHING
+            "Optimiser steps of the search. Default: 80 % of those of the final training, at most 500.",
+            "Search",
+            verbs=SEARCHING,
         ),
     )
     consistency: str | None = field(
@@ -365,13 +368,20 @@ class RunOptions:
         if bool(self.template) != bool(self.label_words):
             given, missing = ("template", "label_words") if self.template else ("label_words", "template")
             raise InputError(f"{given} is given without {missing}; a verbalizer needs both, a classifier neither.")
+        if self.visibility == "always" and not settings_of(self.searcher):
+            raise InputError(
+                f"visibility='always' is a way for gates to act, and searcher={self.searcher!r} has none; leave it "
+                "out, or search with spt_darts."
+            )
         selections = [
             name for name in ("num_prompt_layers", "threshold", "parameter_budget") if getattr(self, name) is not None
         ]
         if len(selections) > 1:
             raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
+        defaults = {one.name: one.default for one in dataclasses.fields(SearchConfig)}
         for name in (*SPT_DARTS_SETTINGS, *GATE_SETTINGS):
-            if getattr(self, name) is not None and name not in settings_of(self.searcher):
+            # A file that a run wrote names them all.
+            if getattr(self, name) not in (None, defaults[name]) and name not in settings_of(self.searcher):
                 takers = [one for one in SEARCHERS if name in settings_of(one)]
                 raise InputError(
                     f"{name}={getattr(self, name)!r} says nothing to searcher={self.searcher!r}; leave it out, or "

@@ -223,7 +223,10 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
 
 
 def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
-    return options.candidate_layers or spaced_layers(text_config(config).num_hidden_layers)
+    count = text_config(config).num_hidden_layers
+    return options.candidate_layers or (
+        list(range(count)) if options.searcher in FIXED_SETTINGS else spaced_layers(count)
+    )
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
@@ -235,9 +238,9 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
             raise InputError(f"{name}={layers} names a layer that is not there; this backbone has 0 to {count - 1}.")
     wanted, candidates = options.num_prompt_layers, _candidates(options, config)
     if wanted is not None and wanted > len(candidates):
+        remedy = "name more candidate_layers" if len(candidates) < count else f"choose 1 to {count}"
         raise InputError(
-            f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from; "
-            "name more candidate_layers."
+            f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from; {remedy}."
         )
 
 
@@ -271,6 +274,8 @@ def _resolved(
     for name in settings_of(options.searcher):
         chosen[name] = getattr(search, name)
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
+    if options.prompt_layers is None:
+        chosen["candidate_layers"] = _candidates(options, config)
     if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
         chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(_candidates(options, config)))
     return dataclasses.replace(options, **chosen)

@@ -69,7 +69,7 @@ def main(output: str, batch_size: str, searcher: str) -> None:
         trainer.train()
         scores, _ = greedy(trainer)
         if trainer.is_world_process_zero():
-            losses = [entry.get("weight_loss") or entry["losses"] for entry in trainer.history.entries]
+            losses = [entry.get("weight_loss") or entry["loss"] for entry in trainer.history.entries]
             torch.save({"gate_gradients": recorder.steps, "losses": losses, "scores": scores}, output)
 
 

@@ -44,7 +44,7 @@ def test_the_result_makes_the_final_network(build_search_network, build_backbone
 
 
 def test_by_threshold_the_largest_gate_is_always_taken(build_search_network, search):
-    result = search(build_search_network(), SearchConfig(threshold=0.999))
+    result = search(build_search_network(), SearchConfig("spt_darts", threshold=0.999))
     assert result.prompt_layers == [max(range(4), key=lambda layer: result.gates[layer])]
 
 

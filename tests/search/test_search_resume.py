@@ -10,7 +10,7 @@ from sptune.errors import InputError
 from sptune.search import SearchConfig, search_prompt_layers
 from sptune.training import SPTTrainer
 
-SEARCH = SearchConfig(num_prompt_layers=2, warmup_ratio=0.25, seed=2)
+SEARCH = SearchConfig("spt_darts", num_prompt_layers=2, warmup_ratio=0.25, seed=2)
 
 
 class StopAt(TrainerCallback):

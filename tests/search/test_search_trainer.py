@@ -146,6 +146,7 @@ def test_spt_darts_gate_gradient_against_finite_differences(
     randomise(network)
     before = copy.deepcopy(network.state_dict())
     search = SearchConfig(
+        "spt_darts",
         consistency=consistency,
         consistency_weight=0.7,
         mask_probability=0.4,
@@ -253,7 +254,7 @@ def test_gradient_accumulation_equals_one_large_batch(
 
 def test_gates_rest_while_the_weights_warm_up(build_search_network, examples, train):
     network = build_search_network()
-    trainer, recorder, _ = train(network, examples, SearchConfig(warmup_ratio=0.5), max_steps=6)
+    trainer, recorder, _ = train(network, examples, SearchConfig("spt_darts", warmup_ratio=0.5), max_steps=6)
     start = torch.full((4,), 0.5)
     for step in range(3):
         assert torch.equal(recorder.gates[step], start)
@@ -265,7 +266,9 @@ def test_gates_rest_while_the_weights_warm_up(build_search_network, examples, tr
 
 def test_history_has_one_entry_a_step_and_ends_where_the_gates_are(build_search_network, examples, train):
     network = build_search_network()
-    trainer, recorder, _ = train(network, examples, SearchConfig(), max_steps=5, gradient_accumulation_steps=2)
+    trainer, recorder, _ = train(
+        network, examples, SearchConfig("spt_darts"), max_steps=5, gradient_accumulation_steps=2
+    )
     entries = trainer.history.entries
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5]
     assert entries[-1]["gates"] == network.base_model.gate_values().tolist()
@@ -280,7 +283,7 @@ def test_the_gates_keep_their_learning_rate_and_the_head_has_its_own(
         build_search_network(),
         build_args(max_steps=4, learning_rate=1e-3),
         train_dataset=examples,
-        search=SearchConfig(gate_learning_rate=0.02, warmup_ratio=0.0),
+        search=SearchConfig("spt_darts", gate_learning_rate=0.02, warmup_ratio=0.0),
         data_collator=collate,
         callbacks=[recorder],
         head_learning_rate=8e-3,
@@ -300,7 +303,7 @@ def test_the_gates_keep_their_learning_rate_and_the_head_has_its_own(
 
 def test_clipping_takes_in_the_gate_gradient(build_search_network, examples, train):
     _, recorder, _ = train(
-        build_search_network(), examples, SearchConfig(warmup_ratio=0.0), max_steps=1, max_grad_norm=1e-3
+        build_search_network(), examples, SearchConfig("spt_darts", warmup_ratio=0.0), max_steps=1, max_grad_norm=1e-3
     )
     norm = torch.stack([gradient.norm() for gradient in recorder.gradients[0].values()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
@@ -310,7 +313,7 @@ def test_clipping_takes_in_the_gate_gradient(build_search_network, examples, tra
 def test_bf16_autocast_keeps_gates_in_full_precision(build_search_network, examples, train, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # transformers 4.57 sets it and leaves it so
     network = build_search_network()
-    _, recorder, _ = train(network, examples, SearchConfig(warmup_ratio=0.0), max_steps=2, bf16=True)
+    _, recorder, _ = train(network, examples, SearchConfig("spt_darts", warmup_ratio=0.0), max_steps=2, bf16=True)
     for alpha in network.base_model.gate_parameters().values():
         assert alpha.dtype == torch.float32
         assert alpha.isfinite().all()
@@ -323,7 +326,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_search_network, r
     for checkpointing in (False, True):
         network = build_search_network()
         randomise(network)
-        search = SearchConfig(consistency="mse", warmup_ratio=0.0)
+        search = SearchConfig("spt_darts", consistency="mse", warmup_ratio=0.0)
         options = {"gradient_checkpointing": checkpointing, "max_grad_norm": 0.0}
         if checkpointing:
             options["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
@@ -334,7 +337,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_search_network, r
 def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search_network, examples, train):
     def search(seed):
         network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
-        trainer, _, _ = train(network, examples, SearchConfig(seed=seed), max_steps=6)
+        trainer, _, _ = train(network, examples, SearchConfig("spt_darts", seed=seed), max_steps=6)
         return trainer.history.entries
 
     first = search(1)
@@ -344,7 +347,7 @@ def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search
 
 def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_search_network, examples, train, collate):
     network = build_search_network()
-    trainer, _, _ = train(network, examples, SearchConfig(), max_steps=2)
+    trainer, _, _ = train(network, examples, SearchConfig("spt_darts"), max_steps=2)
     entries = copy.deepcopy(trainer.history.entries)
     drawn = len(trainer.masks)
     loss = trainer.evaluate(examples)["eval_loss"]
@@ -384,10 +387,10 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path, searcher):
 def test_a_final_network_cannot_be_searched(build_backbone, build_config, build_args, bert, examples):
     network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", prompt_layers=[1]))
     with pytest.raises(InputError, match="prompt_layers='search'"):
-        SPTSearchTrainer(network, build_args(), train_dataset=examples, search=SearchConfig())
+        SPTSearchTrainer(network, build_args(), train_dataset=examples, search=SearchConfig("spt_darts"))
     with pytest.raises(InputError, match="has no gates to learn"):
         SPTSearchTrainer(
-            build_backbone(bert, "classifier"), build_args(), train_dataset=examples, search=SearchConfig()
+            build_backbone(bert, "classifier"), build_args(), train_dataset=examples, search=SearchConfig("spt_darts")
         )
 
 
@@ -405,7 +408,7 @@ def test_data_that_cannot_be_split_is_refused(build_search_network, build_args, 
 
     for data, complaint in ((Stream(), "cannot split a Stream"), (examples[:1], r"holds 1 example")):
         with pytest.raises(InputError, match=complaint):
-            SPTSearchTrainer(build_search_network(), build_args(), train_dataset=data, search=SearchConfig())
+            SPTSearchTrainer(build_search_network(), build_args(), train_dataset=data, search=SearchConfig("spt_darts"))
 
 
 def test_kl_of_a_single_score_is_refused(build_search_network, examples, train):
@@ -413,7 +416,7 @@ def test_kl_of_a_single_score_is_refused(build_search_network, examples, train):
     for example in examples:
         example["labels"] = 0
     with pytest.raises(InputError, match="choose 'mse'"):
-        train(network, examples, SearchConfig(), class_scores=model_scores)
+        train(network, examples, SearchConfig("spt_darts"), class_scores=model_scores)
 
 
 def test_a_gate_half_below_one_batch_is_refused(build_search_network, examples, train):
@@ -421,14 +424,14 @@ def test_a_gate_half_below_one_batch_is_refused(build_search_network, examples, 
         train(
             build_search_network(),
             examples,
-            SearchConfig(gate_fraction=0.2),
+            SearchConfig("spt_darts", gate_fraction=0.2),
             per_device_train_batch_size=8,
             dataloader_drop_last=True,
         )
 
 
 def test_between_gate_steps_the_gates_rest_and_no_gate_batch_is_drawn(build_search_network, bert, examples, train):
-    search = SearchConfig(gate_interval=3, warmup_ratio=0.2, num_prompt_layers=1)
+    search = SearchConfig("spt_darts", gate_interval=3, warmup_ratio=0.2, num_prompt_layers=1)
     trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, max_steps=10)
     before = [torch.full_like(recorder.gates[0], 0.5), *recorder.gates]
     moved = [not torch.equal(now, then) for then, now in zip(before, recorder.gates, strict=False)]
@@ -442,7 +445,7 @@ def test_pricing_a_search_leaves_no_trace(build_search_network, bert, examples, 
             self.price = self.estimate_seconds()
             return super().train(*args, **kwargs)
 
-    search, gates = SearchConfig(num_prompt_layers=1), []
+    search, gates = SearchConfig("spt_darts", num_prompt_layers=1), []
     for kind in (RecordingTrainer, Priced):
         trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, kind, max_steps=4)
         gates.append(torch.stack(recorder.gates))

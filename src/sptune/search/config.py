@@ -38,15 +38,17 @@ class SearchConfig:
         num_prompt_layers: take this many layers.
         threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
         parameter_budget: take as many layers as have no more parameters than this together.
-        consistency: "kl" (symmetric KL of the predictions) or "mse" (of the final representations).
+        consistency: "kl" (symmetric KL of the predictions) or "mse" (of the final representations); this and the next
+            three are of spt_darts only.
         consistency_weight: lambda_c, the weight of the consistency penalty in both losses.
         mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
         mixed_level_weight: lambda_m, how much of the weight half's gate gradient joins the gate half's.
-        gate_learning_rate: constant learning rate of the gate parameters alpha.
+        gate_learning_rate: constant learning rate of the gate parameters alpha; this and the next two are of all
+            searchers that train gates.
         gate_interval: after the warm-up, the gates move in every so-many-th step; the steps between cost half.
         warmup_ratio: share of the steps, from the first on, in which only the weights learn.
         gate_fraction: share of the training data held out for the gates.
-        seed: seed of the data's split and of the layer masks.
+        seed: seed of the data's split and of whatever a searcher draws.
 
     Raises:
         InputError: a value is not allowed; the message names the field, the value and the values allowed.
@@ -84,7 +86,6 @@ class SearchConfig:
                 f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
                 f"leave {name} out, or search with one of {', '.join(NAMES)}."
             )
-        self._check_selection()
         for name in ("num_prompt_layers", "parameter_budget", "gate_interval"):
             value = 1 if getattr(self, name) is None else getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -97,6 +98,7 @@ class SearchConfig:
         _check_range("gate_learning_rate", self.gate_learning_rate, "above 0", lambda value: value > 0)
         _check_range("warmup_ratio", self.warmup_ratio, "in [0, 1)", lambda value: 0 <= value < 1)
         _check_range("gate_fraction", self.gate_fraction, "in (0, 1)", lambda value: 0 < value < 1)
+        self._check_selection()
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
 

@@ -14,9 +14,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from sptune.search.halves import split_dataset
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.selection import LayerSet
 from sptune.training import SPTTrainer
-
-LayerSet = tuple[int, ...]
 
 
 def all_sets(candidates: Sequence[int], size: int) -> list[LayerSet]:

@@ -79,7 +79,7 @@ class SearchProblem:
         )
         self.tell(str(trainer.plan_prefix_cache()))
         if not self.resume:
-            self.tell(f"The search will take about {in_words(trainer.estimate_seconds())} on this machine.")
+            self.tell(f"Training the search network will take about {in_words(trainer.estimate_seconds())}.")
         trainer.train(resume_from_checkpoint=self.resume)
         started = time.monotonic()
         scores, prompt_layers = READINGS[self.search.reading or ""](trainer)

@@ -10,16 +10,17 @@ from typing import cast
 
 import torch
 
+from sptune.search.selection import LayerSet
 from sptune.search.trainer import SearchTrainer
 
 # Looking at the sets must cost less than training them did: with more, layers are added one by one.
 MOST_SETS = 20
-# A race has so many rounds, each on a part of the held-out half of its own.
+# A race has at most so many rounds, each on a part of the held-out half of its own, of at least so many examples.
 ROUNDS = 6
+FEWEST_EXAMPLES = 32
 # So many held-out examples tell layers apart; more would make reading a large data set dearer than training on it.
 MOST_EXAMPLES = 2000
 
-LayerSet = tuple[int, ...]
 Reading = tuple[list[float], list[int] | None]
 
 
@@ -34,7 +35,7 @@ def perturbation(trainer: SearchTrainer) -> Reading:
     values = torch.ones(1, count) if gates is None else torch.tensor(gates)[None]
     closed = [values * (1 - torch.eye(count)[place]) for place in range(count)]
     settings = [partial(trainer.tuner.gating, one) for one in (values, *closed)]
-    before, *losses = trainer.held_out_losses(settings, parts=_parts(trainer, MOST_EXAMPLES))
+    before, *losses = trainer.held_out_losses(settings, parts=math.ceil(_held_out(trainer) / MOST_EXAMPLES))
     return [loss - before for loss in losses], None
 
 
@@ -75,11 +76,15 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
     All sets run on a first part of the held-out half, the better half of them also on a second, and so on; what counts
     is the mean of the parts that a set has run on.
     """
-    parts = max(_parts(trainer, MOST_EXAMPLES // ROUNDS), min(ROUNDS, _held_out(trainer)))
+    held_out = _held_out(trainer)
+    rounds = max(1, min(ROUNDS, held_out // FEWEST_EXAMPLES))
+    parts = max(rounds, math.ceil(held_out * rounds / MOST_EXAMPLES))
     totals = dict.fromkeys(every, 0.0)
     first: list[float] = []
     running = every
-    for part in range(min(ROUNDS, parts)):
+    for part in range(rounds):
+        if part > 0 and len(running) == 1:
+            break
         if part > 0:
             running = running[: max(2, math.ceil(len(running) / 2))]
         settings = [partial(trainer.tuner.prompting_at, layers) for layers in running]
@@ -94,11 +99,6 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
 
 def _held_out(trainer: SearchTrainer) -> int:
     return len(cast(Sized, trainer.gate_dataset))
-
-
-def _parts(trainer: SearchTrainer, most: int) -> int:
-    """Into how many parts the held-out half falls that have at most so many examples."""
-    return math.ceil(_held_out(trainer) / most)
 
 
 READINGS: dict[str, Callable[[SearchTrainer], Reading]] = {

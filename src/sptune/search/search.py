@@ -44,12 +44,12 @@ def search_prompt_layers(
     resume_from_checkpoint: str | bool | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> SearchResult:
-    """Train the gates of a search network and choose the prompt layers by them.
+    """Train a search network and choose the prompt layers by it.
 
     The fixed settings "all", "middle" and "first" need no training and return at once.
 
     Args:
-        network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; its gates and weights are trained.
+        network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; what is to be trained of it, is.
         train_dataset: all the training data; it is split in a weight half and a gate half here.
         args: training arguments of the search; epochs count over the weight half.
         search: how to search; None for the defaults.
@@ -128,8 +128,6 @@ def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
 def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
     started = time.monotonic()
     wanted = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
-    if config.candidate_layers is None:
-        candidates = list(range(num_layers))
     prompt_layers = candidates if search.searcher == "all" else wanted
     if not set(prompt_layers) <= set(candidates):
         raise InputError(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from sptune.errors import InputError
 
+LayerSet = tuple[int, ...]
+
 
 def select_layers(
     scores: Sequence[float],

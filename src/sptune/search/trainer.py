@@ -125,17 +125,19 @@ class SearchTrainer(SPTTrainer):
         """How many passes of a batch, forwards and backwards, a training of so many steps takes."""
         return steps
 
-    def draw_generator(self) -> torch.Generator:
+    def draw_generator(self, *, shared: bool = False) -> torch.Generator:
         """What a batch's random layers are drawn from.
 
-        It follows from the seed, the step, the draw within the step and the process: a resumed search draws what it
-        would have drawn.
+        It follows from the seed, the step, the draw within the step and, unless it is shared, the process: a resumed
+        search draws what it would have drawn.
         """
         step, draw = self._draws
         draw = draw + 1 if step == self.state.global_step else 0
         self._draws = (self.state.global_step, draw)
         draw += self.state.global_step * 2 * self.args.gradient_accumulation_steps
-        seed = (self.search.seed + 1) * 1_000_003 + draw * max(self.args.world_size, 1) + self.args.process_index
+        if not shared:
+            draw = draw * max(self.args.world_size, 1) + self.args.process_index
+        seed = (self.search.seed + 1) * 1_000_003 + draw
         return torch.Generator().manual_seed(seed)
 
     def gates(self) -> list[float] | None:
@@ -156,7 +158,7 @@ class SearchTrainer(SPTTrainer):
         sums = torch.zeros(len(settings), device=self.args.device)
         items = torch.zeros((), device=self.args.device)
         order = sorted(range(len(settings)), key=lambda place: self._first_layer(settings[place]), reverse=True)
-        for batch in self.get_eval_dataloader(cast(Any, _sorted_part(self.gate_dataset, part, parts))):
+        for batch in self._own_batches(_sorted_part(self.gate_dataset, part, parts)):
             count = self._count_items(batch).to(items)
             items += count
             with self.sharing_prefix() as shared:
@@ -167,6 +169,14 @@ class SearchTrainer(SPTTrainer):
         model.train(was_training)
         gathered = self.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
         return (gathered[:-1] / gathered[-1]).tolist()
+
+    def _own_batches(self, dataset: Any) -> Iterator[Batch]:
+        """This process's batches, of which there may be none: every example is in exactly one process's."""
+        even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        try:
+            yield from self.get_eval_dataloader(dataset)
+        finally:
+            self.accelerator.even_batches = even
 
     @contextlib.contextmanager
     def sharing_prefix(self) -> Iterator[Setting]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+from sptune.config import SPTConfig
+from sptune.errors import InputError
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.trainer import SearchTrainer
 from sptune.training import batch_size
@@ -31,7 +34,17 @@ class FairTrainer(SearchTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if cast(SPTConfig, self.tuner.peft_config[self.tuner.active_adapters[0]]).visibility != "gated":
+            raise InputError(
+                "visibility='always' is a way for gates to act, and searcher='fair' has none; leave it out, or search "
+                "with spt_darts."
+            )
         self._step_loss = torch.zeros((), device=self.args.device)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The weight half's batches, from the beginning of a training on."""
+        self._step_loss.zero_()
+        return super().get_train_dataloader()
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
@@ -54,8 +67,10 @@ class FairTrainer(SearchTrainer):
         """In training, that of each example's own discrete network."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        sets = self.draw_sets(batch_size(inputs), self.draw_generator())
-        with self.tuner.gating(sets.to(self.args.device)):
+        # As if the batches of all processes were one.
+        size, place = batch_size(inputs), self.args.process_index
+        sets = self.draw_sets(size * max(self.args.world_size, 1), self.draw_generator(shared=True))
+        with self.tuner.gating(sets[place * size : (place + 1) * size].to(self.args.device)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def draw_sets(self, size: int, generator: torch.Generator) -> torch.Tensor:
