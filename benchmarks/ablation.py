@@ -11,8 +11,9 @@ The first table: regret (as in searchers.py) of the one and the two layers with 
 is than the first setting, and the regret by the gates of the step with the lowest gate loss (mean of ten steps).
 The second: what the gates go with. Correlations (Spearman, over the layers of a run, then their mean) of the gates with
 the accuracy of single layers in the table; with how well the layer does alone, as a discrete network on the shared
-weights (held-out loss); with what the loss rises by when its gate is closed, on the held-out and on the weight half;
-with the layer's height; and with the gates a third of the way. `truth by` repeats the first for the other readings.
+weights (held-out loss); with what the loss rises by when its gate is closed, on the held-out half and on a part of the
+weight half; with the layer's height; and with the gates a third of the way. `truth by` repeats the first for the other
+readings.
 """
 
 from __future__ import annotations
@@ -33,10 +34,23 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from searchers import PROMPT_FIELDS, SEEDS, Row, Truth, interval, of_size, read_lines, read_table, regret, spearman
+from searchers import (
+    PROMPT_FIELDS,
+    SEEDS,
+    Row,
+    Truth,
+    interval,
+    of_size,
+    read_lines,
+    read_table,
+    regret,
+    search_fields,
+    spearman,
+)
 from sptune import SearchConfig
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.selection import select_layers
 from subsets import Problem
 
 TASKS = ("trec", "sst2")  # defaults are fixed on these
@@ -44,7 +58,7 @@ SMOOTHED = 10
 
 
 class OneLevelTrainer(SPTSearchTrainer):
-    """Gates and weights learn from all the data, in batches of their own."""
+    """Gates and weights learn from all the data, in batches of their own; nothing is held out for the readings."""
 
     def __init__(self, model: torch.nn.Module, args: TrainingArguments, *, train_dataset: Any, **kwargs: Any) -> None:
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -58,9 +72,12 @@ class CompetingTrainer(SPTSearchTrainer):
         """(1, candidates), with sum 1."""
         return torch.softmax(at_least_float32(self.alphas), 0)[None]
 
+    def gates(self) -> list[float]:
+        """softmax(alpha)."""
+        return torch.softmax(at_least_float32(self.alphas.detach()), 0).tolist()
+
 
 TRAINERS = {"spt": SPTSearchTrainer, "one_level": OneLevelTrainer, "competing": CompetingTrainer}
-OWN_FIELDS = ("steps", "weight_decay", "restarts", "trainer")
 
 
 def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], folder: Path) -> Row:
@@ -68,14 +85,13 @@ def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], fold
     seed += 100 * restart
     set_seed(seed)
     prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
-    fields = {name: value for name, value in setting.items() if name not in (*OWN_FIELDS, *PROMPT_FIELDS)}
     network = get_peft_model(problem.model(), problem.prompts(prompt_layers="search", **prompts))
     options = {"weight_decay": setting["weight_decay"]} if "weight_decay" in setting else {}
     trainer = TRAINERS[setting.get("trainer", "spt")](
         network,
         problem.arguments(folder, setting["steps"], seed, **options),
         train_dataset=problem.train,
-        search=SearchConfig(seed=seed, **fields),
+        search=SearchConfig(seed=seed, **search_fields(setting)),
         **problem.trainer_options(),
     )
     trainer.train()
@@ -138,11 +154,6 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
 # -- report --------------------------------------------------------------------------------------------------------
 
 
-def chosen(scores: np.ndarray, size: int) -> list[int]:
-    """The layers with the largest scores."""
-    return sorted(np.argsort(-scores, kind="stable")[:size].tolist())
-
-
 def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
     """Print both tables."""
     truth, _ = read_table(given.table)
@@ -165,7 +176,9 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
         regrets[name] = {key: (sizes[1][key] + sizes[2][key]) / 2 for key in runs}
         better = [regrets[first][key] - value for key, value in regrets[name].items() if key in regrets[first]]
         base = by_run[first]
-        ratios = [sum(row["seconds"] for row in rows) / base[key][0]["seconds"] for key, rows in runs.items()]
+        ratios = [
+            sum(row["seconds"] for row in rows) / base[key][0]["seconds"] for key, rows in runs.items() if key in base
+        ]
         scores.add_row(
             name,
             f"{np.mean(list(sizes[1].values())):.2f}",
@@ -185,7 +198,8 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
 
 def _regret(truth: Truth, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
     """Of the restarts' mean."""
-    return regret(truth, key[0], chosen(np.mean([row[reading] for row in rows], axis=0), size))
+    scores = np.mean([row[reading] for row in rows], axis=0).tolist()
+    return regret(truth, key[0], select_layers(scores, range(len(scores)), num_prompt_layers=size))
 
 
 def _responses(truth: Truth, rows: list[Row]) -> list[str]:

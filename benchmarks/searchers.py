@@ -8,16 +8,17 @@ the table. Each run is a line of the output and never done twice; `--report` onl
 `src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
-the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores and the accuracy of single
-layers. Better than all by: points of accuracy above prompts at all layers. Agreement: shared layers of the sets chosen
-on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
-median of three, one of SmolLM2) on the same examples in the same process just before. Intervals are 95 % bootstrap
-intervals over tasks and draws of the examples.
+the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores (of a race: the losses of its
+first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen on two
+draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the median
+of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of accuracy
+above prompts at all layers. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -74,11 +75,17 @@ def lora_seconds(problem: Problem, seed: int, folder: Path) -> float:
     return time.monotonic() - started
 
 
+def search_fields(setting: dict[str, Any]) -> dict[str, Any]:
+    """The fields of `SearchConfig` in a setting."""
+    names = [one.name for one in dataclasses.fields(SearchConfig)]
+    return {name: value for name, value in setting.items() if name in names}
+
+
 def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], folder: Path) -> Row:
     """Search for so many layers with one setting."""
     set_seed(seed)
     prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
-    fields = {name: value for name, value in setting.items() if name not in ("steps", *PROMPT_FIELDS)}
+    fields = search_fields(setting)
     config = problem.prompts(candidate_layers=problem.settings["candidates"], **prompts)
     network = get_peft_model(problem.model(), config)
     if fields["searcher"] not in FIXED_SETTINGS:
@@ -95,12 +102,14 @@ def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], fold
 
 def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> Row | None:
     """The outcome of the same setting's search for another number, where only the reading of the scores differs."""
-    fields = {name: value for name, value in setting.items() if name not in ("steps", *PROMPT_FIELDS)}
-    if setting["searcher"] not in TRAINED_ALIKE or SearchConfig(**fields).reading not in ("gates", "perturbation"):
+    if setting["searcher"] not in TRAINED_ALIKE or SearchConfig(**search_fields(setting)).reading not in (
+        "gates",
+        "perturbation",
+    ):
         return None
     key = ("setting", "task", "seed")
     other = next((one for one in read_lines(output) if all(one[name] == row[name] for name in key)), None)
-    if other is None:
+    if other is None or other["about"] != setting:
         return None
     layers = select_layers(other["scores"], problem.settings["candidates"], num_prompt_layers=row["size"])
     return {**other, "layers": layers, "size": row["size"]}
@@ -120,10 +129,9 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
         lora = statistics.median(lora_seconds(problem, seed, folder) for _ in range(LORA_RUNS[given.backbone]))
         for name, size in wanted:
             row = {"setting": name, "task": task, "seed": seed, "size": size}
-            row |= alike(given.output, row, settings[name], problem) or search(
-                problem, seed, size, settings[name], folder
-            )
+            found = alike(given.output, row, settings[name], problem)
             row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
+            row |= found or search(problem, seed, size, settings[name], folder)
             with given.output.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
@@ -151,6 +159,9 @@ def read_table(path: Path) -> tuple[Truth, float]:
         # Every set of a size must have the same draws, or an easy draw would pass for a good set.
         counts = {size: min(len(of) for one, of in sets.items() if len(one) == size) for size in {len(s) for s in sets}}
         truth[task] = {one: float(np.mean([of[s] for s in sorted(of)[: counts[len(one)]]])) for one, of in sets.items()}
+        everywhere = max(sets, key=len)
+        if counts[len(everywhere)] < counts[1]:
+            del truth[task][everywhere]  # it is compared with sets of other sizes
         for size in counts:
             same = [one for one in sets if len(one) == size and counts[size] > 1]
             if len(same) > 1:
@@ -270,7 +281,8 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
         at_random = [chance(truth, row["task"], size, regret) for row in own]
         other = [regrets.get((against, row["task"], row["seed"]), math.nan) for row in own]
         over_all = [
-            truth[row["task"]][tuple(row["layers"])] - truth[row["task"]].get(tuple(range(6)), math.nan) for row in own
+            truth[row["task"]][tuple(row["layers"])] - truth[row["task"]].get(tuple(candidates), math.nan)
+            for row in own
         ]
         singles = {task: [accuracy for _, accuracy in sorted(of_size(truth, task, 1).items())] for task in truth}
         correlations = [spearman(row["scores"], singles[row["task"]]) for row in own]
@@ -298,7 +310,8 @@ def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None
     from matplotlib import pyplot as plt
 
     truth, _ = read_table(given.table)
-    rows = [row for row in read_lines(given.output) if row["task"] in given.tasks]
+    tasks = [task for task in given.tasks if task in truth]
+    rows = [row for row in read_lines(given.output) if row["task"] in tasks]
     sizes = SIZES[given.backbone]
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(6 * len(sizes), 4), sharey=True, squeeze=False, layout="constrained"
@@ -316,10 +329,10 @@ def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None
                 price, middle, [[middle - low], [high - middle]], fmt="o", color=f"C{colour % 10}", capsize=3, alpha=0.8
             )
             axis.annotate(name, (price, middle), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        at_random = np.mean([chance(truth, task, size, regret) for task in given.tasks])
+        at_random = np.mean([chance(truth, task, size, regret) for task in tasks])
         axis.axhline(at_random, color="grey", linestyle="--", linewidth=1)
         axis.annotate("a set drawn at random", (0, at_random), xytext=(2, 3), textcoords="offset points", fontsize=8)
-        floor = noise_floor(given.table, given.tasks, size)
+        floor = noise_floor(given.table, tasks, size)
         if not math.isnan(floor):
             axis.axhline(floor, color="grey", linestyle=":", linewidth=1)
             axis.annotate("the best of one whole training of each", (0, floor), xytext=(2, -10),
