@@ -8,11 +8,11 @@ the table. Each run is a line of the output and never done twice; `--report` onl
 `src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
-the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores (of a race: the losses of its
-first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen on two
-draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the median
-of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of accuracy
-above prompts at all layers. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
+the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores (of a race: the losses of
+its first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen
+on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
+median of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of
+accuracy above prompts at all layers. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
 """
 
 from __future__ import annotations
