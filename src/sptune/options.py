@@ -214,7 +214,7 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: 80 % of those of the final training, at most 500.",
+            "Optimiser steps of the search. Default: half of those of the final training, at most 500.",
             "Search",
             verbs=SEARCHING,
         ),

@@ -188,8 +188,8 @@ def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], t
 
 def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, Any], tmp_path: Path) -> None:
     run = search(**{**options, "search_steps": None, "max_steps": 10}, output_dir=tmp_path / "run")
-    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 8
-    assert len(SearchResult.load(run.output_dir / "search.json").history) == 8
+    assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 5
+    assert len(SearchResult.load(run.output_dir / "search.json").history) == 5
 
 
 def test_settings_of_a_search_are_kept_where_it_has_them(options: dict[str, Any], tmp_path: Path) -> None:
