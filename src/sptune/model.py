@@ -55,7 +55,10 @@ class SPTModel(BaseTuner):
                 f"phm_dim={peft_config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; "
                 "choose a divisor."
             )
-        if not peft_config.searching:
+        # What is saved names the layers, whatever the defaults of the version that loads it.
+        if peft_config.searching:
+            peft_config.candidate_layers = layers
+        else:
             peft_config.prompt_layers = layers
         peft_config.target_modules = {f"{backbone.layers_name}.{layer}" for layer in layers}
         return peft_config

@@ -61,6 +61,14 @@ def masked_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def deep_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with fourteen layers, more than a search chooses from."""
+    torch.manual_seed(1)
+    config = BertConfig(**{**SHAPE, "num_hidden_layers": 14})
+    return _save(tmp_path_factory.mktemp("deep"), BertForMaskedLM(config), causal=False)
+
+
+@pytest.fixture(scope="session")
 def causal_lm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a Llama with three layers and a language-model head."""
     torch.manual_seed(1)

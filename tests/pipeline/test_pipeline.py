@@ -186,6 +186,19 @@ def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], t
     assert sum(text.startswith("Prefix cache: layer") for text in notes.texts) == 2
 
 
+@pytest.mark.parametrize(
+    ("searcher", "layers"), [("all", list(range(14))), ("middle", [7]), ("fair", None)], ids=["all", "middle", "fair"]
+)
+def test_a_deep_backbone(
+    options: dict[str, Any], deep_lm: str, tmp_path: Path, searcher: str, layers: list[int] | None
+) -> None:
+    steps = {"search_steps": 1, "max_steps": 1}
+    run = fit(
+        **{**options, **steps, "model": deep_lm}, output_dir=tmp_path / "run", searcher=searcher, head_baseline=False
+    )
+    assert run.prompt_layers == layers or (layers is None and all(layer % 2 == 0 for layer in run.prompt_layers))
+
+
 def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, Any], tmp_path: Path) -> None:
     run = search(**{**options, "search_steps": None, "max_steps": 10}, output_dir=tmp_path / "run")
     assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 5

@@ -87,7 +87,8 @@ class SearchResult:
             return "final gate"
         if self.search.reading == "perturbation":
             return "rise of the held-out loss without it"
-        return "minus the held-out loss"
+        in_race = self.search.reading in ("sets", "greedy")
+        return f"minus the held-out loss{' in the first round' if in_race else ''}"
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw what was trained over time, and the scores with the chosen layers marked.
