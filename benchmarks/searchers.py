@@ -39,7 +39,7 @@ from transformers import set_seed
 
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.search.config import FIXED_SETTINGS
-from sptune.search.selection import select_layers
+from sptune.search.selection import evenly_spaced, select_layers
 from subsets import BACKBONES, TASKS, Problem
 
 SEEDS = (0, 1, 2)
@@ -265,7 +265,7 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
     rows = [row for row in rows if len(row["layers"]) == size]
     # What needs no search: layers evenly spaced over the candidates; one layer is then the middle one.
     candidates = sorted({layer for of in truth.values() for layers in of for layer in layers})
-    spaced = [candidates[len(candidates) * (place + 1) // (size + 1)] for place in range(size)]
+    spaced = evenly_spaced(candidates, size)
     problems = sorted({(row["task"], row["seed"]) for row in rows})
     rows += [
         {"setting": SPACED, "task": task, "seed": seed, "size": size, "layers": spaced, "seconds": 0, "lora_seconds": 1,

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from sptune.model import SPTModel
 from sptune.search.config import SearchConfig
 from sptune.search.reading import READINGS
+from sptune.search.selection import evenly_spaced
 from sptune.search.trainer import SearchTrainer
 
 
@@ -83,6 +84,8 @@ class SearchProblem:
         trainer.train(resume_from_checkpoint=self.resume)
         started = time.monotonic()
         scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
+        if prompt_layers and prompt_layers == evenly_spaced(self.candidates, len(prompt_layers)):
+            self.tell("No layers did better than evenly spaced ones beyond noise; those are taken.")
         return Findings(
             scores=scores,
             gates=trainer.gates(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Sized
 from functools import partial
 from typing import cast
 
 import torch
 
-from sptune.search.selection import LayerSet
+from sptune.search.selection import LayerSet, evenly_spaced
 from sptune.search.trainer import SearchTrainer
 
 # Looking at the sets must cost less than training them did: with more, layers are added one by one.
@@ -18,6 +19,9 @@ MOST_SETS = 20
 # A race has at most so many rounds, each on a part of the held-out half of its own, of at least so many examples.
 ROUNDS = 6
 FEWEST_EXAMPLES = 32
+# A set must beat evenly spaced layers by so many standard errors, over so many blocks of at least so many examples.
+STANDARD_ERRORS = 2
+BLOCKS, FEWEST_IN_BLOCK = 10, 8
 # So many held-out examples tell layers apart; more would make reading a large data set dearer than training on it.
 MOST_EXAMPLES = 2000
 
@@ -42,8 +46,9 @@ def perturbation(trainer: SearchTrainer) -> Reading:
 def sets(trainer: SearchTrainer) -> Reading:
     """The discrete network with the lowest held-out loss, of all with as many layers as are wanted, by a race.
 
-    With more than `MOST_SETS` sets, one is built greedily. A layer's score is minus the mean loss of the sets with that
-    layer, on the part of the held-out half that all have run on.
+    Evenly spaced layers are taken instead unless it beats them beyond noise. With more than `MOST_SETS` sets, one is
+    built greedily. A layer's score is minus the mean loss of the sets with that layer, on the part of the held-out half
+    that all have run on.
     """
     candidates, size = trainer.tuner.candidate_layers, trainer.search.num_prompt_layers or 1
     if math.comb(len(candidates), size) > MOST_SETS:
@@ -51,11 +56,13 @@ def sets(trainer: SearchTrainer) -> Reading:
     every = list(itertools.combinations(candidates, size))
     winner, losses = _race(trainer, every)
     by_layer = [[loss for layers, loss in zip(every, losses, strict=True) if one in layers] for one in candidates]
-    return [-sum(own) / len(own) for own in by_layer], list(winner)
+    return [-sum(own) / len(own) for own in by_layer], _unless_chance(trainer, winner)
 
 
 def greedy(trainer: SearchTrainer) -> Reading:
     """Layers are added one by one, each time the one that leaves the lowest held-out loss, by a race.
+
+    Evenly spaced layers are taken instead unless what comes of it beats them beyond noise.
 
     A layer's score is minus the loss of the discrete network with that layer alone, on the part of the held-out half
     that all have run on.
@@ -67,7 +74,7 @@ def greedy(trainer: SearchTrainer) -> Reading:
         larger = [tuple(sorted((*chosen, layer))) for layer in candidates if layer not in chosen]
         chosen, losses = _race(trainer, larger)
         scores = scores or [-loss for loss in losses]
-    return scores, list(chosen)
+    return scores, _unless_chance(trainer, chosen)
 
 
 def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list[float]]:
@@ -78,7 +85,7 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
     """
     held_out = _held_out(trainer)
     rounds = max(1, min(ROUNDS, held_out // FEWEST_EXAMPLES))
-    parts = max(rounds, math.ceil(held_out * rounds / MOST_EXAMPLES))
+    parts = _parts(held_out, rounds)
     totals = dict.fromkeys(every, 0.0)
     first: list[float] = []
     running = every
@@ -95,6 +102,27 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
         # Of equal sets the one that begins higher: it is the cheaper one to train.
         running = sorted(running, key=lambda layers: (totals[layers], [-layer for layer in layers]))
     return running[0], first
+
+
+def _unless_chance(trainer: SearchTrainer, winner: LayerSet) -> list[int]:
+    """The winner of a race, if it is better than evenly spaced layers by more than chance explains; else those."""
+    spaced = evenly_spaced(trainer.tuner.candidate_layers, len(winner))
+    held_out = _held_out(trainer)
+    blocks = min(BLOCKS, held_out // FEWEST_IN_BLOCK)
+    if list(winner) == spaced or blocks < 2:
+        return spaced
+    settings = [partial(trainer.tuner.prompting_at, layers) for layers in (spaced, winner)]
+    gains = []
+    for block in range(blocks):
+        without, gained = trainer.held_out_losses(settings, block, _parts(held_out, blocks))
+        gains.append(without - gained)
+    noise = statistics.stdev(gains) / math.sqrt(blocks)
+    return list(winner) if statistics.mean(gains) > STANDARD_ERRORS * noise else spaced
+
+
+def _parts(held_out: int, used: int) -> int:
+    """Into how many parts the held-out half falls, if so many of them may have `MOST_EXAMPLES` together."""
+    return max(used, math.ceil(held_out * used / MOST_EXAMPLES))
 
 
 def _held_out(trainer: SearchTrainer) -> int:

@@ -44,6 +44,16 @@ def select_layers(
     return sorted(above or [ranked[0][1]])
 
 
+def evenly_spaced(candidates: Sequence[int], number: int) -> list[int]:
+    """What needs no search: so many candidates at even distances; one is the middle one.
+
+    Args:
+        candidates: layer indices, ascending.
+        number: how many are taken.
+    """
+    return [candidates[len(candidates) * (place + 1) // (number + 1)] for place in range(number)]
+
+
 def check_number(num_prompt_layers: int, candidates: int) -> None:
     """Refuse to choose more layers than there are.
 
