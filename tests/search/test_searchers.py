@@ -145,6 +145,25 @@ def test_sets_and_greedy_choose_by_the_loss_of_discrete_networks(build_trainer, 
     assert sets(trainer)[1] == list(min(pairs, key=pairs.get))
 
 
+def test_layers_must_beat_evenly_spaced_ones_beyond_noise(build_trainer, collate, randomise):
+    taken = set()
+    for seed in range(8):
+        trainer = build_trainer(SPTSearchTrainer, "darts", num_prompt_layers=1)
+        randomise(trainer.model.eval(), seed)
+        trainer.gate_dataset = held_out = [*trainer.train_dataset, *trainer.gate_dataset]
+        blocks = [held_out[place::3] for place in range(3)]  # of eight examples
+        losses = {}
+        for layer in range(4):
+            final = discretize(copy.deepcopy(trainer.model), [layer], warm_start=True).eval()
+            losses[layer] = torch.tensor([plain_loss(final, block, collate) for block in blocks])
+        best = min(losses, key=lambda layer: losses[layer].mean())
+        gains = losses[2] - losses[best]
+        sure = bool(gains.mean() > 2 * gains.std() / math.sqrt(3))
+        assert sets(trainer)[1] == [best if sure else 2]
+        taken.add(sure and best != 2)
+    assert taken == {True, False}
+
+
 @pytest.mark.parametrize(("way", "looks"), [(perturbation, 1), (sets, 1), (greedy, 2)])
 def test_a_reading_looks_at_a_part_of_a_large_held_out_half(build_trainer, monkeypatch, way, looks):
     trainer = build_trainer(SPTSearchTrainer, "darts")
