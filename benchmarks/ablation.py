@@ -190,6 +190,8 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             str(len(runs)),
         )
         responses.add_row(name, *_responses(truth, [row for rows in runs.values() for row in rows]))
+    everything = [row for name in settings for rows in by_run[name].values() for row in rows]
+    responses.add_row("all of them", *_responses(truth, everything))
     console = Console(width=150)
     console.print(scores)
     console.print("Seconds are by those of the first setting, training only.")

@@ -275,7 +275,7 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
     regrets = {(row["setting"], row["task"], row["seed"]): regret(truth, row["task"], row["layers"]) for row in rows}
     for name in (SPACED, *settings):
         own = [row for row in rows if row["setting"] == name]
-        if not own:
+        if not own or {row["task"] for row in own} != {task for task, _ in problems}:
             continue
         found = [regrets[name, row["task"], row["seed"]] for row in own]
         at_random = [chance(truth, row["task"], size, regret) for row in own]
