@@ -238,11 +238,12 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
     truth, noise = read_table(given.table)
     tasks = [task for task in given.tasks if task in truth]
     console = Console(width=170)
-    console.print(
-        f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
-        f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
-        f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
-    )
+    if not math.isnan(noise):
+        console.print(
+            f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
+            f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
+            f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
+        )
     for size in SIZES[given.backbone]:
         known = {task: of_size(truth, task, size) for task in tasks}
         spread = ", ".join(f"{task} {max(of.values()) - min(of.values()):.1f}" for task, of in known.items() if of)
@@ -303,7 +304,7 @@ def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], trut
 
 
 def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
-    """A picture: each setting's regret against its price, beside chance and the noise floor."""
+    """A picture: each setting's regret and its price, beside chance and the noise floor."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -314,34 +315,28 @@ def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None
     rows = [row for row in read_lines(given.output) if row["task"] in tasks]
     sizes = SIZES[given.backbone]
     figure, axes = plt.subplots(
-        1, len(sizes), figsize=(6 * len(sizes), 4), sharey=True, squeeze=False, layout="constrained"
+        1, len(sizes), figsize=(6.5 * len(sizes), 0.4 * len(settings) + 1.2), squeeze=False, layout="constrained"
     )
     for axis, size in zip(axes[0], sizes, strict=True):
-        for colour, name in enumerate(settings):
-            own = [row for row in rows if row["setting"] == name and row["size"] == size == len(row["layers"])]
-            if not own:
-                continue
+        scores = []
+        for name in settings:
+            own = [row for row in rows if row["setting"] == name and row["size"] == size]
             found = [regret(truth, row["task"], row["layers"]) for row in own]
-            low, high = interval(found)
-            price = float(np.median([row["seconds"] / row["lora_seconds"] for row in own]))
-            middle = float(np.mean(found))
-            axis.errorbar(
-                price, middle, [[middle - low], [high - middle]], fmt="o", color=f"C{colour % 10}", capsize=3, alpha=0.8
-            )
-            axis.annotate(name, (price, middle), xytext=(5, 3), textcoords="offset points", fontsize=8)
-        at_random = np.mean([chance(truth, task, size, regret) for task in tasks])
-        axis.axhline(at_random, color="grey", linestyle="--", linewidth=1)
-        axis.annotate("a set drawn at random", (0, at_random), xytext=(2, 3), textcoords="offset points", fontsize=8)
-        floor = noise_floor(given.table, tasks, size)
-        if not math.isnan(floor):
-            axis.axhline(floor, color="grey", linestyle=":", linewidth=1)
-            axis.annotate("the best of one whole training of each", (0, floor), xytext=(2, -10),
-                          textcoords="offset points", fontsize=8)  # fmt: skip
-        axis.set(
-            title=f"{size} prompt layer{'s' if size > 1 else ''}", xlabel="price, in LoRA trainings", xlim=(0, None)
-        )
-    axes[0][0].set(ylabel="regret in points of accuracy", ylim=(0, None))
-    figure.savefig(given.plot, dpi=120)
+            if found:
+                price = np.median([row["seconds"] / row["lora_seconds"] for row in own])
+                scores.append((float(np.mean(found)), *interval(found), f"{name} ({price:.1f})"))
+        scores.sort(reverse=True)
+        for place, (mean, low, high, _) in enumerate(scores):
+            axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color="C0", capsize=3)
+        axis.set_yticks(range(len(scores)), [label for *_, label in scores])
+        lines = {"random": np.mean([chance(truth, task, size, regret) for task in tasks]),
+                 "best of one training of each set": noise_floor(given.table, tasks, size)}  # fmt: skip
+        for (label, value), style in zip(lines.items(), ("--", ":"), strict=True):
+            axis.axvline(value, color="grey", linestyle=style, linewidth=1.2, label=label)
+        axis.legend(fontsize=8, loc="upper right")
+        axis.set(xlabel="regret in points of accuracy", xlim=(0, None))
+        axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (price in LoRA trainings)", fontsize=11)
+    figure.savefig(given.plot, dpi=110)
 
 
 def _mean(values: Sequence[float]) -> str:
