@@ -39,6 +39,7 @@ from searchers import (
     SEEDS,
     Row,
     Truth,
+    common_arguments,
     interval,
     of_size,
     read_lines,
@@ -221,14 +222,7 @@ def _responses(truth: Truth, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the tasks, as for subsets.py")
-    parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
-    parser.add_argument("--settings", type=Path, required=True, help=".yaml: the settings by name")
-    parser.add_argument("--output", type=Path, required=True, help=".jsonl")
-    parser.add_argument("--report", action="store_true", help="only print the tables")
-    parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="folder for what trainers write")
-    given = parser.parse_args()
+    given = common_arguments(__doc__, "runs/ablation").parse_args()
     settings = yaml.safe_load(given.settings.read_text())
     if not given.report:
         torch.set_num_threads(1)

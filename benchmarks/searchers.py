@@ -252,6 +252,9 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             f"{np.mean([chance(truth, task, size, regret) for task in tasks]):.2f}; of the best set of one whole "
             f"training of each: {noise_floor(given.table, tasks, size):.2f}."
         )
+    for task in tasks:
+        singles = sorted(of_size(truth, task, 1).items())
+        console.print(f"{task}, one layer: " + ", ".join(f"{layers[0]} {accuracy:.1f}" for layers, accuracy in singles))
     rows = [row for row in read_lines(given.output) if row["task"] in tasks]
     for size in SIZES[given.backbone]:
         title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}"
@@ -353,20 +356,26 @@ def _agreements(rows: list[Row]) -> list[float]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def common_arguments(about: str | None, work: str) -> argparse.ArgumentParser:
+    """A parser of what the scoring commands share."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the tasks, as for subsets.py")
     parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
-    parser.add_argument("--settings", type=Path, required=True, help=".yaml: steps and SearchConfig fields by name")
+    parser.add_argument("--settings", type=Path, required=True, help=".yaml: the settings by name")
     parser.add_argument("--output", type=Path, required=True, help=".jsonl")
+    parser.add_argument("--report", action="store_true", help="only print what the output holds")
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder for what trainers write")
+    return parser
+
+
+def main() -> None:
+    parser = common_arguments(__doc__, "runs/searchers")
     parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="default: all of the backbone's")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="draws of the examples")
     parser.add_argument("--against", default="darts", help="the setting that others are compared with")
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
-    parser.add_argument("--report", action="store_true", help="only print the table")
     parser.add_argument("--plot", type=Path, help="also draw a picture (.png, .svg)")
-    parser.add_argument("--work", type=Path, default=Path("runs/searchers"), help="folder for what trainers write")
     given = parser.parse_args()
     given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]
     settings = yaml.safe_load(given.settings.read_text())

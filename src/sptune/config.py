@@ -103,7 +103,7 @@ class SPTConfig(PeftConfig):
         return self.prompt_layers == "search"
 
 
-def spaced_layers(num_layers: int) -> list[int]:
+def default_candidates(num_layers: int) -> list[int]:
     """The layers that a search chooses from if nothing else is said: all, or every n-th so that at most 12 are left.
 
     A search's steps are shared by its candidates, and neighbours in a deep backbone are worth much the same.
@@ -118,7 +118,7 @@ def resolve_prompt_layers(config: SPTConfig, num_layers: int) -> list[int]:
         ValueError: a layer index does not exist in the backbone.
     """
     if config.prompt_layers == "search":
-        layers = spaced_layers(num_layers) if config.candidate_layers is None else config.candidate_layers
+        layers = default_candidates(num_layers) if config.candidate_layers is None else config.candidate_layers
     elif isinstance(config.prompt_layers, str):
         layers = {"all": list(range(num_layers)), "middle": [num_layers // 2], "first": [0]}[config.prompt_layers]
     else:

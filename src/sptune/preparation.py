@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import outputs
-from sptune.config import spaced_layers
+from sptune.config import default_candidates
 from sptune.errors import InputError
 from sptune.loading import (
     CLASSIFIER,
@@ -225,7 +225,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
 def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
     count = text_config(config).num_hidden_layers
     return options.candidate_layers or (
-        list(range(count)) if options.searcher in FIXED_SETTINGS else spaced_layers(count)
+        list(range(count)) if options.searcher in FIXED_SETTINGS else default_candidates(count)
     )
 
 
