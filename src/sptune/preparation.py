@@ -258,7 +258,6 @@ def _resolved(
         "max_length": max_length,
         "epochs": None,
         "max_steps": steps,
-        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
         "learning_rate": options.learning_rate
         or (DEFAULT_STATIC_RATE if options.generator == "static" else DEFAULT_RATE),
         "head_learning_rate": options.head_learning_rate
@@ -270,15 +269,25 @@ def _resolved(
         path = getattr(options, name)
         if path and Path(path).exists():
             chosen[name] = str(Path(path).resolve())
-    search = search_config(options)
-    for name in settings_of(options.searcher):
-        chosen[name] = getattr(search, name)
-    selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.prompt_layers is None:
-        chosen["candidate_layers"] = _candidates(options, config)
-    if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
-        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(_candidates(options, config)))
+        chosen |= _resolved_search(options, config, steps)
     return dataclasses.replace(options, **chosen)
+
+
+def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) -> dict[str, Any]:
+    """The choices of a search that the user left open; `steps` are those of the final training."""
+    search = search_config(options)
+    candidates = _candidates(options, config)
+    chosen: dict[str, Any] = {
+        "candidate_layers": candidates,
+        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
+        "selection": search.reading,
+        **{name: getattr(search, name) for name in settings_of(options.searcher) if hasattr(options, name)},
+    }
+    selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
+    if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
+        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(candidates))
+    return chosen
 
 
 def _final_steps(epochs: float | None, batches: float) -> int:

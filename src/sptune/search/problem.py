@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 from sptune.model import SPTModel
 from sptune.search.config import SearchConfig
 from sptune.search.reading import READINGS
-from sptune.search.selection import evenly_spaced
-from sptune.search.trainer import SearchTrainer
+from sptune.search.trainer import SearchTrainer, check_finite
 
 
 @dataclass
@@ -82,10 +81,11 @@ class SearchProblem:
         if not self.resume:
             self.tell(f"Training the search network will take about {in_words(trainer.estimate_seconds())}.")
         trainer.train(resume_from_checkpoint=self.resume)
+        check_finite(trainer.gates() or [])
         started = time.monotonic()
         scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
-        if prompt_layers and prompt_layers == evenly_spaced(self.candidates, len(prompt_layers)):
-            self.tell("No layers did better than evenly spaced ones beyond noise; those are taken.")
+        for remark in trainer.remarks:
+            self.tell(remark)
         return Findings(
             scores=scores,
             gates=trainer.gates(),
