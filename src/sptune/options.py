@@ -12,6 +12,7 @@ from typing import Any
 
 from sptune.errors import InputError
 from sptune.search.config import (
+    DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
     SEARCHERS,
     SearchConfig,
@@ -198,7 +199,8 @@ class RunOptions:
         ),
     )
     num_prompt_layers: int | None = field(
-        default=None, metadata=_about("Keep this many layers. Default: the search's own.", "Search", verbs=SEARCHING)
+        default=None,
+        metadata=_about(f"Keep this many layers. Default: {DEFAULT_NUM_PROMPT_LAYERS}.", "Search", verbs=SEARCHING),
     )
     threshold: float | None = field(
         default=None,

@@ -32,7 +32,7 @@ from sptune.loading import CAUSAL_LM, CLASSIFIER, BackboneSpec, is_causal, load_
 from sptune.model import discretize
 from sptune.options import ORIGIN, RunOptions
 from sptune.prefix_cache import PrefixCacheSettings
-from sptune.preparation import Plan, prepare, search_config
+from sptune.preparation import Plan, prepare, prompt_config, search_config
 from sptune.progress import Monitor, StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labelled, read_unlabelled
@@ -309,19 +309,14 @@ def _train(job: _Job, result: SearchResult | None, network: PeftModel | None) ->
 
 def _prompt_config(job: _Job, prompt_layers: Any) -> SPTConfig:
     options = job.plan.options
-    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "mixing_rate",
-             "visibility", "layers_path")  # fmt: skip
     modules = [name for name in job.absent if name not in HEADS]
-    try:
-        return SPTConfig(
-            task_type={CLASSIFIER: "SEQ_CLS", CAUSAL_LM: "CAUSAL_LM"}.get(job.plan.spec.head),
-            prompt_layers=prompt_layers,
-            candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
-            modules_to_save=modules or None,
-            **{name: getattr(options, name) for name in names},
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return prompt_config(
+        options,
+        task_type={CLASSIFIER: "SEQ_CLS", CAUSAL_LM: "CAUSAL_LM"}.get(job.plan.spec.head),
+        prompt_layers=prompt_layers,
+        candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
+        modules_to_save=modules or None,
+    )
 
 
 def _arguments(
@@ -474,7 +469,8 @@ def _evaluate_and_save(
     }
     if result is not None:
         scores_by_layer = {str(layer): one for layer, one in zip(result.candidate_layers, result.scores, strict=True)}
-        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "scores": scores_by_layer}
+        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "scores": scores_by_layer,
+                             "remarks": result.remarks}  # fmt: skip
     if job.is_main:
         plan.monitor.stage("Saving")
         document = {"task": plan.task.to_dict(), "backbone": plan.spec.to_dict(), "max_length": plan.options.max_length}

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import outputs
-from sptune.config import default_candidates
+from sptune.config import SPTConfig, default_candidates
 from sptune.errors import InputError
+from sptune.generators import build_generator
 from sptune.loading import (
     CLASSIFIER,
     BackboneSource,
@@ -29,6 +31,7 @@ from sptune.loading import (
 from sptune.options import RunOptions
 from sptune.progress import Clock, Monitor, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
+from sptune.search.selection import layers_within
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -101,6 +104,11 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     Raises:
         InputError: options, data, backbone or output folder that cannot be right.
     """
+    if not any((options.model, options.gguf_file, options.train_file, options.data, options.task)):
+        raise InputError(
+            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
+            "Datasets name (data=...) or a benchmark task (task=...)."
+        )
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
@@ -115,6 +123,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         config = load_config(source)
         check_supported(config, options.layers_path)
         _check_layers(options, config)
+        _check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
             task = task.as_classifier()
@@ -242,6 +251,36 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
         raise InputError(
             f"num_prompt_layers={wanted} is more than the {len(candidates)} layers there are to choose from; {remedy}."
         )
+
+
+def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
+    """The prompts that the options ask for.
+
+    Args:
+        options: the run's.
+        fields: of `SPTConfig`, besides those that are options by the same name.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "mixing_rate",
+             "visibility", "layers_path")  # fmt: skip
+    try:
+        return SPTConfig(**fields, **{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
+    """Refuses generators that do not fit the backbone, and a budget that does not pay for one of them."""
+    try:
+        with torch.device("meta"):
+            generator = build_generator(prompt_config(options), text_config(config).hidden_size)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if options.parameter_budget is not None:
+        size = sum(parameter.numel() for parameter in generator.parameters())
+        layers_within(options.parameter_budget, size, len(_candidates(options, config)))
 
 
 def _resolved(

@@ -63,6 +63,13 @@ def test_the_same_seed_finds_the_same(search, searcher):
     assert search(searcher, seed=4)[0].scores == search(searcher, seed=4)[0].scores
 
 
+@pytest.mark.parametrize(("wanted", "layers"), [(1, [2]), (2, [1, 2]), (3, [1, 2, 3]), (4, [0, 1, 2, 3])])
+def test_spaced_layers_are_those_at_even_distances(search, wanted, layers):
+    result, _ = search("spaced", num_prompt_layers=wanted)
+    assert result.prompt_layers == layers
+    assert (result.steps, result.history) == (0, [])
+
+
 def test_random_draws_follow_the_seed(search):
     found = {tuple(search("random", seed=seed)[0].prompt_layers) for seed in range(20)}
     assert len(found) > 3
@@ -187,7 +194,9 @@ def test_too_few_held_out_examples_tell_nothing_and_the_user_is_told(search):
     told = []
     result, _ = search("fair", num_prompt_layers=1, tell=told.append)
     assert result.prompt_layers == [2]
-    assert "12 held-out examples are too few to tell layers apart" in " ".join(told) or "lowest" in " ".join(told)
+    (remark,) = result.remarks
+    assert "12 held-out examples are too few to tell layers apart" in remark or "lowest" in remark
+    assert told[-1] == remark
 
 
 @pytest.mark.parametrize(("way", "looks"), [(perturbation, 1), (sets, 1), (greedy, 1.5)])

@@ -28,6 +28,7 @@ class Findings:
         history: one entry for each step, as in `SearchResult`.
         steps: optimisation steps taken.
         seconds: time spent, that before a resumption included.
+        remarks: what there is to know about the choice.
     """
 
     scores: list[float]
@@ -36,6 +37,7 @@ class Findings:
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,6 @@ class SearchProblem:
         check_finite(trainer.gates() or [])
         started = time.monotonic()
         scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
-        for remark in trainer.remarks:
-            self.tell(remark)
         return Findings(
             scores=scores,
             gates=trainer.gates(),
@@ -93,6 +93,7 @@ class SearchProblem:
             history=trainer.history.entries,
             steps=trainer.state.global_step,
             seconds=trainer.history.seconds + time.monotonic() - started,
+            remarks=trainer.remarks,
         )
 
 

@@ -91,6 +91,8 @@ def search_prompt_layers(
         prompt_layers = select_layers(
             findings.scores, candidates, num_prompt_layers=sized.num_prompt_layers, threshold=sized.threshold
         )
+    for remark in findings.remarks:
+        tell(remark)
     logger.info("The search chose prompt layers %s of %s.", prompt_layers, candidates)
     return SearchResult(
         prompt_layers=prompt_layers,
@@ -102,6 +104,7 @@ def search_prompt_layers(
         search=search,
         seconds=findings.seconds,
         steps=findings.steps,
+        remarks=findings.remarks,
     )
 
 
