@@ -42,7 +42,8 @@ def arguments(steps: int) -> TrainingArguments:
     )
 
 
-# 1. A generator and a gate at every layer; a few steps show which layers deserve one.
+# 1. A generator at every layer; after a short training, held-out data say which sets of layers do best. Where they cannot
+#    tell, evenly spaced layers are taken, and `result.remarks` says so.
 backbone = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
 network = get_peft_model(backbone, SPTConfig(task_type="SEQ_CLS"))
 collator = DataCollatorWithPadding(tokenizer)
@@ -50,6 +51,7 @@ result = search_prompt_layers(
     network, train_data, args=arguments(60), search=SearchConfig(num_prompt_layers=2), data_collator=collator
 )
 print("prompt layers:", result.prompt_layers, "scores:", [round(score, 2) for score in result.scores])
+print(*result.remarks, sep="\n")
 result.plot("runs/example/search.png")
 
 # 2. Prompts at only those layers, trained from fresh weights by transformers' Trainer.
