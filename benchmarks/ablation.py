@@ -34,20 +34,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from searchers import (
-    PROMPT_FIELDS,
-    SEEDS,
-    Row,
-    Truth,
-    common_arguments,
-    interval,
-    of_size,
-    read_lines,
-    read_table,
-    regret,
-    search_fields,
-    spearman,
-)
+from scoring import Row, SubsetTable, add_line, interval, mean, read_lines, spearman
+from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
@@ -130,9 +118,10 @@ def _stopped(entries: list[dict[str, Any]]) -> list[float]:
     return moved[best - 1]["gates"]
 
 
-def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+def run_all(given: argparse.Namespace, settings: Settings) -> None:
     """Every run that the output has not yet."""
-    done = {(row["setting"], row["task"], row["seed"], row["restart"]) for row in read_lines(given.output)}
+    rows = current(read_lines(given.output), settings, TASKS)
+    done = {(row["setting"], row["task"], row["seed"], row["restart"]) for row in rows}
     for seed, task in itertools.product(SEEDS, TASKS):
         wanted = [
             (name, restart)
@@ -147,19 +136,18 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
             row = {"setting": name, "task": task, "seed": seed, "restart": restart}
             row |= run(problem, seed, restart, settings[name], given.work / f"{task}-{seed}")
             row |= {"about": settings[name]}
-            with given.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_line(given.output, row)
             print(json.dumps(row), flush=True)
 
 
 # -- report --------------------------------------------------------------------------------------------------------
 
 
-def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+def report(given: argparse.Namespace, settings: Settings) -> None:
     """Print both tables."""
-    truth, _ = read_table(given.table)
+    table = SubsetTable(read_lines(given.table))
     by_run: dict[str, dict[tuple[str, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in read_lines(given.output):
+    for row in current(read_lines(given.output), settings, TASKS):
         by_run[row["setting"]][row["task"], row["seed"]].append(row)
     first = next(iter(settings))
     regrets: dict[str, dict[tuple[str, int], float]] = {}
@@ -172,10 +160,13 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
         runs = {key: rows for key, rows in by_run[name].items() if len(rows) == settings[name].get("restarts", 1)}
         if not runs:
             continue
-        sizes = {size: {key: _regret(truth, key, rows, "gates", size) for key, rows in runs.items()} for size in (1, 2)}
-        stopped = [_regret(truth, key, rows, "stopped_gates", size) for key, rows in runs.items() for size in (1, 2)]
+        sizes = {size: {key: _regret(table, key, rows, "gates", size) for key, rows in runs.items()} for size in (1, 2)}
+        stopped = [_regret(table, key, rows, "stopped_gates", size) for key, rows in runs.items() for size in (1, 2)]
         regrets[name] = {key: (sizes[1][key] + sizes[2][key]) / 2 for key in runs}
-        better = [regrets[first][key] - value for key, value in regrets[name].items() if key in regrets[first]]
+        better: dict[str, list[float]] = defaultdict(list)
+        for key, value in regrets[name].items():
+            if key in regrets.get(first, {}):
+                better[key[0]].append(regrets[first][key] - value)
         base = by_run[first]
         ratios = [
             sum(row["seconds"] for row in rows) / base[key][0]["seconds"] for key, rows in runs.items() if key in base
@@ -185,30 +176,30 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             f"{np.mean(list(sizes[1].values())):.2f}",
             f"{np.mean(list(sizes[2].values())):.2f}",
             f"{np.mean(list(regrets[name].values())):.2f}",
-            "" if name == first else "{:.2f} [{:.2f}, {:.2f}]".format(np.mean(better), *interval(better)),
+            "" if name == first or not better else "{:.2f} [{:.2f}, {:.2f}]".format(mean(better), *interval(better)),
             f"{np.mean(stopped):.2f}",
             f"{np.median(ratios):.2f}",
             str(len(runs)),
         )
-        responses.add_row(name, *_responses(truth, [row for rows in runs.values() for row in rows]))
+        responses.add_row(name, *_responses(table, [row for rows in runs.values() for row in rows]))
     everything = [row for name in settings for rows in by_run[name].values() for row in rows]
-    responses.add_row("all of them", *_responses(truth, everything))
+    responses.add_row("all of them", *_responses(table, everything))
     console = Console(width=150)
     console.print(scores)
     console.print("Seconds are by those of the first setting, training only.")
     console.print(responses)
 
 
-def _regret(truth: Truth, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
+def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
     """Of the restarts' mean."""
     scores = np.mean([row[reading] for row in rows], axis=0).tolist()
-    return regret(truth, key[0], select_layers(scores, range(len(scores)), num_prompt_layers=size))
+    return table.regret(key[0], select_layers(scores, range(len(scores)), num_prompt_layers=size), key[1])
 
 
-def _responses(truth: Truth, rows: list[Row]) -> list[str]:
+def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:
     found = defaultdict(list)
     for row in rows:
-        known = [accuracy for _, accuracy in sorted(of_size(truth, row["task"], 1).items())]
+        known = [accuracy for _, accuracy in sorted(table.accuracies(row["task"], 1).items())]
         height = list(range(len(known)))
         others = {"truth": known, "alone": row["alone"], "closing": row["perturbation"],
                   "seen": row["seen_perturbation"], "height": height, "third": row["third_gates"]}  # fmt: skip

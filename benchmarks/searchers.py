@@ -7,12 +7,12 @@ runs every setting of the settings file on every task and draw of the examples, 
 the table. Each run is a line of the output and never done twice; `--report` only prints. A searcher is a file in
 `src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
 
-Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
-the best set of its size, 0 the worst. Correlation: Spearman's, between a searcher's scores (of a race: the losses of
+Regret and percentile: see scoring.py. Correlation: Spearman's, between a searcher's scores (of a race: the losses of
 its first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen
 on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
 median of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of
-accuracy above prompts at all layers. Intervals are 95 % bootstrap intervals over tasks and draws of the examples.
+accuracy above prompts at all layers. Intervals are 95 % bootstrap intervals over the draws of each task; with
+`--over-tasks` over tasks too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import json
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from scoring import Row, SubsetTable, add_line, interval, mean, read_lines, spearman
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.search.config import FIXED_SETTINGS
 from sptune.search.selection import evenly_spaced, select_layers
@@ -52,11 +52,10 @@ EVAL_BATCH = 32
 PROMPT_FIELDS = ("visibility", "mixing_rate")
 # Searchers whose training is the same however many layers are wanted.
 TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")
-DRAWS = 10_000
 SPACED = "evenly spaced"
 
-Row = dict[str, Any]
-Truth = dict[str, dict[tuple[int, ...], float]]
+Settings = dict[str, dict[str, Any]]
+Groups = dict[str, list[float]]
 
 
 # -- running -------------------------------------------------------------------------------------------------------
@@ -108,16 +107,18 @@ def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> 
     ):
         return None
     key = ("setting", "task", "seed")
-    other = next((one for one in read_lines(output) if all(one[name] == row[name] for name in key)), None)
-    if other is None or other["about"] != setting:
+    others = current(read_lines(output), {row["setting"]: setting}, [row["task"]])
+    other = next((one for one in others if all(one[name] == row[name] for name in key)), None)
+    if other is None:
         return None
     layers = select_layers(other["scores"], problem.settings["candidates"], num_prompt_layers=row["size"])
     return {**other, "layers": layers, "size": row["size"]}
 
 
-def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+def run_all(given: argparse.Namespace, settings: Settings) -> None:
     """Every run that the output has not yet."""
-    done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in read_lines(given.output)}
+    rows = current(read_lines(given.output), settings, given.tasks)
+    done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in rows}
     part, parts = map(int, given.part.split("/"))
     for number, (seed, task) in enumerate(itertools.product(given.seeds, given.tasks)):
         sizes = SIZES[given.backbone]
@@ -132,112 +133,107 @@ def run_all(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> N
             found = alike(given.output, row, settings[name], problem)
             row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
             row |= found or search(problem, seed, size, settings[name], folder)
-            with given.output.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_line(given.output, row)
             print(json.dumps(row), flush=True)
 
 
 # -- scoring -------------------------------------------------------------------------------------------------------
 
 
-def read_lines(path: Path) -> list[Row]:
-    """The rows of a file, none if there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def current(rows: Iterable[Row], settings: Settings, tasks: Iterable[str]) -> list[Row]:
+    """The rows of these tasks that were made with what the settings file now says."""
+    return [row for row in rows if row["about"] == settings.get(row["setting"]) and row["task"] in tasks]
 
 
-def read_table(path: Path) -> tuple[Truth, float]:
-    """Mean accuracy of each set by task, in points; and the standard deviation of one run about it.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How a setting did at one size; values by task, one a draw.
 
-    A draw of the examples makes all sets of a task better or worse; that is taken out, since it is the same for all.
+    Attributes:
+        regret: points below the best set of the size.
+        percentile: share of the other sets that are worse.
+        over_random: points of regret less than those of a set drawn at random.
+        over_all: points of accuracy above prompts at all layers.
+        correlation: of the scores of the layers with the accuracy of single layers.
+        agreement: shared part of the layers chosen on two draws; without values if there is but one.
+        prices: in LoRA trainings.
+        draws: which they are, by task.
     """
-    runs: dict[str, dict[tuple[int, ...], dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for row in read_lines(path):
-        runs[row["task"]][tuple(row["layers"])][row["seed"]] = 100 * row["accuracy"]
-    truth: Truth = {}
-    squares, freedom = 0.0, 0
-    for task, sets in runs.items():
-        # Every set of a size must have the same draws, or an easy draw would pass for a good set.
-        counts = {size: min(len(of) for one, of in sets.items() if len(one) == size) for size in {len(s) for s in sets}}
-        truth[task] = {one: float(np.mean([of[s] for s in sorted(of)[: counts[len(one)]]])) for one, of in sets.items()}
-        everywhere = max(sets, key=len)
-        if counts[len(everywhere)] < counts[1]:
-            del truth[task][everywhere]  # it is compared with sets of other sizes
-        for size in counts:
-            same = [one for one in sets if len(one) == size and counts[size] > 1]
-            if len(same) > 1:
-                grid = np.array([[sets[one][seed] for seed in sorted(sets[one])[: counts[size]]] for one in same])
-                rest = grid - grid.mean(1, keepdims=True) - grid.mean(0) + grid.mean()
-                squares += float((rest**2).sum())
-                freedom += (grid.shape[0] - 1) * (grid.shape[1] - 1)
-    return truth, (squares / freedom) ** 0.5 if freedom else float("nan")
+
+    regret: Groups
+    percentile: Groups
+    over_random: Groups
+    over_all: Groups
+    correlation: Groups
+    agreement: Groups
+    prices: list[float]
+    draws: Groups
 
 
-def of_size(truth: Truth, task: str, size: int) -> dict[tuple[int, ...], float]:
-    """The sets of a size and their accuracies."""
-    return {layers: accuracy for layers, accuracy in truth[task].items() if len(layers) == size}
+def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
+    """Look up the choices of one setting at one size."""
+    rows = sorted(rows, key=lambda row: (row["task"], row["seed"]))
+    by_task = {task: list(own) for task, own in itertools.groupby(rows, lambda row: row["task"])}
+
+    def each(value: Callable[[Row], float]) -> Groups:
+        return {task: [value(row) for row in own] for task, own in by_task.items()}
+
+    singles = {task: [accuracy for _, accuracy in sorted(table.accuracies(task, 1).items())] for task in by_task}
+    regrets = each(lambda row: table.regret(row["task"], row["layers"], row["seed"]))
+    chance = each(lambda row: table.chance(row["task"], len(row["layers"]), row["seed"]))
+    return Scores(
+        regret=regrets,
+        percentile=each(lambda row: table.percentile(row["task"], row["layers"], row["seed"])),
+        over_random=_minus(chance, regrets),
+        over_all=each(lambda row: table.above_all(row["task"], row["layers"], row["seed"])),
+        correlation=each(lambda row: spearman(row["scores"], singles[row["task"]])),
+        agreement={
+            task: [_shared(a["layers"], b["layers"]) for a, b in itertools.combinations(own, 2)]
+            for task, own in by_task.items()
+            if len(own) > 1
+        },
+        prices=[row["seconds"] / row["lora_seconds"] for row in rows],
+        draws=each(lambda row: row["seed"]),
+    )
 
 
-def regret(truth: Truth, task: str, layers: Sequence[int]) -> float:
-    """Points below the best set of the same size."""
-    return max(of_size(truth, task, len(layers)).values()) - truth[task][tuple(layers)]
+def scores_by_setting(
+    rows: Iterable[Row], size: int, settings: Settings, table: SubsetTable, tasks: Sequence[str]
+) -> dict[str, Scores]:
+    """Of what needs no search, and of every setting that has been run on all the tasks."""
+    rows = [row for row in current(rows, settings, tasks) if row["size"] == size and len(row["layers"]) == size]
+    # Layers evenly spaced over the candidates; one layer is then the middle one.
+    spaced = evenly_spaced(table.candidates, size)
+    nothing = {"layers": spaced, "seconds": 0, "lora_seconds": 1, "scores": [one in spaced for one in table.candidates]}
+    problems = sorted({(row["task"], row["seed"]) for row in rows})
+    by_setting = {SPACED: [{**nothing, "task": task, "seed": seed} for task, seed in problems]}
+    by_setting |= {name: [row for row in rows if row["setting"] == name] for name in settings}
+    found = {task for task, _ in problems}
+    return {
+        name: score(own, table) for name, own in by_setting.items() if own and {row["task"] for row in own} == found
+    }
 
 
-def percentile(truth: Truth, task: str, layers: Sequence[int]) -> float:
-    """Share of the other sets of the size that are worse, ties half, in percent."""
-    others = [value for one, value in of_size(truth, task, len(layers)).items() if one != tuple(layers)]
-    own = truth[task][tuple(layers)]
-    if not others:
-        return 100.0
-    return 100 * sum((value < own) + (value == own) / 2 for value in others) / len(others)
+def chance(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
+    """Expected regret of a set drawn at random, by task and draw of the table."""
+    return {task: [table.chance(task, size, draw) for draw in table.draws(task, size)] for task in tasks}
 
 
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0 if one of them is constant."""
-    ranks = [
-        np.array([np.mean([(b < a) + (b == a) / 2 for b in values]) for a in values]) for values in (first, second)
-    ]
-    if min(rank.std() for rank in ranks) == 0:
-        return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+def noise_floor(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
+    """Regret of the best set of one whole training of each, by task and draw of the table; empty if it has but one."""
+    return {
+        task: [table.regret(task, layers, draw) for draw, layers in table.best_of_one_run(task, size).items()]
+        for task in tasks
+        if len(table.draws(task, size)) > 1
+    }
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean."""
-    values = np.asarray(values)
-    means = values[np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
-
-
-def chance(truth: Truth, task: str, size: int, score: Callable[[Truth, str, Sequence[int]], float]) -> float:
-    """The expected score of a set drawn at random."""
-    return float(np.mean([score(truth, task, layers) for layers in of_size(truth, task, size)]))
-
-
-def noise_floor(path: Path, tasks: Sequence[str], size: int) -> float:
-    """Mean regret, in the table without one draw, of the set that is best in that draw left out, by task and draw.
-
-    What a search would show that knew one real run of every set.
-    """
-    rows = [row for row in read_lines(path) if row["task"] in tasks and len(row["layers"]) == size]
-    found = []
-    for task, left_out in itertools.product(tasks, SEEDS):
-        runs: dict[tuple[int, ...], dict[int, float]] = defaultdict(dict)
-        for row in rows:
-            if row["task"] == task:
-                runs[tuple(row["layers"])][row["seed"]] = 100 * row["accuracy"]
-        if not runs or any(left_out not in of or len(of) < 2 for of in runs.values()):
-            continue
-        rest = {one: np.mean([of[seed] for seed in of if seed != left_out]) for one, of in runs.items()}
-        chosen = max(runs, key=lambda one: runs[one][left_out])
-        found.append(max(rest.values()) - rest[chosen])
-    return float(np.mean(found)) if found else float("nan")
-
-
-def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
-    """Print the table."""
-    truth, noise = read_table(given.table)
-    tasks = [task for task in given.tasks if task in truth]
+def report(given: argparse.Namespace, settings: Settings) -> None:
+    """Print the tables."""
+    table = SubsetTable(read_lines(given.table))
+    tasks = [task for task in given.tasks if task in table.tasks]
     console = Console(width=170)
+    noise = table.noise()
     if not math.isnan(noise):
         console.print(
             f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
@@ -245,115 +241,125 @@ def report(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> No
             f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
         )
     for size in SIZES[given.backbone]:
-        known = {task: of_size(truth, task, size) for task in tasks}
-        spread = ", ".join(f"{task} {max(of.values()) - min(of.values()):.1f}" for task, of in known.items() if of)
+        known = {task: table.accuracies(task, size).values() for task in tasks}
+        spread = ", ".join(f"{task} {max(of) - min(of):.1f}" for task, of in known.items() if of)
+        floor = noise_floor(table, tasks, size)
         console.print(
             f"k={size}: best minus worst: {spread}. Regret of a set drawn at random: "
-            f"{np.mean([chance(truth, task, size, regret) for task in tasks]):.2f}; of the best set of one whole "
-            f"training of each: {noise_floor(given.table, tasks, size):.2f}."
+            f"{', '.join(f'{task} {np.mean(own):.2f}' for task, own in chance(table, tasks, size).items())}"
+            + (f"; of the best set of one whole training of each: {mean(floor):.2f}." if floor else ".")
         )
     for task in tasks:
-        singles = sorted(of_size(truth, task, 1).items())
+        singles = sorted(table.accuracies(task, 1).items())
         console.print(f"{task}, one layer: " + ", ".join(f"{layers[0]} {accuracy:.1f}" for layers, accuracy in singles))
-    rows = [row for row in read_lines(given.output) if row["task"] in tasks]
+    sizes = range(1, len(table.candidates) + 1)
+    if all(len(table.draws(task, *sizes)) > 1 for task in tasks):
+        console.print(_numbers_of_layers(table, tasks, sizes))
+    rows = read_lines(given.output)
     for size in SIZES[given.backbone]:
-        title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}"
-        console.print(_table(title, size, [row for row in rows if row["size"] == size], settings, truth, given.against))
+        console.print(_table(size, scores_by_setting(rows, size, settings, table, tasks), tasks, given))
 
 
-def _table(title: str, size: int, rows: list[Row], settings: Iterable[str], truth: Truth, against: str) -> Table:
+def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence[int]) -> Table:
+    """How many layers are worth having, by the draws that sets of all sizes have."""
+    title = "Accuracy by number of prompt layers: mean of all sets, evenly spaced, best by the other draws"
+    shown = Table("layers", *tasks, "all tasks", title=title, title_justify="left")
+    for size in sizes:
+        cells, values = [], []
+        for task in tasks:
+            draws = table.draws(task, *sizes)
+            every = table.accuracies(task, size, draws)
+            best = []
+            for draw in draws:
+                others = table.accuracies(task, size, [one for one in draws if one != draw])
+                best.append(table.accuracies(task, size, [draw])[max(others, key=others.__getitem__)])
+            spaced = every[tuple(evenly_spaced(table.candidates, size))]
+            values.append((float(np.mean(list(every.values()))), spaced, float(np.mean(best))))
+            cells.append(" / ".join(f"{value:.1f}" for value in values[-1]))
+        shown.add_row(str(size), *cells, " / ".join(f"{value:.2f}" for value in np.mean(values, axis=0)))
+    return shown
+
+
+def _table(size: int, scores: dict[str, Scores], tasks: Sequence[str], given: argparse.Namespace) -> Table:
     """Scores of all settings at one size."""
     columns = ("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
-               f"better than {against} by", "better than all by", "runs")  # fmt: skip
-    table = Table(*columns, title=title, title_justify="left")
-    rows = [row for row in rows if len(row["layers"]) == size]
-    # What needs no search: layers evenly spaced over the candidates; one layer is then the middle one.
-    candidates = sorted({layer for of in truth.values() for layers in of for layer in layers})
-    spaced = evenly_spaced(candidates, size)
-    problems = sorted({(row["task"], row["seed"]) for row in rows})
-    rows += [
-        {"setting": SPACED, "task": task, "seed": seed, "size": size, "layers": spaced, "seconds": 0, "lora_seconds": 1,
-         "scores": [float(layer in spaced) for layer in candidates]}
-        for task, seed in problems
-    ]  # fmt: skip
-    regrets = {(row["setting"], row["task"], row["seed"]): regret(truth, row["task"], row["layers"]) for row in rows}
-    for name in (SPACED, *settings):
-        own = [row for row in rows if row["setting"] == name]
-        if not own or {row["task"] for row in own} != {task for task, _ in problems}:
-            continue
-        found = [regrets[name, row["task"], row["seed"]] for row in own]
-        at_random = [chance(truth, row["task"], size, regret) for row in own]
-        other = [regrets.get((against, row["task"], row["seed"]), math.nan) for row in own]
-        over_all = [
-            truth[row["task"]][tuple(row["layers"])] - truth[row["task"]].get(tuple(candidates), math.nan)
-            for row in own
-        ]
-        singles = {task: [accuracy for _, accuracy in sorted(of_size(truth, task, 1).items())] for task in truth}
-        correlations = [spearman(row["scores"], singles[row["task"]]) for row in own]
-        agreements = _agreements(own)
-        table.add_row(
+               f"better than {given.against} by", f"better than {SPACED} by", "better than all by", "runs")  # fmt: skip
+    title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}"
+    shown = Table(*columns, title=title, title_justify="left")
+
+    def cell(groups: Groups) -> str:
+        if np.isnan(mean(groups)):
+            return ""
+        if not given.over_tasks and all(len(own) == 1 for own in groups.values()):
+            return f"{mean(groups):.2f}"
+        return "{:.2f} [{:.2f}, {:.2f}]".format(mean(groups), *interval(groups, over_groups=given.over_tasks))
+
+    def better(own: Scores, other: Scores | None) -> str:
+        if other is None or other is own or any(not set(own.draws[t]) <= set(other.draws[t]) for t in own.draws):
+            return ""
+        matched = {
+            task: [other.regret[task][other.draws[task].index(draw)] for draw in draws]
+            for task, draws in own.draws.items()
+        }
+        return cell(_minus(matched, own.regret))
+
+    for name, own in scores.items():
+        shown.add_row(
             name,
-            _mean(found),
-            f"{np.mean([percentile(truth, row['task'], row['layers']) for row in own]):.0f}",
-            f"{np.mean(correlations):.2f}",
-            f"{np.mean(agreements):.2f}" if agreements else "",
-            f"{np.median([row['seconds'] / row['lora_seconds'] for row in own]):.2f}",
-            _mean(np.subtract(at_random, found)),
-            "" if name == against or np.isnan(other).any() else _mean(np.subtract(other, found)),
-            "" if np.isnan(over_all).any() else _mean(over_all),
-            str(len(own)),
+            cell(own.regret),
+            f"{mean(own.percentile):.0f}",
+            f"{mean(own.correlation):.2f}",
+            f"{mean(own.agreement):.2f}" if own.agreement else "",
+            f"{np.median(own.prices):.2f}",
+            cell(own.over_random),
+            better(own, scores.get(given.against)),
+            better(own, scores[SPACED]),
+            cell(own.over_all),
+            str(len(own.prices)),
         )
-    return table
+    return shown
 
 
-def plot(given: argparse.Namespace, settings: dict[str, dict[str, Any]]) -> None:
+def plot(given: argparse.Namespace, settings: Settings) -> None:
     """A picture: each setting's regret and its price, beside chance and the noise floor."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    truth, _ = read_table(given.table)
-    tasks = [task for task in given.tasks if task in truth]
-    rows = [row for row in read_lines(given.output) if row["task"] in tasks]
+    table = SubsetTable(read_lines(given.table))
+    tasks = [task for task in given.tasks if task in table.tasks]
+    rows = read_lines(given.output)
     sizes = SIZES[given.backbone]
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(6.5 * len(sizes), 0.4 * len(settings) + 1.2), squeeze=False, layout="constrained"
     )
     for axis, size in zip(axes[0], sizes, strict=True):
-        scores = []
-        for name in settings:
-            own = [row for row in rows if row["setting"] == name and row["size"] == size]
-            found = [regret(truth, row["task"], row["layers"]) for row in own]
-            if found:
-                price = np.median([row["seconds"] / row["lora_seconds"] for row in own])
-                scores.append((float(np.mean(found)), *interval(found), f"{name} ({price:.1f})"))
-        scores.sort(reverse=True)
-        for place, (mean, low, high, _) in enumerate(scores):
-            axis.errorbar(mean, place, xerr=[[mean - low], [high - mean]], fmt="o", color="C0", capsize=3)
-        axis.set_yticks(range(len(scores)), [label for *_, label in scores])
-        lines = {"random": np.mean([chance(truth, task, size, regret) for task in tasks]),
-                 "best of one training of each set": noise_floor(given.table, tasks, size)}  # fmt: skip
-        for (label, value), style in zip(lines.items(), ("--", ":"), strict=True):
-            axis.axvline(value, color="grey", linestyle=style, linewidth=1.2, label=label)
+        scores = scores_by_setting(rows, size, settings, table, tasks)
+        names = sorted(scores, key=lambda name: mean(scores[name].regret), reverse=True)
+        for place, name in enumerate(names):
+            middle = mean(scores[name].regret)
+            low, high = interval(scores[name].regret, over_groups=given.over_tasks)
+            axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=3)
+        axis.set_yticks(range(len(names)), [f"{name} ({np.median(scores[name].prices):.1f})" for name in names])
+        lines = {"random": chance(table, tasks, size),
+                 "best of one training of each set": noise_floor(table, tasks, size)}  # fmt: skip
+        for (label, groups), style in zip(lines.items(), ("--", ":"), strict=True):
+            if groups:
+                axis.axvline(mean(groups), color="grey", linestyle=style, linewidth=1.2, label=label)
         axis.legend(fontsize=8, loc="upper right")
         axis.set(xlabel="regret in points of accuracy", xlim=(0, None))
         axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (price in LoRA trainings)", fontsize=11)
     figure.savefig(given.plot, dpi=110)
 
 
-def _mean(values: Sequence[float]) -> str:
-    low, high = interval(values)
-    return f"{np.mean(values):.2f} [{low:.2f}, {high:.2f}]"
+def _minus(first: Groups, second: Groups) -> Groups:
+    return {task: [a - b for a, b in zip(first[task], second[task], strict=True)] for task in first}
 
 
-def _agreements(rows: list[Row]) -> list[float]:
-    """Shared part of the layers of every two sets of one task and size."""
-    return [
-        len(set(a["layers"]) & set(b["layers"])) / len(set(a["layers"]) | set(b["layers"]))
-        for a, b in itertools.combinations(rows, 2)
-        if (a["task"], a["size"]) == (b["task"], b["size"])
-    ]
+def _shared(first: Sequence[int], second: Sequence[int]) -> float:
+    """Part of the layers that two sets share."""
+    return len(set(first) & set(second)) / len(set(first) | set(second))
 
 
 def common_arguments(about: str | None, work: str) -> argparse.ArgumentParser:
@@ -373,12 +379,16 @@ def main() -> None:
     parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="default: all of the backbone's")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="draws of the examples")
+    parser.add_argument("--only", nargs="+", help="names of settings; default: all of the settings file's")
     parser.add_argument("--against", default="darts", help="the setting that others are compared with")
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
+    parser.add_argument("--over-tasks", action="store_true", help="intervals for another task, not only another draw")
     parser.add_argument("--plot", type=Path, help="also draw a picture (.png, .svg)")
     given = parser.parse_args()
     given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]
     settings = yaml.safe_load(given.settings.read_text())
+    if given.only:
+        settings = {name: settings[name] for name in given.only}
     if not given.report:
         torch.set_num_threads(1)
         given.output.parent.mkdir(parents=True, exist_ok=True)

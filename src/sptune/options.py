@@ -12,11 +12,11 @@ from typing import Any
 
 from sptune.errors import InputError
 from sptune.search.config import (
+    DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
-    GATE_SETTINGS,
     SEARCHERS,
-    SPT_DARTS_SETTINGS,
     SearchConfig,
+    check_settings,
     settings_of,
 )
 from sptune.search.reading import READINGS
@@ -200,7 +200,8 @@ class RunOptions:
         ),
     )
     num_prompt_layers: int | None = field(
-        default=None, metadata=_about("Keep this many layers. Default: the search's own.", "Search", verbs=SEARCHING)
+        default=None,
+        metadata=_about(f"Keep this many layers. Default: {DEFAULT_NUM_PROMPT_LAYERS}.", "Search", verbs=SEARCHING),
     )
     threshold: float | None = field(
         default=None,
@@ -380,14 +381,11 @@ class RunOptions:
         if len(selections) > 1:
             raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
         defaults = {one.name: one.default for one in dataclasses.fields(SearchConfig)}
-        for name in (*SPT_DARTS_SETTINGS, *GATE_SETTINGS):
-            # A file that a run wrote names them all.
-            if getattr(self, name) not in (None, defaults[name]) and name not in settings_of(self.searcher):
-                takers = [one for one in SEARCHERS if name in settings_of(one)]
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} says nothing to searcher={self.searcher!r}; leave it out, or "
-                    f"choose one of {', '.join(takers)}."
-                )
+        # A file that a run wrote names them all.
+        settings = {name: getattr(self, name) for name in defaults if hasattr(self, name)}
+        check_settings(
+            self.searcher, {name: value for name, value in settings.items() if value not in (None, defaults[name])}
+        )
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], where: str) -> RunOptions:

@@ -232,7 +232,7 @@ print(model.config.id2label[int(model(**batch).logits.argmax())])
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
 
-# Selective prompts for {task["name"]}
+# {task["name"]}: selective prompts for {Path(base["model"]).name}
 
 An adapter for `{base["model"]}`: soft prompts at layers {", ".join(map(str, metrics["prompt_layers"]))}, made by
 Selective Prompt Tuning with sptune. The backbone is frozen; {metrics["parameters"]["trainable"]:,} \

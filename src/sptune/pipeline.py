@@ -83,12 +83,7 @@ def fit(options: RunOptions | None = None, *, monitor: Monitor | None = None, **
         InputError: options, data or a backbone that cannot be right.
         SptuneError: the run failed.
     """
-    options = _options(options, fields)
-    if options.prompt_layers is not None:
-        raise InputError(
-            f"fit searches for the layers, but prompt_layers={options.prompt_layers!r} is given; leave it out, or use "
-            "train."
-        )
+    options = _without_layers("fit", _options(options, fields))
     return _run("fit", options, monitor or Monitor())
 
 
@@ -101,7 +96,8 @@ def search(options: RunOptions | None = None, *, monitor: Monitor | None = None,
     Raises:
         InputError, SptuneError: as `fit`.
     """
-    return _run("search", _options(options, fields), monitor or Monitor())
+    options = _without_layers("search", _options(options, fields))
+    return _run("search", options, monitor or Monitor())
 
 
 def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, **fields: Any) -> Run:
@@ -119,6 +115,15 @@ def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, 
             "train needs prompt_layers: indices such as 3,5, or all, middle, first. fit searches for them."
         )
     return _run("train", options, monitor or Monitor())
+
+
+def _without_layers(verb: str, options: RunOptions) -> RunOptions:
+    if options.prompt_layers is not None:
+        raise InputError(
+            f"{verb} searches for the layers, but prompt_layers={options.prompt_layers!r} is given; leave it out, or "
+            "use train."
+        )
+    return options
 
 
 def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
@@ -204,7 +209,8 @@ def _evaluate_and_save(
     }
     if result is not None:
         scores_by_layer = {str(layer): one for layer, one in zip(result.candidate_layers, result.scores, strict=True)}
-        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "scores": scores_by_layer}
+        metrics["search"] = {"searcher": result.search.searcher, "steps": result.steps, "scores": scores_by_layer,
+                             "remarks": result.remarks}  # fmt: skip
     if job.is_main:
         plan.monitor.stage("Saving")
         document = {"task": plan.task.to_dict(), "backbone": plan.spec.to_dict(), "max_length": plan.options.max_length}

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import outputs
-from sptune.config import default_candidates
+from sptune.config import SPTConfig, default_candidates
 from sptune.errors import InputError
+from sptune.generators import build_generator
 from sptune.loading import (
     CLASSIFIER,
     BackboneSource,
@@ -29,6 +31,7 @@ from sptune.loading import (
 from sptune.options import RunOptions
 from sptune.progress import Clock, Monitor, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
+from sptune.search.selection import layers_within
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -101,6 +104,11 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     Raises:
         InputError: options, data, backbone or output folder that cannot be right.
     """
+    if not any((options.model, options.gguf_file, options.train_file, options.data, options.task)):
+        raise InputError(
+            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
+            "Datasets name (data=...) or a benchmark task (task=...)."
+        )
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
@@ -115,6 +123,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         config = load_config(source)
         check_supported(config, options.layers_path)
         _check_layers(options, config)
+        _check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
             task = task.as_classifier()
@@ -244,6 +253,36 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
         )
 
 
+def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
+    """The prompts that the options ask for.
+
+    Args:
+        options: the run's.
+        fields: of `SPTConfig`, besides those that are options by the same name.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "mixing_rate",
+             "visibility", "layers_path")  # fmt: skip
+    try:
+        return SPTConfig(**fields, **{name: getattr(options, name) for name in names})
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
+    """Refuses generators that do not fit the backbone, and a budget that does not pay for one of them."""
+    try:
+        with torch.device("meta"):
+            generator = build_generator(prompt_config(options), text_config(config).hidden_size)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    if options.parameter_budget is not None:
+        size = sum(parameter.numel() for parameter in generator.parameters())
+        layers_within(options.parameter_budget, size, len(_candidates(options, config)))
+
+
 def _resolved(
     options: RunOptions, task: Task, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
 ) -> RunOptions:
@@ -258,7 +297,6 @@ def _resolved(
         "max_length": max_length,
         "epochs": None,
         "max_steps": steps,
-        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
         "learning_rate": options.learning_rate
         or (DEFAULT_STATIC_RATE if options.generator == "static" else DEFAULT_RATE),
         "head_learning_rate": options.head_learning_rate
@@ -270,15 +308,25 @@ def _resolved(
         path = getattr(options, name)
         if path and Path(path).exists():
             chosen[name] = str(Path(path).resolve())
-    search = search_config(options)
-    for name in settings_of(options.searcher):
-        chosen[name] = getattr(search, name)
-    selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.prompt_layers is None:
-        chosen["candidate_layers"] = _candidates(options, config)
-    if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
-        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(_candidates(options, config)))
+        chosen |= _resolved_search(options, config, steps)
     return dataclasses.replace(options, **chosen)
+
+
+def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) -> dict[str, Any]:
+    """The choices of a search that the user left open; `steps` are those of the final training."""
+    search = search_config(options)
+    candidates = _candidates(options, config)
+    chosen: dict[str, Any] = {
+        "candidate_layers": candidates,
+        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
+        "selection": search.reading,
+        **{name: getattr(search, name) for name in settings_of(options.searcher) if hasattr(options, name)},
+    }
+    selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
+    if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
+        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(candidates))
+    return chosen
 
 
 def _final_steps(epochs: float | None, batches: float) -> int:

@@ -20,11 +20,11 @@ from sptune import outputs
 from sptune.backbones import find_backbone
 from sptune.baseline import HeadAlone, head_scores
 from sptune.config import SPTConfig
-from sptune.errors import InputError, SptuneError
+from sptune.errors import SptuneError
 from sptune.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.model import SPTModel, discretize
 from sptune.prefix_cache import PrefixCacheSettings
-from sptune.preparation import Plan, search_config
+from sptune.preparation import Plan, prompt_config, search_config
 from sptune.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.tasks import compute_metrics
@@ -212,18 +212,13 @@ def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerC
 
 def _prompt_config(job: Job, prompt_layers: Any) -> SPTConfig:
     options = job.plan.options
-    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "mixing_rate",
-             "visibility", "layers_path")  # fmt: skip
-    try:
-        return SPTConfig(
-            task_type=job.peft_task_type,
-            prompt_layers=prompt_layers,
-            candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
-            modules_to_save=job.untrained_modules or None,
-            **{name: getattr(options, name) for name in names},
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return prompt_config(
+        options,
+        task_type=job.peft_task_type,
+        prompt_layers=prompt_layers,
+        candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
+        modules_to_save=job.untrained_modules or None,
+    )
 
 
 def training_arguments(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,9 +15,11 @@ import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
@@ -62,6 +65,20 @@ class SPTTrainer(PrefixCachingTrainer):
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`; a checkpoint of a finished training is loaded, and no step is taken."""
+        checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        state = _trainer_state(checkpoint)
+        if checkpoint is None or state is None or not 0 < state.max_steps <= state.global_step:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(state.global_step, 0.0, {})
+
     # Losses
 
     def compute_loss(
@@ -71,9 +88,10 @@ class SPTTrainer(PrefixCachingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The batch's mean loss, times its share of the step's items if their number is given."""
+        """The batch's mean loss; in training, times its share of the step's items if their number is given."""
         loss, outputs = self._mean_loss(model, inputs)
-        loss = loss * self._share(inputs, num_items_in_batch)
+        if model.training:
+            loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _predict_batch(
@@ -179,6 +197,23 @@ def grouping_by_length() -> dict[str, Any]:
     if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
         return {"group_by_length": True}
     return {"train_sampling_strategy": "group_by_length"}
+
+
+def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
+    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would begin anew.
+
+    Args:
+        output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
+        resume_from_checkpoint: as in `transformers.Trainer.train`.
+    """
+    if resume_from_checkpoint is True:
+        return get_last_checkpoint(output_dir or ".")
+    return str(resume_from_checkpoint) if resume_from_checkpoint else None
+
+
+def _trainer_state(checkpoint: str | None) -> TrainerState | None:
+    file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
+    return TrainerState.load_from_json(str(file)) if file is not None and file.is_file() else None
 
 
 class EpochSampler(Sampler):

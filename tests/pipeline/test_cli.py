@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import sptune
 from sptune.cli import main
 
 TINY = ["--num-virtual-tokens", "2", "--bottleneck-dim", "4", "--batch-size", "8"]
@@ -48,6 +49,20 @@ def test_fit_prints_layers_gates_and_both_scores(
     for shown in ("Prompt layers", "chosen", "head alone", "gain", "Adapter"):
         assert shown in out
     assert "Searching for the prompt layers" in err
+
+
+def test_what_there_is_to_know_about_the_choice_stands_with_the_result(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was told while the search ran, and is far up the screen when the training is done."""
+    (remark,) = json.loads((run / "search.json").read_text())["remarks"]
+    assert "evenly spaced" in remark.lower()
+    _, out, _ = call(["fit", "--resume", "--output", str(run)], capsys)
+    assert remark in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["--version"], capsys)[:2] == (0, f"sptune {sptune.__version__}\n")
 
 
 def test_json_is_all_that_goes_to_standard_output(
@@ -112,7 +127,8 @@ def test_config_is_read_and_the_command_line_goes_before_it(
         (["train", "--prompt-layers", "three"], "indices such as 3,5"),
         (["fit", "--label-word", "great"], "positive=great"),
         (["evaluate", "--adapter", "{folder}", "--test-file", "x.jsonl"], "holds no adapter"),
-        (["search"], "--output is missing"),
+        (["search"], "model is missing, and so are the data"),
+        (["search", "--model", "m"], "--output is missing"),
     ],
 )
 def test_wrong_input_leaves_with_2_and_says_why(

@@ -376,6 +376,8 @@ def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[st
         ({"candidate_layers": [1, 9]}, "this backbone has 0 to 2"),
         ({"num_prompt_layers": 2, "searcher": "all"}, "fixes the layers"),
         ({"num_prompt_layers": 7}, "the 3 layers there are"),
+        ({"parameter_budget": 10}, "less than the 292 parameters of one layer's generator"),
+        ({"projection": "phm", "phm_dim": 3, "bottleneck_dim": 6}, "phm_dim=3 does not divide"),
         ({"task_kind": "verbalizer"}, "needs a template"),
         ({"template": "{text} [MASK]", "label_words": {"good": "good", "wrong": "bad"}}, "classes are bad, good"),
         ({"layers_path": "backbone.nothing"}, "does not lead to a list of blocks"),
@@ -386,6 +388,13 @@ def test_wrong_options_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         fit(**{**options, **change}, output_dir=tmp_path / "run", head_baseline=False)
+    # Where the blocks are is known only once the backbone is loaded.
+    assert (tmp_path / "run").exists() is ("layers_path" in change)
+
+
+def test_a_run_of_which_nothing_is_said_is_told_all_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model.*train_file.*task"):
+        fit(output_dir=tmp_path / "run")
 
 
 def test_verbalizer_needs_a_language_model_head(

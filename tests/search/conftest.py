@@ -39,6 +39,12 @@ def pad_batch(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 @pytest.fixture
+def make_examples() -> Callable[..., list[dict[str, Any]]]:
+    """``make_examples(size, seed=5)``: as many as are wanted."""
+    return build_examples
+
+
+@pytest.fixture
 def examples() -> list[dict[str, Any]]:
     """Twenty-four examples, eight of each of three classes."""
     return build_examples(24)

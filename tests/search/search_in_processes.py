@@ -57,16 +57,20 @@ def main(output: str, batch_size: str, searcher: str) -> None:
             learning_rate=5e-3,
             max_grad_norm=0.0,
         )
-        trainer_class = FairTrainer if searcher == "fair" else SPTSearchTrainer
+        trainer_class, settings = FairTrainer, {}
+        if searcher != "fair":
+            trainer_class, settings = SPTSearchTrainer, {"mask_probability": 0.0, "warmup_ratio": 0.34}
         trainer = trainer_class(
             network,
             args,
             train_dataset=build_examples(32),
-            search=SearchConfig(searcher=searcher, num_prompt_layers=1, mask_probability=0.0, warmup_ratio=0.34),
+            search=SearchConfig(searcher=searcher, num_prompt_layers=1, **settings),
             data_collator=pad_batch,
             callbacks=[recorder],
         )
         trainer.train()
+        # Five batches for one process; three and two for each of two.
+        trainer.gate_dataset = build_examples(70)
         scores, _ = greedy(trainer)
         if trainer.is_world_process_zero():
             losses = [entry.get("weight_loss") or entry["loss"] for entry in trainer.history.entries]

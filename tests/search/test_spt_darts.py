@@ -24,6 +24,11 @@ def test_the_halves_share_every_class_and_hold_each_example_once(fraction):
 
 
 def test_a_class_of_one_example_stays_with_the_weights():
+    labels = [0] * 20 + [1] * 2 + [2] * 2
+    for seed in range(5):
+        weight_half, gate_half = split_halves(labels, 24, gate_fraction=0.7, seed=seed)
+        assert {labels[index] for index in weight_half} == {0, 1, 2}
+        assert len(gate_half) == 17
     weight_half, gate_half = split_halves([0] * 10 + [1], 11, gate_fraction=0.5, seed=0)
     assert 10 in weight_half
     assert len(gate_half) == 6 or len(gate_half) == 5

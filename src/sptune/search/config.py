@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,7 +17,7 @@ CONSISTENCIES = ("kl", "mse")
 DEFAULT_SEARCHER = "fair"
 # Settings that only spt_darts has, and those of all searchers that train gates.
 SPT_DARTS_SETTINGS = ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight")
-GATE_SETTINGS = ("gate_learning_rate", "gate_interval")
+GATE_SETTINGS = ("gate_learning_rate", "gate_interval", "warmup_ratio")
 
 # A second layer insures against a wrong first choice; more layers cost parameters and speed.
 DEFAULT_NUM_PROMPT_LAYERS = 2
@@ -99,6 +100,11 @@ class SearchConfig:
         _check_range("warmup_ratio", self.warmup_ratio, "in [0, 1)", lambda value: 0 <= value < 1)
         _check_range("gate_fraction", self.gate_fraction, "in (0, 1)", lambda value: 0 < value < 1)
         self._check_selection()
+        defaults = {field.name: field.default for field in fields(self)}
+        check_settings(
+            self.searcher,
+            {name: value for name, value in asdict(self).items() if value != defaults[name]},
+        )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
             raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
 
@@ -142,6 +148,25 @@ def settings_of(searcher: str) -> tuple[str, ...]:
     """Which of `SPT_DARTS_SETTINGS` and `GATE_SETTINGS` a searcher goes by."""
     gated = searcher not in FIXED_SETTINGS and "gates" in ways_to_read(searcher)
     return (*(SPT_DARTS_SETTINGS if searcher == "spt_darts" else ()), *(GATE_SETTINGS if gated else ()))
+
+
+def check_settings(searcher: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a searcher does not go by.
+
+    Args:
+        searcher: its name.
+        given: settings that differ from their defaults, and whatever else was given.
+
+    Raises:
+        InputError: one of them says nothing to this searcher.
+    """
+    for name in (*SPT_DARTS_SETTINGS, *GATE_SETTINGS):
+        if name in given and name not in settings_of(searcher):
+            takers = [one for one in SEARCHERS if name in settings_of(one)]
+            raise InputError(
+                f"{name}={given[name]!r} says nothing to searcher={searcher!r}; leave it out, or choose one of "
+                f"{', '.join(takers)}."
+            )
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -63,8 +63,8 @@ def split_halves(
 
     Returns:
         Two lists, neither empty, that together hold every index once. Each class has its share in the gate half, give
-        or take one example; a class with a single example stays in the weight half while other classes can fill up
-        the gate half.
+        or take one example; one example of a class stays in the weight half while other classes can fill up the gate
+        half.
     """
     by_class: dict[int, list[int]] = defaultdict(list)
     for index in range(size):
@@ -74,15 +74,15 @@ def split_halves(
     for indices in members:
         shuffler.shuffle(indices)
 
-    counts = [math.floor(len(indices) * gate_fraction) for indices in members]
+    counts = [min(math.floor(len(indices) * gate_fraction), len(indices) - 1) for indices in members]
     wanted = min(max(round(size * gate_fraction), 1), size - 1)
-    by_remainder = sorted(
-        range(len(members)),
-        key=lambda c: (len(members[c]) > 1, len(members[c]) * gate_fraction - counts[c]),
-        reverse=True,
-    )
-    for c in by_remainder[: max(wanted - sum(counts), 0)]:
-        counts[c] += 1
+    while sum(counts) < wanted:
+        # A class keeps an example in the weight half while other classes can give one.
+        most_due = max(
+            (c for c in range(len(members)) if counts[c] < len(members[c])),
+            key=lambda c: (counts[c] < len(members[c]) - 1, len(members[c]) * gate_fraction - counts[c]),
+        )
+        counts[most_due] += 1
     gate_half = sorted(index for indices, count in zip(members, counts, strict=True) for index in indices[:count])
     chosen = set(gate_half)
     return [index for index in range(size) if index not in chosen], gate_half

@@ -9,9 +9,9 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
 
 from sptune.errors import InputError
+from sptune.training import last_checkpoint
 
 
 class SearchHistory(TrainerCallback, ExportableState):
@@ -79,10 +79,7 @@ def check_search_checkpoint(output_dir: str | None, resume_from_checkpoint: str 
     Raises:
         InputError: the checkpoint is not one of a search.
     """
-    if not resume_from_checkpoint:
-        return
-    last = resume_from_checkpoint is True
-    checkpoint = get_last_checkpoint(output_dir or ".") if last else str(resume_from_checkpoint)
+    checkpoint = last_checkpoint(output_dir, resume_from_checkpoint)
     state_file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
     if state_file is None or not state_file.is_file():
         return  # transformers says what is missing

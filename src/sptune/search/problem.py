@@ -14,8 +14,7 @@ from transformers import TrainingArguments
 from sptune.model import SPTModel
 from sptune.search.config import SearchConfig
 from sptune.search.reading import READINGS
-from sptune.search.selection import evenly_spaced
-from sptune.search.trainer import SearchTrainer
+from sptune.search.trainer import SearchTrainer, check_finite
 
 
 @dataclass
@@ -29,6 +28,7 @@ class Findings:
         history: one entry for each step, as in `SearchResult`.
         steps: optimisation steps taken.
         seconds: time spent, that before a resumption included.
+        remarks: what there is to know about the choice.
     """
 
     scores: list[float]
@@ -37,6 +37,7 @@ class Findings:
     history: list[dict[str, Any]] = field(default_factory=list)
     steps: int = 0
     seconds: float = 0.0
+    remarks: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,9 @@ class SearchProblem:
         if not self.resume:
             self.tell(f"Training the search network will take about {in_words(trainer.estimate_seconds())}.")
         trainer.train(resume_from_checkpoint=self.resume)
+        check_finite(trainer.gates() or [])
         started = time.monotonic()
         scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
-        if prompt_layers and prompt_layers == evenly_spaced(self.candidates, len(prompt_layers)):
-            self.tell("No layers did better than evenly spaced ones beyond noise; those are taken.")
         return Findings(
             scores=scores,
             gates=trainer.gates(),
@@ -93,6 +93,7 @@ class SearchProblem:
             history=trainer.history.entries,
             steps=trainer.state.global_step,
             seconds=trainer.history.seconds + time.monotonic() - started,
+            remarks=trainer.remarks,
         )
 
 

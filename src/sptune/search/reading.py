@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Sequence, Sized
 from functools import partial
 from typing import cast
 
@@ -16,12 +16,14 @@ from sptune.search.trainer import SearchTrainer
 
 # Looking at the sets must cost less than training them did: with more, layers are added one by one.
 MOST_SETS = 20
-# A race has at most so many rounds, each on a part of the held-out half of its own, of at least so many examples.
+# A race runs on one half of the held-out data: at most so many rounds, each on a part of its own of at least so many
+# examples.
 ROUNDS = 6
 FEWEST_EXAMPLES = 32
-# A set must beat evenly spaced layers by so many standard errors, over so many blocks of at least so many examples.
-STANDARD_ERRORS = 2
-BLOCKS, FEWEST_IN_BLOCK = 10, 8
+# The winner is compared with evenly spaced layers on the other half, in so many blocks of at least so many examples.
+BLOCKS, FEWEST_IN_BLOCK = 10, 4
+# The 97.5 % point of Student's t with BLOCKS - 1 degrees of freedom.
+BEYOND_NOISE = 2.262
 # So many held-out examples tell layers apart; more would make reading a large data set dearer than training on it.
 MOST_EXAMPLES = 2000
 
@@ -80,12 +82,10 @@ def greedy(trainer: SearchTrainer) -> Reading:
 def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list[float]]:
     """The set whose discrete network has the lowest held-out loss, and the losses of all on a first part of the data.
 
-    All sets run on a first part of the held-out half, the better half of them also on a second, and so on; what counts
-    is the mean of the parts that a set has run on.
+    All sets run on a first part of the race's half of the held-out data, the better half of them also on a second, and
+    so on; what counts is the mean of the parts that a set has run on.
     """
-    held_out = _held_out(trainer)
-    rounds = max(1, min(ROUNDS, held_out // FEWEST_EXAMPLES))
-    parts = _parts(held_out, rounds)
+    rounds = max(1, min(ROUNDS, _held_out(trainer) // 2 // FEWEST_EXAMPLES))
     totals = dict.fromkeys(every, 0.0)
     first: list[float] = []
     running = every
@@ -94,8 +94,7 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
             break
         if part > 0:
             running = running[: max(2, math.ceil(len(running) / 2))]
-        settings = [partial(trainer.tuner.prompting_at, layers) for layers in running]
-        losses = trainer.held_out_losses(settings, part, parts)
+        losses = _losses(trainer, running, part, rounds, half=0)
         first = first or losses
         for layers, loss in zip(running, losses, strict=True):
             totals[layers] += loss
@@ -105,24 +104,38 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
 
 
 def _unless_chance(trainer: SearchTrainer, winner: LayerSet) -> list[int]:
-    """The winner of a race, if it is better than evenly spaced layers by more than chance explains; else those."""
+    """The winner of a race, if it is better than evenly spaced layers by more than chance explains; else those.
+
+    It is asked of examples that the race has not seen: the winner of a race is better on the race's own by selection.
+    """
     spaced = evenly_spaced(trainer.tuner.candidate_layers, len(winner))
-    held_out = _held_out(trainer)
-    blocks = min(BLOCKS, held_out // FEWEST_IN_BLOCK)
-    if list(winner) == spaced or blocks < 2:
+    if list(winner) == spaced:
+        trainer.remarks.append("Evenly spaced layers had the lowest held-out loss.")
         return spaced
-    settings = [partial(trainer.tuner.prompting_at, layers) for layers in (spaced, winner)]
+    if _held_out(trainer) // 2 // BLOCKS < FEWEST_IN_BLOCK:
+        trainer.remarks.append(
+            f"{_held_out(trainer)} held-out examples are too few to tell layers apart (it takes "
+            f"{2 * BLOCKS * FEWEST_IN_BLOCK}); evenly spaced ones are taken, and need no search (sptune train)."
+        )
+        return spaced
     gains = []
-    for block in range(blocks):
-        without, gained = trainer.held_out_losses(settings, block, _parts(held_out, blocks))
+    for block in range(BLOCKS):
+        without, gained = _losses(trainer, [tuple(spaced), winner], block, BLOCKS, half=1)
         gains.append(without - gained)
-    noise = statistics.stdev(gains) / math.sqrt(blocks)
-    return list(winner) if statistics.mean(gains) > STANDARD_ERRORS * noise else spaced
+    if statistics.mean(gains) > BEYOND_NOISE * statistics.stdev(gains) / math.sqrt(BLOCKS):
+        return list(winner)
+    trainer.remarks.append("No layers did better than evenly spaced ones beyond noise; those are taken.")
+    return spaced
 
 
-def _parts(held_out: int, used: int) -> int:
-    """Into how many parts the held-out half falls, if so many of them may have `MOST_EXAMPLES` together."""
-    return max(used, math.ceil(held_out * used / MOST_EXAMPLES))
+def _losses(trainer: SearchTrainer, every: Sequence[LayerSet], part: int, used: int, *, half: int) -> list[float]:
+    """Held-out losses of discrete networks on one of so many parts of a half of the held-out data.
+
+    Halves and parts never overlap, and no more than `MOST_EXAMPLES` lie in all of them.
+    """
+    parts = max(used, math.ceil(_held_out(trainer) * used / MOST_EXAMPLES))
+    settings = [partial(trainer.tuner.prompting_at, layers) for layers in every]
+    return trainer.held_out_losses(settings, 2 * part + half, 2 * parts)
 
 
 def _held_out(trainer: SearchTrainer) -> int:

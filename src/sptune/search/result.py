@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from sptune import outputs
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.report.plots import plot_search
@@ -34,6 +35,7 @@ class SearchResult:
         search: how the search was done.
         seconds: time the search took.
         steps: optimisation steps it took.
+        remarks: what there is to know about the choice, such as that no layers did better than evenly spaced ones.
     """
 
     prompt_layers: list[int]
@@ -45,19 +47,16 @@ class SearchResult:
     search: SearchConfig
     seconds: float
     steps: int
+    remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, ready for JSON."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**values, "config": self.config.to_dict(), "search": self.search.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        beside.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        outputs.write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SearchResult:
@@ -72,7 +71,7 @@ class SearchResult:
             raise InputError(f"{path}: cannot be read ({error.strerror}); give a file that a search wrote.") from error
         except ValueError as error:
             raise InputError(f"{path}: not a JSON file ({error}); give a file that a search wrote.") from error
-        names = [field.name for field in fields(cls)]
+        names = [one.name for one in fields(cls)]
         missing = [name for name in names if not isinstance(values, dict) or name not in values]
         if missing:
             raise InputError(f"{path}: not a search result, {missing[0]!r} is missing; it holds {', '.join(names)}.")

@@ -60,7 +60,11 @@ def search_prompt_layers(
         prefix_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
             `args.output_dir`.
-        tell: called before the search begins with what it will cost, and with what is cached.
+        tell: called before the search begins with what it will cost, and with what is cached; then with what there is
+            to know about the choice.
+
+    The network is left as trained; after "halving" and "exhaustive", which train networks of their own and cannot be
+    resumed, as it was.
 
     Raises:
         InputError: the network is no search network, or the layers asked for do not fit its candidates.
@@ -87,6 +91,8 @@ def search_prompt_layers(
         prompt_layers = select_layers(
             findings.scores, candidates, num_prompt_layers=sized.num_prompt_layers, threshold=sized.threshold
         )
+    for remark in findings.remarks:
+        tell(remark)
     logger.info("The search chose prompt layers %s of %s.", prompt_layers, candidates)
     return SearchResult(
         prompt_layers=prompt_layers,
@@ -98,6 +104,7 @@ def search_prompt_layers(
         search=search,
         seconds=findings.seconds,
         steps=findings.steps,
+        remarks=findings.remarks,
     )
 
 

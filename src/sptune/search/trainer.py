@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any, cast
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
-from sptune.errors import InputError
+from sptune.errors import InputError, SptuneError
 from sptune.model import SPTModel
 from sptune.prefix_cache import BatchPrefix
 from sptune.search.config import SearchConfig
@@ -81,6 +81,8 @@ class SearchTrainer(SPTTrainer):
             )
         self.add_callback(SearchHistory(gates=self.gated))
         self._draws = (-1, 0)
+        # What the user should know of how the network was read.
+        self.remarks: list[str] = []
 
     @property
     def history(self) -> SearchHistory:
@@ -115,11 +117,8 @@ class SearchTrainer(SPTTrainer):
                 seconds = time.monotonic() - started
         model.zero_grad()
         model.train(was_training)
-        micro_batches = self.args.gradient_accumulation_steps
-        steps = self.args.max_steps
-        if steps <= 0:
-            steps = math.ceil(self.args.num_train_epochs * len(self.get_train_dataloader()) / micro_batches)
-        return seconds * micro_batches * self.passes(steps)
+        steps = planned_steps(self.args, len(cast(Sized, self.train_dataset)))
+        return seconds * self.args.gradient_accumulation_steps * self.passes(steps)
 
     def passes(self, steps: int) -> float:
         """How many passes of a batch, forwards and backwards, a training of so many steps takes."""
@@ -151,6 +150,9 @@ class SearchTrainer(SPTTrainer):
             settings: each makes a context, such as that of `SPTModel.prompting_at`, for the forwards inside.
             part: which part of the gate half, from 0.
             parts: how many there are, of nearly equal size.
+
+        Raises:
+            SptuneError: a loss is no number.
         """
         model = cast(nn.Module, self.model)
         was_training = model.training
@@ -164,19 +166,33 @@ class SearchTrainer(SPTTrainer):
             with self.sharing_prefix() as shared:
                 for place in order:
                     with settings[place](), shared():
-                        loss = self.prediction_step(model, batch, prediction_loss_only=True)[0]
-                    sums[place] += count * loss.to(sums)
+                        sums[place] += count * self._own_loss(model, batch).to(sums)
         model.train(was_training)
         gathered = self.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
-        return (gathered[:-1] / gathered[-1]).tolist()
+        losses: list[float] = (gathered[:-1] / gathered[-1]).tolist()
+        check_finite(losses)
+        return losses
+
+    def _own_loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The mean loss of a batch, without a word to other processes, which may have another number of batches."""
+        inputs = self._prepare_inputs(batch)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self._mean_loss(model, cast(Batch, inputs))[0]
 
     def _own_batches(self, dataset: Any) -> Iterator[Batch]:
         """This process's batches, of which there may be none: every example is in exactly one process's."""
         even, self.accelerator.even_batches = self.accelerator.even_batches, False
+        # Transformers keeps a persistent loader for whatever data come next.
+        whole = {"dataloader_drop_last": False, "dataloader_persistent_workers": False}
+        given = {name: getattr(self.args, name) for name in whole}
         try:
-            yield from self.get_eval_dataloader(dataset)
+            _set(self.args, whole)
+            loader = self.get_eval_dataloader(dataset)
+            _set(self.args, given)
+            yield from loader
         finally:
             self.accelerator.even_batches = even
+            _set(self.args, given)
 
     @contextlib.contextmanager
     def sharing_prefix(self) -> Iterator[Setting]:
@@ -214,6 +230,32 @@ def _sorted_part(dataset: Any, part: int, parts: int) -> Any:
         lengths = {index: len(dataset[index]["input_ids"]) for index in order}
         order.sort(key=lambda index: lengths[index])
     return dataset.select(order) if hasattr(dataset, "select") else Subset(dataset, order)
+
+
+def planned_steps(args: TrainingArguments, examples: int) -> int:
+    """How many optimiser steps training arguments come to on so many examples."""
+    if args.max_steps > 0:
+        return args.max_steps
+    batches = math.ceil(examples / (args.train_batch_size * max(args.world_size, 1)))
+    return max(1, math.ceil(args.num_train_epochs * batches / args.gradient_accumulation_steps))
+
+
+def check_finite(values: Sequence[float]) -> None:
+    """Refuse to go on with a search that diverged.
+
+    Raises:
+        SptuneError: a value is no number.
+    """
+    if not all(math.isfinite(value) for value in values):
+        raise SptuneError(
+            "The search diverged: its losses or gates are no longer numbers. Lower learning_rate, head_learning_rate "
+            "or gate_learning_rate."
+        )
+
+
+def _set(target: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(target, name, value)
 
 
 def _batch_tokens(inputs: Batch) -> int:

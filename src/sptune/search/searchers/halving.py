@@ -13,11 +13,8 @@ MOST_SETS = 10
 
 
 def search(problem: SearchProblem) -> Findings:
-    """Train a network for each set of layers and drop half of them, again and again, until two are left."""
+    """Train a network for each set of layers and drop half of them, again and again, until twice what wins is left."""
     size = problem.search.num_prompt_layers or 1
     together = math.comb(len(problem.candidates), size) <= MOST_SETS
-    sets = all_sets(problem.candidates, size if together else 1)
-    findings = train_sets(problem, sets, rungs=max(1, math.ceil(math.log2(len(sets)))))
-    if not together:
-        findings.prompt_layers = None
-    return findings
+    sets, keep = all_sets(problem.candidates, size if together else 1), 1 if together else size
+    return train_sets(problem, sets, rungs=max(1, math.ceil(math.log2(len(sets) / keep))), keep=keep)

@@ -30,6 +30,11 @@ class L0Trainer(SPTSearchTrainer):
         stretched = binary_concrete(self.alphas, size, self.draw_generator()) * (HIGHEST - LOWEST) + LOWEST
         return stretched.clamp(0, 1)
 
+    def gates(self) -> list[float]:
+        """The paper's gates after training, clip(sigmoid(alpha) (1.1 + .1) - .1, 0, 1)."""
+        stretched = self.tuner.gate_values() * (HIGHEST - LOWEST) + LOWEST
+        return stretched.clamp(0, 1).tolist()
+
     def gate_penalty(self) -> torch.Tensor:
         """`PENALTY` times the expected number of open gates, sum_i P(a_i > 0)."""
         shift = TEMPERATURE * math.log(-LOWEST / HIGHEST)

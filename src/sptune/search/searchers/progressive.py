@@ -7,9 +7,9 @@ import torch
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.reading import READINGS
 
-SELECTIONS = tuple(READINGS)
+# Generators of dropped layers stop learning early, so that nothing but the gates can be read.
+SELECTIONS = ("gates",)
 
 STAGES = 3
 

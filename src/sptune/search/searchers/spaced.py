@@ -1,0 +1,14 @@
+"""Layers at even distances: nothing is trained, and hard to beat where a backbone is shallow (docs/search.md)."""
+
+from __future__ import annotations
+
+from sptune.search.problem import Findings, SearchProblem
+from sptune.search.selection import evenly_spaced
+
+SELECTIONS: tuple[str, ...] = ()
+
+
+def search(problem: SearchProblem) -> Findings:
+    """One layer is the middle one of the candidates, two are those at a third and two thirds."""
+    layers = evenly_spaced(problem.candidates, problem.search.num_prompt_layers or 1)
+    return Findings(scores=[float(layer in layers) for layer in problem.candidates], prompt_layers=layers)
