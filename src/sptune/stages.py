@@ -64,6 +64,11 @@ class Job:
         return [name for name in self.absent if name not in HEADS]
 
     @property
+    def head_modules(self) -> set[str]:
+        """Names of modules that every method trains besides its own parameters, where the backbone has them."""
+        return {*HEADS, *(name.split(".")[-1] for name in self.absent)}
+
+    @property
     def peft_task_type(self) -> str | None:
         """PEFT's name for the kind of head."""
         return {CLASSIFIER: "SEQ_CLS", CAUSAL_LM: "CAUSAL_LM"}.get(self.plan.spec.head)

@@ -19,7 +19,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
-from sptune.loading import HEADS
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
 from sptune.stages import Job
@@ -60,9 +59,8 @@ def attach(method: Method, job: Job) -> Network:
 
 def trained_parameters(network: nn.Module, job: Job) -> dict[str, int]:
     """How many numbers are trained: `trainable` in all, `added` without the head."""
-    head = {*HEADS, *(name.split(".")[-1] for name in job.absent)}
     trained = {name: value.numel() for name, value in network.named_parameters() if value.requires_grad}
-    added = sum(size for name, size in trained.items() if not head & set(name.split(".")))
+    added = sum(size for name, size in trained.items() if not job.head_modules & set(name.split(".")))
     return {"trainable": sum(trained.values()), "added": added}
 
 
@@ -163,10 +161,9 @@ def _weights(settings: Mapping[str, Any], job: Job) -> Network:
     set_seed(job.plan.options.seed)
     # Training weights in a shorter format loses small steps.
     model = job.backbone.float()
-    head = {*HEADS, *(name.split(".")[-1] for name in job.absent)}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
-        parameter.requires_grad_(wanted == "all" or parts[-1] == "bias" or bool(head & set(parts)))
+        parameter.requires_grad_(wanted == "all" or parts[-1] == "bias" or bool(job.head_modules & set(parts)))
     if wanted == "bias" and not any(name.endswith(".bias") for name, _ in model.base_model.named_parameters()):
         raise InputError(f"{job.plan.spec.source.model} has no biases to train; leave bitfit out for it.")
     return Network(model)
@@ -180,7 +177,7 @@ def _adapters(settings: Mapping[str, Any], job: Job) -> Network:
         )
     library: Any = importlib.import_module("adapters")
     given = dict(settings)
-    name, drop = given.pop("config"), given.pop("drop", 0.0)
+    architecture, drop = given.pop("config"), given.pop("drop", 0.0)
     model: Any = job.backbone
     carrier: Any = model.backbone if isinstance(model, MeanPooledClassifier) else model
     layers = range(int(drop * _inner_layers(job)))
@@ -188,11 +185,12 @@ def _adapters(settings: Mapping[str, Any], job: Job) -> Network:
         given["leave_out"] = list(layers)
     set_seed(job.plan.options.seed)
     library.init(carrier)
-    carrier.add_adapter("compared", config=library.AdapterConfig.load(name, **given))
+    carrier.add_adapter("compared", config=library.AdapterConfig.load(architecture, **given))
     model.requires_grad_(False)
     carrier.train_adapter("compared")
-    for module in {*(one for one in HEADS if hasattr(model, one)), *job.absent}:
-        model.get_submodule(module).requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if job.head_modules & set(name.split(".")):
+            parameter.requires_grad_(True)
     return Network(model)
 
 

@@ -207,11 +207,6 @@ class Study:
         final = [spec for spec in self.final_runs(rates) if (spec.task, spec.name) in rates]
         return [spec for spec in (*self.tuning_runs(), *final) if spec.id not in known]
 
-    def waiting(self, rows: Sequence[Row]) -> bool:
-        """Whether learning rates are still to be chosen by runs that are not in `rows`."""
-        known = {row["run"] for row in rows}
-        return any(spec.id not in known for spec in self.tuning_runs())
-
     def _spec(self, task: str, name: str, seed: int, rate: float, *, tuning: bool) -> RunSpec:
         return RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
 

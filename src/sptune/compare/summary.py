@@ -27,8 +27,8 @@ class Line:
         scores: mean score on the test data, by task; only tasks with a finished run.
         mean: mean over tasks of these means; not a number before every task that the reference has done is there.
         deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
-        difference: how much better than the reference, over the tasks and seeds that both have done.
-        low, high: 95 % interval of that.
+        difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
+        low, high: 95 % interval of that, for other tasks and seeds than these.
         pairs: how many tasks and seeds that is.
         parameters: trained ones without the head, median over runs.
         step_seconds: of one step, median.
@@ -66,13 +66,30 @@ class Line:
         return {name: None if _is_nan(value) else value for name, value in vars(self).items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean; not numbers without at least two values."""
-    if len(values) < 2:
+def interval(groups: Mapping[Any, Sequence[float]], *, over_groups: bool) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of the groups' means; not numbers without at least two values.
+
+    Args:
+        groups: values by group, such as by task. Those of one group are not independent of each other, so values are
+            drawn within their group.
+        over_groups: also draw the groups: what to expect of another task, not only of another run on these.
+    """
+    if sum(map(len, groups.values())) < 2:
         return math.nan, math.nan
-    drawn = np.random.default_rng(0).integers(0, len(values), (DRAWS, len(values)))
-    means = np.asarray(values)[drawn].mean(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    generator = np.random.default_rng(0)
+    means = np.stack(
+        [np.asarray(own)[generator.integers(0, len(own), (DRAWS, len(own)))].mean(1) for own in groups.values()], 1
+    )
+    if over_groups:
+        drawn = generator.integers(0, len(groups), (DRAWS, len(groups)))
+        means = np.take_along_axis(means, drawn, 1)
+    low, high = np.quantile(means.mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_of_means(groups: Mapping[Any, Sequence[float]]) -> float:
+    """The mean of the groups' means."""
+    return statistics.mean(statistics.mean(own) for own in groups.values())
 
 
 def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
@@ -112,9 +129,11 @@ def _line(
     deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
     whole = set(scores) == ({task for task, _ in reference} or set(scores)) and bool(scores)
     paired = sorted(set(own) & set(reference)) if name != study.against else []
-    differences = [own[key]["test"]["score"] - reference[key]["test"]["score"] for key in paired]
+    differences: dict[str, list[float]] = {}
+    for key in paired:
+        differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
     slower = [own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9) for key in paired]
-    low, high = interval(differences)
+    low, high = interval(differences, over_groups=True)
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
         for layer in row["prompt_layers"] or []:
@@ -127,7 +146,7 @@ def _line(
         scores=scores,
         mean=statistics.mean(scores.values()) if whole else math.nan,
         deviation=statistics.mean(deviations) if deviations else math.nan,
-        difference=statistics.mean(differences) if differences else math.nan,
+        difference=mean_of_means(differences) if differences else math.nan,
         low=low,
         high=high,
         pairs=len(paired),
