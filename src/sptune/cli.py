@@ -9,6 +9,7 @@ import importlib.metadata
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -322,7 +323,7 @@ def _compare(
         raise InputError("--output is missing: name a folder for what the comparison writes.")
     with _running(f"the same command; what is done in {output} is not repeated" if output else None):
         from sptune.compare import compare as run_study
-        from sptune.compare.comparison import as_study, check_data
+        from sptune.compare.comparison import as_study
 
         if study is not None and options:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
@@ -336,7 +337,6 @@ def _compare(
         if dry_run:
             _print_runs(wanted, as_json)
             return
-        check_data(wanted)
         assert output is not None
         with _StudyProgress(wanted) as progress:
             comparison = run_study(wanted, output, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
@@ -464,29 +464,35 @@ def _print_runs(study: Study, as_json: bool) -> None:
 
 def _print_comparison(comparison: Comparison) -> None:
     against, tasks = comparison.study.against, list(comparison.study.tasks)
-    table = Table(
-        "method", *tasks, "mean", "sd", f"better than {against} by [95 % interval]", "parameters", "s/step", "seconds",
-        f"time/{against}", "MB", "adapter", box=None,
-    )  # fmt: skip
-    for line in comparison.summary:
-        if not line.runs and not line.failed:
-            continue
-        difference = "" if line.pairs == 0 else f"{line.difference:+.4f} [{line.low:+.4f}, {line.high:+.4f}]"
-        table.add_row(
-            line.method + (f" ({line.failed} failed)" if line.failed else ""),
-            *(_number(line.scores.get(task), ".4f") for task in tasks),
-            _number(line.mean, ".4f"),
+    shown = [line for line in comparison.summary if line.runs or line.failed]
+    over = f"better than {against} by"
+    scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
+    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", box=None)
+    for line in shown:
+        style = "bold" if line.method == against else ""
+        means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
+        scores.add_row(
+            line.method,
+            *(_number(value, ".4f") for value in means),
             _number(line.deviation, ".4f"),
-            difference,
+            _number(line.difference, "+.4f")
+            + ("" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"),
+            f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
+            style=style,
+        )
+        costs.add_row(
+            line.method,
             _number(line.parameters, ",.0f"),
             _number(line.step_seconds, ".3f"),
             _number(line.seconds, ".1f"),
-            "" if line.method == against else _number(line.speed, ".2f"),
+            _number(line.speed, ".2f"),
             _number(line.memory and line.memory / 1e6, ",.0f"),
-            _number(line.adapter_bytes, ",.0f"),
-            style="bold" if line.method == against else "",
+            _number(line.adapter_bytes / 1e3, ",.0f"),
+            style=style,
         )
-    results.print(table)
+    results.print(scores)
+    results.print()
+    results.print(costs)
     failed = [row for row in comparison.rows if row["state"] == "failed"]
     for row in failed[:5]:
         messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
@@ -496,7 +502,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _number(value: float | None, form: str) -> str:
-    return "" if value is None or value != value else format(value, form)
+    return "" if value is None or math.isnan(value) else format(value, form)
 
 
 _SHARED = [field for field in dataclasses.fields(RunOptions) if field.name in SHARED_OPTIONS]

@@ -101,15 +101,18 @@ def by_length(encoded: Any) -> np.ndarray:
 # -- stages -------------------------------------------------------------------------------------------------------
 
 
-def zero_shot(job: Job, splits: Sequence[str] = SPLITS[1:]) -> dict[str, Any]:
+def zero_shot(
+    job: Job, splits: Sequence[str] = SPLITS[1:], callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """What the language model answers without any training.
 
     Args:
         job: a verbalizer task.
         splits: what it is evaluated on.
+        callbacks: besides the one that counts steps.
     """
     job.plan.monitor.stage("Asking the language model without any training, for comparison")
-    trainer = make_trainer(job, job.backbone, training_arguments(job, "baseline", 1))
+    trainer = make_trainer(job, job.backbone, training_arguments(job, "baseline", 1), callbacks=callbacks)
     return {"kind": "zero-shot", "parameters": 0, **evaluated(job, trainer, job.encoded, splits)}
 
 

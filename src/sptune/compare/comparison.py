@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from sptune import outputs
 from sptune.compare.log import ROWS_FILE, RunLog
+from sptune.compare.methods import ADAPTERS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, Study
 from sptune.compare.summary import Line, summarise
@@ -19,11 +21,10 @@ from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
 from sptune.errors import InputError
 from sptune.preparation import read_data
 from sptune.progress import processes
-from sptune.report.comparison import plot_layers, plot_scores
+from sptune.report.comparison import plot_layers, plot_scores, searching
 
 STUDY_FILE = "study.yaml"
 SUMMARY_FILE = "summary.json"
-PICTURES = ("accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def compare(
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
         )
+    check_libraries(study)
     check_data(study)
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
@@ -113,6 +115,20 @@ def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
     return Study.from_mapping(study, "study") if isinstance(study, Mapping) else Study.read(study)
 
 
+def check_libraries(study: Study) -> None:
+    """Refuse methods whose library is missing.
+
+    Raises:
+        InputError: which one, and how to install it.
+    """
+    wanted = [name for name, method in study.methods.items() if method.kind == ADAPTERS]
+    if wanted and importlib.util.find_spec("adapters") is None:
+        raise InputError(
+            f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
+            "4.57 only; in an environment of its own: pip install 'sptune[adapters]'"
+        )
+
+
 def check_data(study: Study) -> None:
     """Read each task's data once, before anything is trained.
 
@@ -132,11 +148,12 @@ def write_results(comparison: Comparison) -> None:
     folder, summary = comparison.output_dir, comparison.summary
     outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
     against = comparison.study.against
-    drawers = (
-        lambda path: plot_scores(summary, "parameters", against, path),
-        lambda path: plot_scores(summary, "seconds", against, path),
-        lambda path: plot_layers(summary, path),
-    )
-    for name, draw in zip(PICTURES, drawers, strict=True):
+    drawers: dict[str, Callable[[Path], Any]] = {
+        "accuracy_by_parameters.png": lambda path: plot_scores(summary, "parameters", against, path),
+        "accuracy_by_time.png": lambda path: plot_scores(summary, "seconds", against, path),
+    }
+    if searching(summary):
+        drawers["layers.png"] = lambda path: plot_layers(summary, path)
+    for name, draw in drawers.items():
         with outputs.written_whole(folder / name) as partial:
             draw(partial)

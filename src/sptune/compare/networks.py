@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +45,7 @@ def attach(method: Method, job: Job) -> Network:
     """Attach a method to a job's backbone; prompts that look for their layers search for them here.
 
     Raises:
-        InputError: the method does not know this backbone, has no such setting, or lacks its library.
+        InputError: the method does not know this backbone, or has no such setting.
     """
     attachers: dict[str, Callable[[Mapping[str, Any], Job], Network]] = {
         PROMPTS: _prompts,
@@ -95,7 +94,8 @@ def _peft(settings: Mapping[str, Any], job: Job) -> Network:
     callbacks: list[TrainerCallback] = []
     if kind == peft.PeftType.ADALORA:
         steps = job.plan.max_steps
-        schedule = {"tinit": int(ADALORA_FIRST * steps), "tfinal": int(ADALORA_LAST * steps), "total_step": steps}
+        last = max(1, int(ADALORA_LAST * steps))  # PEFT never fixes the ranks without a last part
+        schedule = {"tinit": int(ADALORA_FIRST * steps), "tfinal": last, "total_step": steps}
         given = {**schedule, **given}
         callbacks.append(AdaLoraSteps())
     try:
@@ -131,8 +131,16 @@ class AdaLoraSteps(TrainerCallback):
     """What AdaLoRA does around each step: its regulariser's gradient before, the budget of ranks after it.
 
     PEFT adds the regulariser (Zhang et al. 2023, eq. 4) to a model's own loss only, and here the loss is taken of class
-    scores.
+    scores. A checkpoint from before the ranks were fixed does not fit the final network, so none counts as the best.
     """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the best checkpoint while ranks still move."""
+        config = kwargs["model"].peft_config[kwargs["model"].active_adapter]
+        if state.global_step <= config.total_step - config.tfinal:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -170,11 +178,6 @@ def _weights(settings: Mapping[str, Any], job: Job) -> Network:
 
 
 def _adapters(settings: Mapping[str, Any], job: Job) -> Network:
-    if importlib.util.find_spec("adapters") is None:
-        raise InputError(
-            "This method needs the library adapters, which is not installed; it works with transformers 4.57: "
-            "pip install adapters==1.3.0 transformers==4.57.6"
-        )
     library: Any = importlib.import_module("adapters")
     given = dict(settings)
     architecture, drop = given.pop("config"), given.pop("drop", 0.0)

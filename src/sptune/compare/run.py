@@ -29,11 +29,12 @@ from sptune.progress import Monitor, on_cpu
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 
-class StepTimer(TrainerCallback):
-    """Measures how long optimiser steps take, evaluation left out."""
+class Timer(TrainerCallback):
+    """Measures how long each optimiser step takes, and all evaluations together."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
+        self.steps: list[float] = []
+        self.evaluations = 0.0
         self._begun = 0.0
 
     def on_step_begin(
@@ -46,7 +47,17 @@ class StepTimer(TrainerCallback):
         """A step is done, once the device is."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds.append(time.monotonic() - self._begun)
+        self.steps.append(time.monotonic() - self._begun)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """An evaluation during the training is done."""
+        self.evaluations += kwargs["metrics"]["eval_runtime"]
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
+    ) -> None:
+        """A split has been predicted."""
+        self.evaluations += metrics["test_runtime"]
 
 
 def execute(spec: RunSpec, folder: str | Path) -> Row:
@@ -60,7 +71,7 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         `run` (its id), `task`, `method`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or "skipped") and
         `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on development
         data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds` (of the
-        search, the training with its evaluations, both, and a step), `peak_memory` and `adapter_bytes`.
+        search, the training without its evaluations, both, and a step), `peak_memory` and `adapter_bytes`.
     """
     folder = Path(folder)
     try:
@@ -107,21 +118,23 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         return {"state": SKIPPED, "error": f"{spec.name} needs {needs}, and {spec.task} is {has}."}
     job = stages.load(plan)
     splits = ("validation",) if spec.tuning else ("validation", "test")
-    timer = StepTimer()
+    timer = Timer()
     network = None
     if spec.method.kind in (HEAD, ZERO_SHOT):
         with plan.clock.stage("train"):
-            results = stages.head_alone(job, splits, [timer]) if is_classifier else stages.zero_shot(job, splits)
+            results = (stages.head_alone if is_classifier else stages.zero_shot)(job, splits, [timer])
+        train_seconds = plan.clock.seconds["train"] - timer.evaluations
         parameters = {"trainable": results["parameters"], "added": 0}
         size = 4 * results["parameters"]
     else:
         network = attach(spec.method, job)
         title = f"Training {spec.name} on {spec.task}"
         trainer = stages.train(job, network.module, title, [timer, *network.callbacks])
+        train_seconds = plan.clock.seconds["train"] - timer.evaluations
         results = stages.evaluated(job, trainer, job.encoded, splits)
         parameters = trained_parameters(network.module, job)
         size = saved_bytes(network.module, folder / outputs.ADAPTER_FOLDER)
-    search, train = (plan.clock.seconds.get(name, 0.0) for name in ("search", "train"))
+    search_seconds = plan.clock.seconds.get("search", 0.0)
     return {
         "state": DONE,
         "score": results["validation"]["score"],
@@ -129,10 +142,10 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         "parameters": parameters,
         "prompt_layers": network.prompt_layers if network else None,
         "seconds": {
-            "search": round(search, 2),
-            "train": round(train, 2),
-            "total": round(search + train, 2),
-            "step": round(statistics.median(timer.seconds), 5) if timer.seconds else 0.0,
+            "search": round(search_seconds, 2),
+            "train": round(train_seconds, 2),
+            "total": round(search_seconds + train_seconds, 2),
+            "step": round(statistics.median(timer.steps), 5) if timer.steps else 0.0,
         },
         "adapter_bytes": size,
         "device": torch.cuda.get_device_name() if not on_cpu() else "cpu",

@@ -49,6 +49,11 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
     return figure
 
 
+def searching(lines: Sequence[Any]) -> list[Any]:
+    """The methods that chose layers themselves."""
+    return [line for line in lines if line.searches and line.layers]
+
+
 def plot_layers(lines: Sequence[Any], path: str | os.PathLike[str]) -> Figure:
     """Draw how often the methods that search chose each layer, by task.
 
@@ -56,7 +61,7 @@ def plot_layers(lines: Sequence[Any], path: str | os.PathLike[str]) -> Figure:
         lines: the summary; methods whose layers are given are left out.
         path: where to write the picture, as PNG or SVG by its suffix.
     """
-    shown = [line for line in lines if line.searches and line.layers]
+    shown = searching(lines)
     tasks = sorted({task for line in shown for task in line.layers})
     figure = Figure(
         figsize=(8, 1.2 + 0.45 * max(len(tasks) * len(shown), 1)), dpi=150, layout="constrained", facecolor="white"
