@@ -81,13 +81,15 @@ def compare(
     log = RunLog(folder)
     if retry_failed:
         log.forget((FAILED,))
-    outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
+    with log.lock:
+        outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
     watcher = watcher or Watcher()
     rows = work_on_ray(study, folder, watcher, ray) if ray else work(study, folder, watcher)
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
     comparison = Comparison(study, folder, rows, summarise(study, rows))
-    write_results(comparison)
+    with log.lock:
+        write_results(comparison)
     return comparison
 
 

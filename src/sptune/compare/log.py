@@ -20,6 +20,9 @@ class RunLog:
 
     Args:
         folder: the study's.
+
+    Attributes:
+        lock: held by whoever writes a file that all processes of the study share.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,7 +30,7 @@ class RunLog:
         self.path = folder / ROWS_FILE
         self._locks = folder / "locks"
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self._locks / "rows.lock")
+        self.lock = FileLock(self._locks / "rows.lock")
 
     def read(self) -> list[Row]:
         """All rows; of a run that was done again the last, in the place of the first."""
@@ -41,7 +44,7 @@ class RunLog:
 
     def append(self, row: Row) -> None:
         """Add a row; it is on the disk when this returns."""
-        with self._lock:
+        with self.lock:
             whole = self._without_torn_line()
             with self.path.open("ab") as file:
                 file.truncate(whole)
@@ -51,7 +54,7 @@ class RunLog:
 
     def forget(self, states: tuple[str, ...]) -> None:
         """Take the rows in these states out, so that their runs are done again."""
-        with self._lock:
+        with self.lock:
             kept = [row for row in self.read() if row["state"] not in states]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
