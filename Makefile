@@ -24,7 +24,7 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/mypy
 
 conformance: $(VENV4)/.test
-	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance
+	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_adapters.py
 
 clean:
 	rm -rf $(VENV) $(VENV4) runs
@@ -39,5 +39,5 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/
 	@touch $@
 
 $(VENV4)/.test: pyproject.toml | $(VENV4)/.torch
-	@$(VENV4)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test]' transformers==4.57.6
+	@$(VENV4)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test,adapters]' transformers==4.57.6
 	@touch $@

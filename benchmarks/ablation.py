@@ -34,9 +34,10 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from scoring import Row, SubsetTable, add_line, interval, mean, read_lines, spearman
+from scoring import Row, SubsetTable, add_line, read_lines, spearman
 from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
+from sptune.compare.summary import interval, mean_of_means
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.selection import select_layers
@@ -176,7 +177,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
             f"{np.mean(list(sizes[1].values())):.2f}",
             f"{np.mean(list(sizes[2].values())):.2f}",
             f"{np.mean(list(regrets[name].values())):.2f}",
-            "" if name == first or not better else "{:.2f} [{:.2f}, {:.2f}]".format(mean(better), *interval(better)),
+            "" if name == first or not better else _with_interval(better),
             f"{np.mean(stopped):.2f}",
             f"{np.median(ratios):.2f}",
             str(len(runs)),
@@ -188,6 +189,10 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     console.print(scores)
     console.print("Seconds are by those of the first setting, training only.")
     console.print(responses)
+
+
+def _with_interval(groups: dict[str, list[float]]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(mean_of_means(groups), *interval(groups, over_groups=False))
 
 
 def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from filelock import FileLock
 Row = dict[str, Any]
 LayerSet = tuple[int, ...]
 Accuracies = dict[LayerSet, float]
-RESAMPLES = 10_000
 
 
 def read_lines(path: Path) -> list[Row]:
@@ -147,27 +146,3 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     if min(rank.std() for rank in ranks) == 0:
         return 0.0
     return float(np.corrcoef(*ranks)[0, 1])
-
-
-def interval(groups: Mapping[Any, Sequence[float]], *, over_groups: bool = False) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of the groups' means.
-
-    Args:
-        groups: values by group, such as by task. Those of one group are not independent of each other, so values are
-            drawn within their group.
-        over_groups: also draw the groups: what to expect of another task, not only of another run on these.
-    """
-    generator = np.random.default_rng(0)
-    means = np.stack(
-        [np.asarray(own)[generator.integers(0, len(own), (RESAMPLES, len(own)))].mean(1) for own in groups.values()]
-    )
-    if over_groups:
-        drawn = generator.integers(0, len(means), (RESAMPLES, len(means)))
-        means = means.T[np.arange(RESAMPLES)[:, None], drawn].T
-    low, high = np.quantile(means.mean(0), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def mean(groups: Mapping[Any, Sequence[float]]) -> float:
-    """The mean of the groups' means."""
-    return float(np.mean([np.mean(own) for own in groups.values()]))

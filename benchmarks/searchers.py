@@ -36,8 +36,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from scoring import Row, SubsetTable, add_line, interval, mean, read_lines, spearman
+from scoring import Row, SubsetTable, add_line, read_lines, spearman
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune.compare.summary import interval, mean_of_means
 from sptune.search.config import FIXED_SETTINGS
 from sptune.search.selection import evenly_spaced, select_layers
 from subsets import BACKBONES, TASKS, Problem
@@ -247,7 +248,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         console.print(
             f"k={size}: best minus worst: {spread}. Regret of a set drawn at random: "
             f"{', '.join(f'{task} {np.mean(own):.2f}' for task, own in chance(table, tasks, size).items())}"
-            + (f"; of the best set of one whole training of each: {mean(floor):.2f}." if floor else ".")
+            + (f"; of the best set of one whole training of each: {mean_of_means(floor):.2f}." if floor else ".")
         )
     for task in tasks:
         singles = sorted(table.accuracies(task, 1).items())
@@ -288,11 +289,11 @@ def _table(size: int, scores: dict[str, Scores], tasks: Sequence[str], given: ar
     shown = Table(*columns, title=title, title_justify="left")
 
     def cell(groups: Groups) -> str:
-        if np.isnan(mean(groups)):
+        if np.isnan(mean_of_means(groups)):
             return ""
         if not given.over_tasks and all(len(own) == 1 for own in groups.values()):
-            return f"{mean(groups):.2f}"
-        return "{:.2f} [{:.2f}, {:.2f}]".format(mean(groups), *interval(groups, over_groups=given.over_tasks))
+            return f"{mean_of_means(groups):.2f}"
+        return "{:.2f} [{:.2f}, {:.2f}]".format(mean_of_means(groups), *interval(groups, over_groups=given.over_tasks))
 
     def better(own: Scores, other: Scores | None) -> str:
         if other is None or other is own or any(not set(own.draws[t]) <= set(other.draws[t]) for t in own.draws):
@@ -307,9 +308,9 @@ def _table(size: int, scores: dict[str, Scores], tasks: Sequence[str], given: ar
         shown.add_row(
             name,
             cell(own.regret),
-            f"{mean(own.percentile):.0f}",
-            f"{mean(own.correlation):.2f}",
-            f"{mean(own.agreement):.2f}" if own.agreement else "",
+            f"{mean_of_means(own.percentile):.0f}",
+            f"{mean_of_means(own.correlation):.2f}",
+            f"{mean_of_means(own.agreement):.2f}" if own.agreement else "",
             f"{np.median(own.prices):.2f}",
             cell(own.over_random),
             better(own, scores.get(given.against)),
@@ -336,9 +337,9 @@ def plot(given: argparse.Namespace, settings: Settings) -> None:
     )
     for axis, size in zip(axes[0], sizes, strict=True):
         scores = scores_by_setting(rows, size, settings, table, tasks)
-        names = sorted(scores, key=lambda name: mean(scores[name].regret), reverse=True)
+        names = sorted(scores, key=lambda name: mean_of_means(scores[name].regret), reverse=True)
         for place, name in enumerate(names):
-            middle = mean(scores[name].regret)
+            middle = mean_of_means(scores[name].regret)
             low, high = interval(scores[name].regret, over_groups=given.over_tasks)
             axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=3)
         axis.set_yticks(range(len(names)), [f"{name} ({np.median(scores[name].prices):.1f})" for name in names])
@@ -346,7 +347,7 @@ def plot(given: argparse.Namespace, settings: Settings) -> None:
                  "best of one training of each set": noise_floor(table, tasks, size)}  # fmt: skip
         for (label, groups), style in zip(lines.items(), ("--", ":"), strict=True):
             if groups:
-                axis.axvline(mean(groups), color="grey", linestyle=style, linewidth=1.2, label=label)
+                axis.axvline(mean_of_means(groups), color="grey", linestyle=style, linewidth=1.2, label=label)
         axis.legend(fontsize=8, loc="upper right")
         axis.set(xlabel="regret in points of accuracy", xlim=(0, None))
         axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (price in LoRA trainings)", fontsize=11)

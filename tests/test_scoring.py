@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scoring import SubsetTable, add_line, interval, mean, percentile, read_lines, regret, spearman
+from scoring import SubsetTable, add_line, percentile, read_lines, regret, spearman
 
 
 def rows(accuracies: dict[tuple[int, ...], list[float]], task: str = "t") -> list[dict[str, Any]]:
@@ -65,16 +65,6 @@ def test_rank_correlation() -> None:
     assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 1, 1], [3, 2, 1]) == 0
-
-
-def test_intervals_hold_within_tasks_unless_tasks_are_drawn_too() -> None:
-    """Values that differ only between tasks say nothing about chance within them, and much about another task."""
-    groups = {"a": [1.0, 1.0, 1.0], "b": [3.0, 3.0, 3.0]}
-    assert mean(groups) == 2
-    assert interval(groups) == (2, 2)
-    assert interval(groups, over_groups=True) == (1, 3)
-    # The standard error of a share of one half among a hundred is .05.
-    assert interval({"a": [0.0, 1.0] * 50}) == pytest.approx((0.402, 0.598), abs=0.02)
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:

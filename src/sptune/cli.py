@@ -9,27 +9,32 @@ import importlib.metadata
 import inspect
 import json
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
-from sptune.options import ORIGIN, RunOptions
+from sptune.options import ORIGIN, SHARED_OPTIONS, RunOptions
 from sptune.outputs import CONFIG_FILE, read_config
 
 if TYPE_CHECKING:
+    from sptune.compare import Comparison, Study
+    from sptune.compare.study import RunSpec
     from sptune.pipeline import Run
     from sptune.search import SearchResult
 
@@ -218,9 +223,6 @@ def _add_run_command(verb: str, text: str) -> None:
         if stages.is_main:
             _print_run(run, as_json)
 
-    fields = [field for field in dataclasses.fields(RunOptions) if verb in field.metadata["verbs"]]
-    parameters = [inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None,
-                                    annotation=_annotation(field)) for field in fields]  # fmt: skip
     config = Annotated[
         Path | None,
         typer.Option(
@@ -230,14 +232,28 @@ def _add_run_command(verb: str, text: str) -> None:
     as_json = Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
     ]
-    parameters += [
-        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=config),
-        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=as_json),
+    parameters = [
+        *_option_parameters(field for field in dataclasses.fields(RunOptions) if verb in field.metadata["verbs"]),
+        _parameter("config", None, config),
+        _parameter("as_json", False, as_json),
     ]
+    _add_command(verb, text, command, parameters)
+
+
+def _add_command(verb: str, text: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """A command whose parameters are not those that its function is written with."""
     wrapped = _command(command)
     wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     wrapped.__annotations__ = {}
     app.command(verb, help=text)(wrapped)
+
+
+def _option_parameters(fields: Iterable[dataclasses.Field[Any]]) -> list[inspect.Parameter]:
+    return [_parameter(field.name, None, _annotation(field)) for field in fields]
+
+
+def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _annotation(field: dataclasses.Field[Any]) -> Any:
@@ -286,6 +302,232 @@ _add_run_command("train", "Train prompts at given layers, evaluate and save.")
 
 
 # -- the other verbs ----------------------------------------------------------------------------------------------
+
+
+# -- compare ------------------------------------------------------------------------------------------------------
+
+
+def _compare(
+    study: Path | None,
+    methods: str | None,
+    seeds: str | None,
+    output: Path | None,
+    dry_run: bool,
+    retry_failed: bool,
+    ray: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    options = {name: _parse(name, value) for name, value in given.items() if value is not None}
+    if output is None and not dry_run:
+        raise InputError("--output is missing: name a folder for what the comparison writes.")
+    with _running(f"the same command; what is done in {output} is not repeated" if output else None):
+        from sptune.compare import compare as run_study
+        from sptune.compare.comparison import as_study
+
+        if study is not None and options:
+            named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+            raise InputError(f"--study {study} says what to compare; write {named} into it.")
+        values = read_config(study) if study is not None else _one_task(options)
+        if methods is not None:
+            values["methods"] = _named_methods(values.get("methods"), methods.split(","))
+        if seeds is not None:
+            values["seeds"] = _integers("--seeds", seeds)
+        wanted = as_study(values)
+        if dry_run:
+            _print_runs(wanted, as_json)
+            return
+        assert output is not None
+        with _StudyProgress(wanted) as progress:
+            comparison = run_study(wanted, output, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
+    if as_json:
+        _print_json([line.to_dict() for line in comparison.summary])
+    else:
+        _print_comparison(comparison)
+
+
+def _one_task(options: dict[str, Any]) -> dict[str, Any]:
+    """A study of the one task that the options name."""
+    name = options.get("task") or Path(options.get("train_file") or options.get("data") or "data").stem
+    return {"tasks": {name: options}}
+
+
+def _named_methods(known: Any, names: list[str]) -> Any:
+    """Those of a study's methods that are named, as it has them, and others of the table."""
+    known = dict.fromkeys(known) if isinstance(known, list) else known or {}
+    return {name: known.get(name) for name in names}
+
+
+def _integers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text!r} is not a list of whole numbers; write for example 0,1,2.") from None
+
+
+class _StudyProgress:
+    """Shows a study on standard error: a live table on a terminal, a line a run elsewhere.
+
+    It is a `sptune.compare.work.Watcher`; not by inheritance, because importing that takes seconds.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.rows: list[dict[str, Any]] | None = None
+        self.under_way: dict[str, Any] = {}
+        self._live = Live(console=messages, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> _StudyProgress:
+        if messages.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def began(self, spec: RunSpec) -> None:
+        """This process began a run."""
+        self.under_way[spec.id] = spec
+        self._show()
+
+    def changed(self, rows: list[dict[str, Any]]) -> None:
+        """These rows are there now."""
+        before = None if self.rows is None else {row["run"] for row in self.rows}
+        self.rows = rows
+        new = [row for row in rows if before is not None and row["run"] not in before]
+        for row in new:
+            self.under_way.pop(row["run"], None)
+        if not messages.is_terminal:
+            left = len(self.study.pending(rows))
+            for row in new:
+                messages.print(escape(f"{_run_title(row)}: {_run_outcome(row)}; {left} runs can be done now"))
+        self._show()
+
+    def _show(self) -> None:
+        if messages.is_terminal:
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        """Each method's mean so far by task, and how many of its runs are done."""
+        from sptune.compare.summary import summarise
+
+        rows = self.rows or []
+        known = {row["run"] for row in rows}
+        lines = summarise(self.study, rows)
+        tuning = {name: [spec for spec in self.study.tuning_runs() if spec.name == name] for name in self.study.methods}
+        table = Table("method", "rates tried", *self.study.tasks, "runs done", "failed", box=None)
+        for line in lines:
+            tried = tuning[line.method]
+            table.add_row(
+                line.method,
+                f"{sum(spec.id in known for spec in tried)}/{len(tried)}" if tried else "",
+                *(f"{line.scores[task]:.4f}" if task in line.scores else "" for task in self.study.tasks),
+                f"{line.runs}/{len(self.study.tasks) * len(self.study.seeds)}",
+                str(line.failed or ""),
+            )
+        for spec in self.under_way.values():
+            table.caption = f"now: {spec.name} on {spec.task}, seed {spec.seed}, rate {spec.learning_rate:g}"
+        return table
+
+
+def _run_title(row: dict[str, Any]) -> str:
+    kind = "rate" if row["tuning"] else f"seed {row['seed']}, rate"
+    return f"{row['method']} on {row['task']}, {kind} {row['learning_rate']:g}"
+
+
+def _run_outcome(row: dict[str, Any]) -> str:
+    if row["state"] != "done":
+        return f"{row['state']} ({row['error']})"
+    split = "validation" if row["tuning"] else "test"
+    return f"{split} {row[split]['score']:.4f}, {row['seconds']['total']:.0f} s"
+
+
+def _print_runs(study: Study, as_json: bool) -> None:
+    """What a study would do; nothing of it is loaded."""
+    specs = [*study.tuning_runs(), *study.final_runs({})]
+    if as_json:
+        for spec in specs:
+            options = {key: value for key, value in spec.run_options("").lasting().items() if value is not None}
+            print(json.dumps({"task": spec.task, "method": spec.name, "tuning": spec.tuning,
+                              "settings": {"kind": spec.method.kind, **spec.method.settings}, "options": options},
+                             ensure_ascii=False))  # fmt: skip
+        return
+    table = Table("method", "kind", "learning rates", "settings", box=None)
+    for name, method in study.methods.items():
+        rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
+        table.add_row(name, method.kind, rates, escape(", ".join(f"{k}={v}" for k, v in method.settings.items())))
+    results.print(table)
+    results.print(f"Tasks: {', '.join(study.tasks)}; seeds: {', '.join(map(str, study.seeds))}")
+    tuning = sum(spec.tuning for spec in specs)
+    results.print(f"Runs: {tuning} to choose learning rates, {len(specs) - tuning} to report")
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    against, tasks = comparison.study.against, list(comparison.study.tasks)
+    shown = [line for line in comparison.summary if line.runs or line.failed]
+    over = f"better than {against} by"
+    scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
+    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", box=None)
+    for line in shown:
+        style = "bold" if line.method == against else ""
+        means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
+        scores.add_row(
+            line.method,
+            *(_number(value, ".4f") for value in means),
+            _number(line.deviation, ".4f"),
+            _number(line.difference, "+.4f")
+            + ("" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"),
+            f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
+            style=style,
+        )
+        costs.add_row(
+            line.method,
+            _number(line.parameters, ",.0f"),
+            _number(line.step_seconds, ".3f"),
+            _number(line.seconds, ".1f"),
+            _number(line.speed, ".2f"),
+            _number(line.memory and line.memory / 1e6, ",.0f"),
+            _number(line.adapter_bytes / 1e3, ",.0f"),
+            style=style,
+        )
+    results.print(scores)
+    results.print()
+    results.print(costs)
+    failed = [row for row in comparison.rows if row["state"] == "failed"]
+    for row in failed[:5]:
+        messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
+    if failed:
+        messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
+    results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)
+
+
+_SHARED = [field for field in dataclasses.fields(RunOptions) if field.name in SHARED_OPTIONS]
+_add_command(
+    "compare",
+    "Compare methods (prompts, LoRA, prompt tuning, ...) on a task or a study of tasks, over seeds.",
+    _compare,
+    [
+        *_option_parameters(_SHARED),
+        *(
+            _parameter(name, default, Annotated[kind, typer.Option(flag, help=text, rich_help_panel="Study")])
+            for name, default, kind, flag, text in (
+                ("study", None, Path | None, "--study", "YAML file: methods, tasks, seeds, options."),
+                ("methods", None, str | None, "--methods",
+                 f"Methods, separated by commas. Default: {','.join(DEFAULT_METHODS)}."),
+                ("seeds", None, str | None, "--seeds", "Seeds of the reported runs. Default: 0,1,2."),
+                ("output", None, Path | None, "--output", "Folder for runs, summary and pictures."),
+                ("dry_run", False, bool, "--dry-run", "Only show what would be run; nothing is loaded."),
+                ("retry_failed", False, bool, "--retry-failed", "Do failed runs again."),
+                ("ray", None, str | None, "--ray", "Address of a Ray cluster to do the runs on, such as auto."),
+                ("as_json", False, bool, "--json", "Print the result as JSON."),
+            )
+        ),
+    ],
+)  # fmt: skip
 
 
 @app.command()

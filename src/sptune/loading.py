@@ -30,6 +30,9 @@ from sptune.pooling import MeanPooledClassifier, MeanPooledConfig
 
 MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
 
+# Names that sequence-classification heads have in transformers; PEFT trains and saves them on its own.
+HEADS = ("classifier", "score")
+
 LONGEST_DEFAULT = 512
 
 Loaded = TypeVar("Loaded")

@@ -36,6 +36,7 @@ RECORDS = ("command", "versions", "data_files")
 ALL = ("fit", "search", "train")
 SEARCHING = ("fit", "search")
 TRAINING = ("fit", "train")
+PROMPT_GROUPS = ("Prompts", "Search")
 
 
 def _about(
@@ -418,6 +419,17 @@ class RunOptions:
         if not self.output_dir:
             raise InputError("output_dir is missing: name a folder for what the run writes (output_dir=FOLDER).")
         return Path(self.output_dir)
+
+
+# What a comparison varies from run to run, besides the options of prompts and their search.
+VARIED = ("learning_rate", "seed", "head_baseline")
+PROMPT_OPTIONS = tuple(one.name for one in dataclasses.fields(RunOptions) if one.metadata["group"] in PROMPT_GROUPS)
+# What all methods of a comparison share: backbone, data, and how long and how is trained.
+SHARED_OPTIONS = tuple(
+    one.name
+    for one in dataclasses.fields(RunOptions)
+    if one.metadata["group"] in ("Backbone", "Data", "Training") and one.name not in VARIED
+)
 
 
 def _coerce(value: Any, hint: Any) -> Any:

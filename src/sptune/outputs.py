@@ -83,7 +83,7 @@ def write_config(path: Path, command: str, options: dict[str, Any], data_files: 
         "command": command,
         "versions": versions(),
         "data_files": {
-            file: {"sha256": _sha256(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files
+            file: {"sha256": file_digest(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files
         },
     }
     heading = f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
@@ -265,7 +265,8 @@ def _card_row(name: str, metrics: dict[str, Any]) -> str:
     return f"| {name} | {metrics[name]['accuracy']:.3f} | {metrics[name]['examples']:,} |"
 
 
-def _sha256(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -6,49 +6,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import safe_open
-from torch import nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
-from sptune import outputs
-from sptune.backbones import find_backbone
-from sptune.baseline import HeadAlone, head_scores
-from sptune.config import SPTConfig
-from sptune.errors import InputError, SptuneError
-from sptune.loading import CAUSAL_LM, CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
-from sptune.model import discretize
+from sptune import outputs, stages
+from sptune.errors import InputError
+from sptune.loading import CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
 from sptune.options import ORIGIN, RunOptions
-from sptune.prefix_cache import PrefixCacheSettings
-from sptune.preparation import Plan, prepare, prompt_config, search_config
-from sptune.progress import Monitor, StepCallback, on_cpu, processes
-from sptune.search import SearchResult, search_prompt_layers
+from sptune.preparation import prepare
+from sptune.progress import Monitor, processes
+from sptune.search import SearchResult
+from sptune.stages import SPLITS, Job, by_length, load, predicted, task_metrics
 from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labelled, read_unlabelled
-from sptune.training import SPTTrainer, grouping_by_length
-
-WARMUP_SHARE = 0.06
-CLIP_NORM = 1.0
-SPLITS = ("train", "validation", "test")
-
-# Names that sequence-classification heads have in transformers; PEFT trains and saves them on its own.
-HEADS = ("classifier", "score")
+from sptune.training import SPTTrainer
 
 # Enough of a large training set to see how well it was learned.
 MOST_TRAIN_EVALUATED = 500
-
-Encoded = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,27 +66,6 @@ class LoadedAdapter:
     model: PeftModel
     task: Task
     encoder: TaskEncoder
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A plan with its frozen backbone and encoded data.
-
-    Attributes:
-        absent: modules that the checkpoint did not bring, which must be trained and saved.
-        encoded: splits by name; validation and test by length, so that batches hold little padding.
-        test_order: where each example of the encoded test data stands in the plan's.
-    """
-
-    plan: Plan
-    backbone: PreTrainedModel
-    absent: list[str]
-    encoded: Encoded
-    test_order: np.ndarray
-
-    @property
-    def is_main(self) -> bool:
-        return processes().is_main_process
 
 
 # -- the job ------------------------------------------------------------------------------------------------------
@@ -184,259 +145,38 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
         monitor.note(f"{folder} holds a finished run; nothing was left to do.")
         results = outputs.read_json(finished)
         return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
-    job = _load(plan)
+    job = load(plan)
     baseline = _baseline(job) if plan.options.head_baseline and verb != "search" else None
-    result, network = _search(job) if verb != "train" else (None, None)
+    result, network = stages.search(job) if verb != "train" else (None, None)
     if verb == "search":
         assert result is not None
         _clean_up(job)
         return Run(folder, {}, result.prompt_layers)
-    network, trainer = _train(job, result, network)
-    metrics = _evaluate_and_save(job, network, trainer, result, baseline)
+    final = stages.prompted(job, result, network)
+    tuner: Any = final.base_model
+    trainer = stages.train(job, final, f"Training prompts at layers {', '.join(map(str, tuner.candidate_layers))}")
+    metrics = _evaluate_and_save(job, final, trainer, result, baseline)
     return Run(folder, metrics, metrics["prompt_layers"])
 
 
-def _load(plan: Plan) -> _Job:
-    with plan.clock.stage("load"):
-        plan.monitor.stage(f"Loading {plan.spec.source.model}")
-        set_seed(plan.options.seed)
-        backbone, absent = load_backbone(plan.spec, plan.tokenizer)
-        find_backbone(backbone, plan.options.layers_path)
-    with plan.clock.stage("encode"):
-        plan.monitor.stage("Turning text into tokens")
-        encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}
-        orders = {name: _by_length(encoded[name]) for name in SPLITS[1:]}
-        encoded |= {name: encoded[name].select(order) for name, order in orders.items()}
-    return _Job(plan, backbone, absent, encoded, orders["test"])
-
-
-def _by_length(encoded: Any) -> np.ndarray:
-    return np.argsort(encoded["length"], kind="stable")
-
-
-# -- stages -------------------------------------------------------------------------------------------------------
-
-
-def _baseline(job: _Job) -> dict[str, Any]:
-    """The head alone, trained as the prompts are, or what the language model answers without training."""
+def _baseline(job: Job) -> dict[str, Any]:
+    """What prompts must beat: the head alone, or the language model without training."""
     plan = job.plan
     kept = plan.checkpoints / "baseline.json"
     if plan.options.resume and kept.exists():
         return outputs.read_json(kept)
     with plan.clock.stage("baseline"):
-        if plan.spec.head == CLASSIFIER:
-            baseline = _train_head_alone(job)
-        else:
-            plan.monitor.stage("Asking the language model without any training, for comparison")
-            trainer = _trainer(job, job.backbone, _arguments(job, "baseline", 1))
-            baseline = {"kind": "zero-shot", "parameters": 0, **_evaluated(job, trainer, job.encoded, SPLITS[1:])}
+        baseline = (stages.head_alone if plan.spec.head == CLASSIFIER else stages.zero_shot)(job)
     if job.is_main:
         outputs.write_json(kept, baseline)
     return baseline
 
 
-def _train_head_alone(job: _Job) -> dict[str, Any]:
-    plan = job.plan
-    heads = [name for name in HEADS if isinstance(getattr(job.backbone, name, None), nn.Module)]
-    alone = HeadAlone(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
-    arguments = _arguments(job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate)
-    encoded, collator = job.encoded, plan.encoder.collator
-    if alone.pools_once:
-        plan.monitor.stage("Running the backbone once over all texts, for the head alone")
-        size = arguments.per_device_eval_batch_size
-        encoded = {name: alone.pool(split, collator, size, arguments.device) for name, split in encoded.items()}
-    plan.monitor.stage("Training the head alone, for comparison", plan.max_steps)
-    set_seed(plan.options.seed)
-    trainer = _trainer(job, alone, arguments, encoded, None if alone.pools_once else collator, head_scores)
-    with _quiet_stdout():
-        trainer.train()
-    results = _evaluated(job, trainer, encoded, SPLITS[1:])
-    parameters = sum(parameter.numel() for parameter in alone.parameters())
-    alone.restore()
-    return {"kind": "head alone", "parameters": parameters, **results}
-
-
-def _search(job: _Job) -> tuple[SearchResult, PeftModel | None]:
-    """The search's result; and the search network, unless the result is of a run that was interrupted later."""
-    plan = job.plan
-    path = plan.folder / outputs.SEARCH_FILE
-    if plan.options.resume and path.exists():
-        return SearchResult.load(path), None
-    with plan.clock.stage("search"):
-        set_seed(plan.options.seed)
-        network = get_peft_model(job.backbone, _prompt_config(job, "search"))
-        plan.monitor.stage("Searching for the prompt layers", plan.search_steps)
-        with _quiet_stdout():
-            result = search_prompt_layers(
-                network,
-                job.encoded["train"],
-                _arguments(job, "search", plan.search_steps, evaluate=False),
-                search_config(plan.options),
-                class_scores=plan.encoder.class_scores,
-                data_collator=plan.encoder.collator,
-                callbacks=[StepCallback(plan.monitor)],
-                head_learning_rate=plan.options.head_learning_rate,
-                prefix_cache=_prefix_cache(job),
-                resume_from_checkpoint=_last_checkpoint(plan, "search"),
-                tell=plan.monitor.note,
-            )
-    if job.is_main:
-        for name in outputs.SEARCH_PICTURES if result.history else ():
-            with outputs.written_whole(plan.folder / name) as partial:
-                result.plot(partial)
-        result.save(path)
-    return result, network
-
-
-def _train(job: _Job, result: SearchResult | None, network: PeftModel | None) -> tuple[PeftModel, SPTTrainer]:
-    """The final network, trained from fresh weights on all the training data."""
-    plan = job.plan
-    layers: Any = plan.options.prompt_layers if result is None else result.prompt_layers
-    with plan.clock.stage("train"):
-        set_seed(plan.options.seed)
-        if network is None:
-            final: Any = get_peft_model(job.backbone, _prompt_config(job, layers))
-        else:
-            final = discretize(network, layers)
-        trainer = _trainer(job, final, _arguments(job, "train", plan.max_steps))
-        shown = ", ".join(map(str, final.base_model.candidate_layers))
-        plan.monitor.note(str(trainer.plan_prefix_cache()))
-        plan.monitor.stage(f"Training prompts at layers {shown}", plan.max_steps)
-        with _quiet_stdout():
-            trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
-    return final, trainer
-
-
-def _prompt_config(job: _Job, prompt_layers: Any) -> SPTConfig:
-    options = job.plan.options
-    modules = [name for name in job.absent if name not in HEADS]
-    return prompt_config(
-        options,
-        task_type={CLASSIFIER: "SEQ_CLS", CAUSAL_LM: "CAUSAL_LM"}.get(job.plan.spec.head),
-        prompt_layers=prompt_layers,
-        candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
-        modules_to_save=modules or None,
-    )
-
-
-def _arguments(
-    job: _Job, name: str, steps: int, *, learning_rate: float | None = None, evaluate: bool = True
-) -> TrainingArguments:
-    """What all stages share: AdamW, a short warm-up, linear decay, clipping, and the best checkpoint at the end."""
-    options = job.plan.options
-    interval = math.ceil(steps / (5 if steps <= 300 else 10))
-    more: dict[str, Any] = {}
-    if evaluate:
-        more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
-        more |= {"metric_for_best_model": "score", "greater_is_better": True}
-    if name != "baseline":
-        more["gradient_checkpointing"] = options.gradient_checkpointing
-        more |= grouping_by_length()
-    return TrainingArguments(
-        output_dir=str(job.plan.checkpoints / name),
-        max_steps=steps,
-        per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=max(options.batch_size, 32),
-        gradient_accumulation_steps=options.gradient_accumulation_steps,
-        learning_rate=learning_rate or options.learning_rate or 0.0,
-        weight_decay=options.weight_decay,
-        warmup_steps=round(WARMUP_SHARE * steps),
-        lr_scheduler_type="linear",
-        max_grad_norm=CLIP_NORM,
-        optim="adamw_torch",
-        save_strategy="steps",
-        save_steps=interval,
-        save_total_limit=1,
-        logging_strategy="no",
-        report_to="none",
-        use_cpu=on_cpu(),
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=not on_cpu(),
-        seed=options.seed,
-        bf16=options.bf16,
-        **more,
-    )
-
-
-def _trainer(
-    job: _Job,
-    model: nn.Module,
-    arguments: TrainingArguments,
-    encoded: Encoded | None = None,
-    collator: Any = None,
-    class_scores: Callable[..., torch.Tensor] | None = None,
-) -> SPTTrainer:
-    """A trainer on the job's data and scores, or on those of the head alone."""
-    if encoded is None:
-        encoded, collator, class_scores = job.encoded, job.plan.encoder.collator, job.plan.encoder.class_scores
-    return SPTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=encoded["train"],
-        eval_dataset=encoded["validation"],
-        data_collator=collator,
-        compute_metrics=lambda outcome: _metrics(job.plan, outcome.predictions, outcome.label_ids),
-        class_scores=class_scores,
-        head_learning_rate=job.plan.options.head_learning_rate,
-        prefix_cache=_prefix_cache(job),
-        callbacks=[StepCallback(job.plan.monitor)],
-    )
-
-
-def _prefix_cache(job: _Job) -> PrefixCacheSettings | None:
-    options = job.plan.options
-    return (
-        PrefixCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype) if options.prefix_cache else None
-    )
-
-
-def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:
-    """Keeps what transformers prints of its logs out of the results on standard output."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
-def _last_checkpoint(plan: Plan, name: str) -> str | None:
-    folder = plan.checkpoints / name
-    return get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
-
-
 # -- results ------------------------------------------------------------------------------------------------------
 
 
-def _metrics(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics for class scores (n, classes).
-
-    Raises:
-        SptuneError: the scores are no numbers.
-    """
-    if not np.isfinite(scores).all():
-        options = plan.options
-        raise SptuneError(
-            "Training diverged: the class scores are no longer numbers. Lower learning_rate (it was "
-            f"{options.learning_rate:g}) or head_learning_rate (it was {options.head_learning_rate:g})."
-        )
-    return compute_metrics(plan.task, scores.argmax(-1), labels)
-
-
-def _predicted(trainer: SPTTrainer, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    with _quiet_stdout():
-        outcome = trainer.predict(dataset)
-    return np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
-
-
-def _evaluated(job: _Job, trainer: SPTTrainer, encoded: Encoded, names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Metrics of splits, each with its number of examples."""
-    results = {}
-    for name in names:
-        scores, labels = _predicted(trainer, encoded[name])
-        results[name] = {**_metrics(job.plan, scores, labels), "examples": len(labels)}
-    return results
-
-
 def _evaluate_and_save(
-    job: _Job,
+    job: Job,
     network: PeftModel,
     trainer: SPTTrainer,
     result: SearchResult | None,
@@ -448,9 +188,9 @@ def _evaluate_and_save(
         seen = job.encoded["train"]
         if len(seen) > MOST_TRAIN_EVALUATED:
             seen = seen.shuffle(seed=plan.options.seed).select(range(MOST_TRAIN_EVALUATED))
-        results = _evaluated(job, trainer, {**job.encoded, "train": seen}, SPLITS[:2])
-        scores, labels = _predicted(trainer, job.encoded["test"])
-        results["test"] = {**_metrics(plan, scores, labels), "examples": len(labels)}
+        results = stages.evaluated(job, trainer, {**job.encoded, "train": seen}, SPLITS[:2])
+        scores, labels = predicted(trainer, job.encoded["test"])
+        results["test"] = {**task_metrics(plan, scores, labels), "examples": len(labels)}
     best = trainer.state.best_model_checkpoint
     tuner: Any = network.base_model
     metrics: dict[str, Any] = {
@@ -535,7 +275,7 @@ def _prediction_rows(task: Task, examples: Sequence[Example], scores: np.ndarray
         }
 
 
-def _clean_up(job: _Job) -> None:
+def _clean_up(job: Job) -> None:
     if job.is_main and not job.plan.options.keep_checkpoints:
         outputs.remove_checkpoints(job.plan.folder)
 
@@ -695,7 +435,7 @@ def _scores(adapter: str | Path, task: Task, examples: Sequence[Example], monito
     own = loaded.encoder
     encoder = TaskEncoder(task, own.tokenizer, max_length=own.max_length, causal=own.causal)
     encoded = encoder.encode(examples)
-    order = _by_length(encoded)
+    order = by_length(encoded)
     loader = DataLoader(encoded.select(order), batch_size=32, collate_fn=encoder.collator)
     monitor.stage("Predicting", len(loader))
     scores = []

@@ -114,7 +114,8 @@ class MeanPooledClassifier(PreTrainedModel):
         states = self.backbone(attention_mask=attention_mask, **kwargs).last_hidden_state
         if attention_mask is None:
             return states.mean(dim=1)
-        weights = attention_mask.to(states).unsqueeze(-1)
+        # Cached keys, such as prefix tuning's, are in the mask and have no states.
+        weights = attention_mask[:, -states.shape[1] :].to(states).unsqueeze(-1)
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
     def forward(
@@ -124,11 +125,12 @@ class MeanPooledClassifier(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
         """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given."""
-        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids, "past_key_values": past_key_values}
         given = {name: value for name, value in optional.items() if value is not None}
         kwargs.pop("return_dict", None)
         pooled = self.pool(input_ids, attention_mask, inputs_embeds, **given, **kwargs)

@@ -23,6 +23,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
+from sptune.loading import HEADS
 from sptune.model import SPTModel
 from sptune.prefix_cache import ROW
 from sptune.prefix_training import PrefixCachingTrainer
@@ -172,7 +173,8 @@ class SPTTrainer(PrefixCachingTrainer):
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
         """Identities of the parameters that go into groups of their own, and those groups' options."""
-        head = {id(parameter) for name, parameter in model.named_parameters() if "modules_to_save" in name}
+        heads = {"modules_to_save", *HEADS}
+        head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
         rate = self.args.learning_rate if self.head_learning_rate is None else self.head_learning_rate
         return [(head, {"lr": rate})]
 

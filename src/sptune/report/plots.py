@@ -81,7 +81,7 @@ def _draw_loss(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         xlim=(0, history[-1]["step"]), ylim=_limits(losses, math.inf), xlabel="search step", ylabel="training loss"
     )
     axes.set_title("Training loss of all layers", loc="left", color=INK, fontsize=12)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _draw_lines(
@@ -124,7 +124,7 @@ def _draw_lines(
     axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
     title = "Gates over time" if gated else "Training loss by layer"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
-    _tidy(axes)
+    tidy(axes)
 
 
 def _name_lines(
@@ -195,7 +195,7 @@ def _draw_scores(
     else:
         title = f"Chosen: layer{'s' if len(prompt_layers) > 1 else ''} {listed}"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False, axis="x")
 
 
@@ -206,7 +206,8 @@ def _limits(values: Sequence[float], most: float) -> tuple[float, float]:
     return low - room if low < 0 else max(low - room, 0.0), min(high + room, most)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
+    """The look that all pictures share."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#bdc1c6")
     axes.tick_params(colors="#5f6368", labelsize=9)

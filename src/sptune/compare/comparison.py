@@ -1,0 +1,161 @@
+"""`compare`: do a study, and write down what it showed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sptune import outputs
+from sptune.compare.log import ROWS_FILE, RunLog
+from sptune.compare.methods import ADAPTERS
+from sptune.compare.run import FAILED
+from sptune.compare.study import Row, Study
+from sptune.compare.summary import Line, summarise
+from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
+from sptune.errors import InputError
+from sptune.preparation import read_data
+from sptune.progress import processes
+from sptune.report.comparison import plot_layers, plot_scores, searching
+
+STUDY_FILE = "study.yaml"
+SUMMARY_FILE = "summary.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a study showed.
+
+    Attributes:
+        study: what was compared.
+        output_dir: its folder.
+        rows: one for each run.
+        summary: one line for each method.
+    """
+
+    study: Study
+    output_dir: Path
+    rows: list[Row]
+    summary: list[Line]
+
+
+def compare(
+    study: Study | Mapping[str, Any] | str | Path,
+    output_dir: str | Path,
+    *,
+    retry_failed: bool = False,
+    ray: str | None = None,
+    watcher: Watcher | None = None,
+) -> Comparison:
+    """Run methods on tasks with seeds, and compare them.
+
+    Each method gets the same data, the same head and the same steps. Its learning rate is chosen among a few by the
+    score on development data, on a draw of the data that no result is reported on. A run that the folder holds already
+    is not repeated, so the call can be stopped and made again, and several processes can make it at once.
+
+    Args:
+        study: the study, a mapping of its parts (see `Study.from_mapping`), or a YAML file of them.
+        output_dir: folder for what the study writes; it may hold runs of other studies.
+        retry_failed: do runs that failed again.
+        ray: address of a Ray cluster to do the runs on; None to do them here.
+        watcher: is told about progress.
+
+    Raises:
+        InputError: the study or its data cannot be right.
+    """
+    study = as_study(study)
+    if processes().num_processes > 1:
+        raise InputError(
+            "A comparison is not started with accelerate launch; start several processes with the same folder instead."
+        )
+    check_libraries(study)
+    check_data(study)
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
+    log = RunLog(folder)
+    if retry_failed:
+        log.forget((FAILED,))
+    with log.lock:
+        outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
+    watcher = watcher or Watcher()
+    rows = work_on_ray(study, folder, watcher, ray) if ray else work(study, folder, watcher)
+    with contextlib.suppress(OSError):
+        (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
+    comparison = Comparison(study, folder, rows, summarise(study, rows))
+    with log.lock:
+        write_results(comparison)
+    return comparison
+
+
+def read_comparison(study: Study | Mapping[str, Any] | str | Path, output_dir: str | Path) -> Comparison:
+    """What a folder holds of a study, without doing any run.
+
+    Raises:
+        InputError: the study cannot be right, or the folder holds no runs.
+    """
+    study, folder = as_study(study), Path(output_dir)
+    if not (folder / ROWS_FILE).exists():
+        raise InputError(f"{folder}: holds no runs ({ROWS_FILE} is missing); name the folder of a comparison.")
+    rows = RunLog(folder).read()
+    return Comparison(study, folder, rows, summarise(study, rows))
+
+
+def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
+    """The study itself, from whatever stands for it.
+
+    Raises:
+        InputError: it cannot be right.
+    """
+    if isinstance(study, Study):
+        return study
+    return Study.from_mapping(study, "study") if isinstance(study, Mapping) else Study.read(study)
+
+
+def check_libraries(study: Study) -> None:
+    """Refuse methods whose library is missing.
+
+    Raises:
+        InputError: which one, and how to install it.
+    """
+    wanted = [name for name, method in study.methods.items() if method.kind == ADAPTERS]
+    if wanted and importlib.util.find_spec("adapters") is None:
+        raise InputError(
+            f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
+            "4.57 only; in an environment of its own: pip install 'sptune[adapters]'"
+        )
+
+
+def check_data(study: Study) -> None:
+    """Read each task's data once, before anything is trained.
+
+    Raises:
+        InputError: what is wrong with them.
+    """
+    for task in study.tasks:
+        spec = next(one for one in study.final_runs({}) if one.task == task)
+        try:
+            read_data(spec.run_options(""))
+        except InputError as error:
+            raise InputError(f"Task {task}: {error}") from error
+
+
+def write_results(comparison: Comparison) -> None:
+    """Write summary.json and the pictures of a comparison."""
+    folder, summary = comparison.output_dir, comparison.summary
+    outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
+    against = comparison.study.against
+    drawers: dict[str, Callable[[Path], Any]] = {
+        "accuracy_by_parameters.png": lambda path: plot_scores(summary, "parameters", against, path),
+        "accuracy_by_time.png": lambda path: plot_scores(summary, "seconds", against, path),
+    }
+    if searching(summary):
+        drawers["layers.png"] = lambda path: plot_layers(summary, path)
+    for name, draw in drawers.items():
+        with outputs.written_whole(folder / name) as partial:
+            draw(partial)

@@ -1,0 +1,176 @@
+"""The methods that `sptune compare` knows: their settings, and the learning rates that are tried.
+
+What is trained is one of five kinds: prompts of sptune, a PEFT method, an adapter of the library `adapters`, weights of
+the backbone itself, or nothing but the head.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sptune.errors import InputError
+from sptune.options import PROMPT_OPTIONS
+
+PROMPTS, PEFT, ADAPTERS, WEIGHTS, HEAD, ZERO_SHOT = "prompts", "peft", "adapters", "weights", "head", "zero-shot"
+
+GENERATOR_RATES = (2e-3, 5e-3, 1e-2)
+STATIC_RATES = (2e-2, 5e-2, 1e-1)
+ADAPTER_RATES = (5e-4, 1e-3, 3e-3)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is trained, and how fast.
+
+    Attributes:
+        name: in the table.
+        kind: which of the kinds it is.
+        learning_rates: those that are tried on development data; with a single one nothing is tried.
+        settings: of prompts, options of `sptune train` or `fit`; of PEFT, `peft_type` and fields of its configuration;
+            of adapters, `config` and fields of it; of weights, `train`, "all" or "bias".
+        about: one line for people.
+    """
+
+    name: str
+    kind: str
+    learning_rates: tuple[float, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+    @property
+    def searches(self) -> bool:
+        """Whether prompt layers are searched for."""
+        return self.kind == PROMPTS and "prompt_layers" not in self.settings
+
+
+_TABLE = (
+    Method("spt", PROMPTS, GENERATOR_RATES, {}, "Selective Prompt Tuning: prompts at layers that a search chooses"),
+    Method("zero-shot", ZERO_SHOT, (1.0,), {}, "the language model as it is; verbalizer tasks only"),
+    Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "the classifier's head alone on the frozen backbone"),
+    Method("full", WEIGHTS, (2e-5, 5e-5, 2e-4), {"train": "all"}, "all weights of the backbone"),
+    Method("bitfit", WEIGHTS, (1e-3, 3e-3, 1e-2), {"train": "bias"}, "BitFit: the biases of the backbone"),
+    Method("lora", PEFT, (1e-3, 2e-3, 5e-3), {"peft_type": "LORA", "r": 8, "lora_alpha": 16}, "LoRA (PEFT)"),
+    Method(
+        "adalora",
+        PEFT,
+        (2e-3, 5e-3, 1e-2),
+        {"peft_type": "ADALORA", "init_r": 12, "target_r": 8, "lora_alpha": 16},
+        "AdaLoRA (PEFT)",
+    ),
+    Method("ia3", PEFT, (3e-3, 1e-2, 3e-2), {"peft_type": "IA3"}, "IA3 (PEFT)"),
+    Method(
+        "prompt-tuning",
+        PEFT,
+        (3e-2, 1e-1, 3e-1),
+        {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10},
+        "prompt tuning (PEFT)",
+    ),
+    Method(
+        "p-tuning",
+        PEFT,
+        (1e-3, 5e-3, 2e-2),
+        {"peft_type": "P_TUNING", "num_virtual_tokens": 10, "encoder_hidden_size": 128},
+        "P-tuning (PEFT)",
+    ),
+    Method(
+        "prefix-tuning",
+        PEFT,
+        (3e-3, 1e-2, 3e-2),
+        {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 10},
+        "prefix tuning, as P-tuning v2 (PEFT)",
+    ),
+    Method("houlsby", ADAPTERS, ADAPTER_RATES, {"config": "double_seq_bn"}, "Houlsby adapters (adapters)"),
+    Method("pfeiffer", ADAPTERS, ADAPTER_RATES, {"config": "seq_bn"}, "Pfeiffer adapters (adapters)"),
+    Method(
+        "adapterdrop",
+        ADAPTERS,
+        ADAPTER_RATES,
+        {"config": "seq_bn", "drop": 0.5},
+        "Pfeiffer adapters in the upper half (adapters)",
+    ),
+    Method("compacter", ADAPTERS, (1e-3, 3e-3, 1e-2), {"config": "compacter"}, "Compacter (adapters)"),
+    Method(
+        "lpt",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"prompt_layers": "middle", "generator": "npg"},
+        "Late Prompt Tuning: naive generator at the middle layer",
+    ),
+    Method(
+        "lpt-appg",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"prompt_layers": "middle", "generator": "appg"},
+        "Late Prompt Tuning: pooled generator at the middle layer",
+    ),
+    Method(
+        "idpg",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"prompt_layers": "first", "generator": "npg"},
+        "IDPG: generator at the input layer",
+    ),
+    Method(
+        "idpg-phm",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"prompt_layers": "first", "generator": "npg", "projection": "phm"},
+        "IDPG with parameterised hypercomplex multiplication",
+    ),
+    Method(
+        "instance-prompts",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"prompt_layers": "all", "generator": "appg"},
+        "instance prompts at all layers",
+    ),
+    Method(
+        "static-prompts",
+        PROMPTS,
+        STATIC_RATES,
+        {"prompt_layers": "all", "generator": "static"},
+        "static prompts at all layers",
+    ),
+)
+METHODS = {method.name: method for method in _TABLE}
+
+DEFAULT_METHODS = ("spt", "lora", "prompt-tuning", "bitfit", "head", "zero-shot")
+
+
+def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Method:
+    """A method of the table, or a variant of one.
+
+    Args:
+        name: under which results are shown; names the method itself unless `changes` does.
+        changes: `method`, `learning_rates`, and settings that differ from the table's.
+        where: named in errors.
+
+    Raises:
+        InputError: no such method or setting, or learning rates that are not numbers above 0.
+    """
+    changes = dict(changes or {})
+    base_name = str(changes.pop("method", name))
+    if base_name not in METHODS:
+        close = difflib.get_close_matches(base_name, METHODS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{where}: {base_name!r} is no method.{hint} Methods are: {', '.join(METHODS)}.")
+    base = METHODS[base_name]
+    rates = changes.pop("learning_rates", base.learning_rates)
+    rates = rates if isinstance(rates, list | tuple) else [rates]
+    if not rates or not all(
+        isinstance(rate, float | int) and not isinstance(rate, bool) and rate > 0 for rate in rates
+    ):
+        raise InputError(f"{where}: learning_rates={list(rates)!r} of {name!r} is not allowed; give numbers above 0.")
+    unknown = [key for key in changes if base.kind == PROMPTS and key not in PROMPT_OPTIONS]
+    if unknown:
+        raise InputError(
+            f"{where}: {unknown[0]!r} is no setting of {name!r}, which takes method, learning_rates, "
+            f"{', '.join(PROMPT_OPTIONS)}."
+        )
+    if changes and base.kind in (HEAD, ZERO_SHOT):
+        raise InputError(f"{where}: {name!r} has no settings, but {', '.join(changes)} is given; leave it out.")
+    settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
+    return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)

@@ -1,0 +1,202 @@
+"""How a method is attached to a loaded backbone: what it trains, and what has to happen at each step."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft.utils import constants
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from sptune import stages
+from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
+from sptune.errors import InputError
+from sptune.outputs import weight_bytes
+from sptune.pooling import MeanPooledClassifier
+from sptune.stages import Job
+
+# AdaLoRA's share of steps before the first and after the last change of ranks, as in its paper's GLUE runs.
+ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
+
+
+@dataclass
+class Network:
+    """A backbone with what a method trains.
+
+    Attributes:
+        module: what is trained and evaluated.
+        prompt_layers: where prompts stand, of methods that have such.
+        callbacks: what the method does at each step.
+    """
+
+    module: nn.Module
+    prompt_layers: list[int] | None = None
+    callbacks: list[TrainerCallback] = field(default_factory=list)
+
+
+def attach(method: Method, job: Job) -> Network:
+    """Attach a method to a job's backbone; prompts that look for their layers search for them here.
+
+    Raises:
+        InputError: the method does not know this backbone, or has no such setting.
+    """
+    attachers: dict[str, Callable[[Mapping[str, Any], Job], Network]] = {
+        PROMPTS: _prompts,
+        PEFT: _peft,
+        ADAPTERS: _adapters,
+        WEIGHTS: _weights,
+    }
+    return attachers[method.kind](method.settings, job)
+
+
+def trained_parameters(network: nn.Module, job: Job) -> dict[str, int]:
+    """How many numbers are trained: `trainable` in all, `added` without the head."""
+    trained = {name: value.numel() for name, value in network.named_parameters() if value.requires_grad}
+    added = sum(size for name, size in trained.items() if not job.head_modules & set(name.split(".")))
+    return {"trainable": sum(trained.values()), "added": added}
+
+
+def saved_bytes(network: nn.Module, folder: Path) -> int:
+    """Size of the file that holds what was trained, as the method's own library saves it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(network, peft.PeftModel):
+        network.save_pretrained(str(folder))
+        return weight_bytes(folder)
+    trained = {name: value.detach().contiguous() for name, value in network.named_parameters() if value.requires_grad}
+    file = folder / "trained.safetensors"
+    save_file(trained, str(file))
+    return file.stat().st_size
+
+
+def _prompts(settings: Mapping[str, Any], job: Job) -> Network:
+    """Prompts of sptune; the job's options hold the settings."""
+    result, network = stages.search(job) if job.plan.options.prompt_layers is None else (None, None)
+    final = stages.prompted(job, result, network)
+    tuner: Any = final.base_model
+    return Network(final, list(tuner.candidate_layers))
+
+
+def _peft(settings: Mapping[str, Any], job: Job) -> Network:
+    given = dict(settings)
+    kind = peft.PeftType(given.pop("peft_type"))
+    config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind]
+    inner: Any = job.backbone.config
+    if isinstance(job.backbone, MeanPooledClassifier):
+        inner = inner.text_config
+        given = {**_peft_defaults(kind, inner), **given}
+    callbacks: list[TrainerCallback] = []
+    if kind == peft.PeftType.ADALORA:
+        steps = job.plan.max_steps
+        last = max(1, int(ADALORA_LAST * steps))  # PEFT never fixes the ranks without a last part
+        schedule = {"tinit": int(ADALORA_FIRST * steps), "tfinal": last, "total_step": steps}
+        given = {**schedule, **given}
+        callbacks.append(AdaLoraSteps())
+    try:
+        config = config_class(
+            # PEFT has no name for masked language models; this one only says that no head is added.
+            task_type=job.peft_task_type or "FEATURE_EXTRACTION",
+            modules_to_save=job.untrained_modules or None,
+            **given,
+        )
+        set_seed(job.plan.options.seed)
+        return Network(peft.get_peft_model(job.backbone, config), callbacks=callbacks)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"PEFT refuses {kind.value} on {job.plan.spec.source.model}: {error}") from error
+
+
+def _peft_defaults(kind: peft.PeftType, inner: Any) -> dict[str, Any]:
+    """What PEFT reads from the configuration of a backbone that it knows, for one that is wrapped in a classifier."""
+    if getattr(peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind], "num_virtual_tokens", "") is None:
+        return {
+            "num_layers": inner.num_hidden_layers,
+            "token_dim": inner.hidden_size,
+            "num_attention_heads": inner.num_attention_heads,
+        }
+    found = {}
+    for name, part in (("target_modules", "TARGET_MODULES"), ("feedforward_modules", "FEEDFORWARD_MODULES")):
+        mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{kind.value}_{part}_MAPPING", {})
+        if inner.model_type in mapping:
+            found[name] = mapping[inner.model_type]
+    return found
+
+
+class AdaLoraSteps(TrainerCallback):
+    """What AdaLoRA does around each step: its regulariser's gradient before, the budget of ranks after it.
+
+    PEFT adds the regulariser (Zhang et al. 2023, eq. 4) to a model's own loss only, and here the loss is taken of class
+    scores. A checkpoint from before the ranks were fixed does not fit the final network, so none counts as the best.
+    """
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the best checkpoint while ranks still move."""
+        config = kwargs["model"].peft_config[kwargs["model"].active_adapter]
+        if state.global_step <= config.total_step - config.tfinal:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Add the gradient of the distance of both factors from orthogonal ones."""
+        model = kwargs["model"]
+        penalties = []
+        for name, factor in model.named_parameters():
+            if factor.requires_grad and ("lora_A" in name or "lora_B" in name):
+                product = factor @ factor.T if "lora_A" in name else factor.T @ factor
+                penalties.append(torch.linalg.matrix_norm(product - torch.eye(len(product), device=product.device)))
+        weight = model.peft_config[model.active_adapter].orth_reg_weight
+        (weight * torch.stack(penalties).mean()).backward()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the ranks to the matrices where they matter most."""
+        kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def _weights(settings: Mapping[str, Any], job: Job) -> Network:
+    wanted = settings["train"]
+    if wanted not in ("all", "bias"):
+        raise InputError(f"train={wanted!r} is not allowed; choose all or bias.")
+    set_seed(job.plan.options.seed)
+    # Training weights in a shorter format loses small steps.
+    model = job.backbone.float()
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        parameter.requires_grad_(wanted == "all" or parts[-1] == "bias" or bool(job.head_modules & set(parts)))
+    if wanted == "bias" and not any(name.endswith(".bias") for name, _ in model.base_model.named_parameters()):
+        raise InputError(f"{job.plan.spec.source.model} has no biases to train; leave bitfit out for it.")
+    return Network(model)
+
+
+def _adapters(settings: Mapping[str, Any], job: Job) -> Network:
+    library: Any = importlib.import_module("adapters")
+    given = dict(settings)
+    architecture, drop = given.pop("config"), given.pop("drop", 0.0)
+    model: Any = job.backbone
+    carrier: Any = model.backbone if isinstance(model, MeanPooledClassifier) else model
+    layers = range(int(drop * _inner_layers(job)))
+    if layers:
+        given["leave_out"] = list(layers)
+    set_seed(job.plan.options.seed)
+    library.init(carrier)
+    carrier.add_adapter("compared", config=library.AdapterConfig.load(architecture, **given))
+    model.requires_grad_(False)
+    carrier.train_adapter("compared")
+    for name, parameter in model.named_parameters():
+        if job.head_modules & set(name.split(".")):
+            parameter.requires_grad_(True)
+    return Network(model)
+
+
+def _inner_layers(job: Job) -> int:
+    config: Any = job.backbone.config
+    return getattr(config, "text_config", config).num_hidden_layers

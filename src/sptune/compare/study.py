@@ -1,0 +1,249 @@
+"""A study: methods on tasks with seeds, and the runs that it is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from sptune import outputs
+from sptune.compare.methods import DEFAULT_METHODS, HEAD, PROMPTS, Method, find_method
+from sptune.errors import InputError
+from sptune.options import SHARED_OPTIONS, RunOptions
+
+DEFAULT_SEEDS = (0, 1, 2)
+# Learning rates are chosen on a draw of the data that no result is reported on.
+TUNING_SEED = 1000
+
+FIELDS = ("methods", "tasks", "seeds", "tuning_seed", "options", "against")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training: a method with one learning rate on one task with one seed.
+
+    Attributes:
+        task: the task's name in the study.
+        name: the method's name in the study.
+        method: the method.
+        seed: of the data, the initialisation and the order.
+        learning_rate: of what the method trains.
+        tuning: whether it only helps to choose the learning rate; the test data are not looked at then.
+        options: of the run, as `RunOptions` takes them.
+    """
+
+    task: str
+    name: str
+    method: Method
+    seed: int
+    learning_rate: float
+    tuning: bool
+    options: Mapping[str, Any]
+
+    @cached_property
+    def id(self) -> str:
+        """The hash of all that says what the run is, contents of data files included; names in the study are not."""
+        lasting = self.run_options("").lasting()
+        files = [lasting[name] for name in ("train_file", "validation_file", "test_file") if lasting[name]]
+        about = {
+            "kind": self.method.kind,
+            "settings": dict(self.method.settings),
+            "tuning": self.tuning,
+            # What is None is left open, so that options which later versions add do not change what a run is.
+            "options": {key: value for key, value in lasting.items() if value is not None and value not in files},
+            "files": [_digest(file) for file in files],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+    def run_options(self, folder: str | Path, resume: bool = False) -> RunOptions:
+        """The options of the run.
+
+        Raises:
+            InputError: they cannot be right.
+        """
+        prompts = self.method.settings if self.method.kind == PROMPTS else {"prompt_layers": "middle"}
+        varied: dict[str, Any] = {"seed": self.seed, "learning_rate": self.learning_rate, "head_baseline": False}
+        if self.method.kind == HEAD:
+            varied["head_learning_rate"] = self.learning_rate
+        where = f"{self.name} on {self.task}"
+        return RunOptions.from_mapping(
+            {**self.options, **prompts, **varied, "output_dir": str(folder), "resume": resume}, where
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+        methods: by the name under which results are shown.
+        tasks: options of each task, by name.
+        seeds: of the reported runs.
+        tuning_seed: of the runs that choose learning rates.
+        against: the method that the others are compared with.
+    """
+
+    methods: Mapping[str, Method]
+    tasks: Mapping[str, Mapping[str, Any]]
+    seeds: tuple[int, ...]
+    tuning_seed: int
+    against: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> Study:
+        """A study from a YAML file.
+
+        Raises:
+            InputError: the file cannot be read, or what `from_mapping` raises.
+        """
+        return cls.from_mapping(outputs.read_config(Path(path)), str(path))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> Study:
+        """A study from plain values; nothing but the options' form is checked.
+
+        Args:
+            values: `methods` (a list of names, or a mapping from names to changes of their settings), `tasks` (a
+                mapping from names to options that hold for one task), `seeds` (a list), `tuning_seed`, `options` (for
+                all tasks), `against` (a method's name).
+            where: named in errors.
+
+        Raises:
+            InputError: an unknown field, method or option, or a value of the wrong form.
+        """
+        unknown = [key for key in values if key not in FIELDS]
+        if unknown:
+            raise InputError(f"{where}: {unknown[0]!r} is no part of a study; parts are: {', '.join(FIELDS)}.")
+        methods = _methods(values.get("methods") or list(DEFAULT_METHODS), where)
+        shared = _mapping(values.get("options"), f"{where}: options")
+        tasks = _mapping(values.get("tasks"), f"{where}: tasks")
+        if not tasks:
+            raise InputError(f"{where}: a study needs tasks, such as 'tasks: {{sst2: {{task: sst2}}}}'.")
+        tasks = {str(name): {**shared, **_mapping(own, f"{where}: task {name}")} for name, own in tasks.items()}
+        for name, options in tasks.items():
+            _check_shared(options, f"{where}: task {name}")
+        seeds = values.get("seeds", list(DEFAULT_SEEDS))
+        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+            raise InputError(f"{where}: seeds={seeds!r} is not allowed; give a list such as [0, 1, 2].")
+        tuning_seed = values.get("tuning_seed", TUNING_SEED)
+        if type(tuning_seed) is not int or tuning_seed < 0:
+            raise InputError(f"{where}: tuning_seed={tuning_seed!r} is not allowed; give a whole number of at least 0.")
+        against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
+        if against not in methods:
+            raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
+        study = cls(methods, tasks, tuple(dict.fromkeys(seeds)), tuning_seed, against)
+        for spec in (*study.tuning_runs(), *study.final_runs({})):
+            spec.run_options("")
+        return study
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_mapping` takes, with every choice made."""
+        return {
+            "methods": {
+                name: {"method": method.name, "learning_rates": list(method.learning_rates), **method.settings}
+                for name, method in self.methods.items()
+            },
+            "tasks": {name: dict(options) for name, options in self.tasks.items()},
+            "seeds": list(self.seeds),
+            "tuning_seed": self.tuning_seed,
+            "against": self.against,
+        }
+
+    def tuning_runs(self) -> list[RunSpec]:
+        """The runs that choose learning rates: one for each rate of each method on each task."""
+        return [
+            self._spec(task, name, self.tuning_seed, rate, tuning=True)
+            for task in self.tasks
+            for name, method in self.methods.items()
+            if len(method.learning_rates) > 1
+            for rate in method.learning_rates
+        ]
+
+    def final_runs(self, rates: Mapping[tuple[str, str], float]) -> list[RunSpec]:
+        """The runs that are reported: one for each seed of each method on each task.
+
+        Args:
+            rates: the learning rate by task and method; where it is missing, the first stands for it.
+        """
+        return [
+            self._spec(task, name, seed, rates.get((task, name), method.learning_rates[0]), tuning=False)
+            for task in self.tasks
+            for seed in self.seeds
+            for name, method in self.methods.items()
+        ]
+
+    def chosen_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], float]:
+        """The learning rate with the best development score, by task and method; only where all rates were tried.
+
+        Of equal ones the lower is taken. Where every rate failed, there is none.
+        """
+        known = {row["run"]: row for row in rows}
+        chosen: dict[tuple[str, str], float] = {}
+        for task in self.tasks:
+            for name, method in self.methods.items():
+                if len(method.learning_rates) == 1:
+                    chosen[task, name] = method.learning_rates[0]
+                    continue
+                tried = {
+                    rate: known.get(self._spec(task, name, self.tuning_seed, rate, tuning=True).id)
+                    for rate in method.learning_rates
+                }
+                scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
+                if all(tried.values()) and scores:
+                    chosen[task, name] = min(scores, key=lambda rate: (-scores[rate], rate))
+        return chosen
+
+    def pending(self, rows: Sequence[Row]) -> list[RunSpec]:
+        """The runs that can be done now; those that wait for a learning rate come later."""
+        known = {row["run"] for row in rows}
+        rates = self.chosen_rates(rows)
+        final = [spec for spec in self.final_runs(rates) if (spec.task, spec.name) in rates]
+        return [spec for spec in (*self.tuning_runs(), *final) if spec.id not in known]
+
+    def _spec(self, task: str, name: str, seed: int, rate: float, *, tuning: bool) -> RunSpec:
+        return RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
+
+
+def _digest(file: str) -> str:
+    """The content of a data file; its name where there is no such file, which the run will complain about."""
+    path = Path(file)
+    return _digest_of_version(file, path.stat().st_mtime_ns) if path.is_file() else file
+
+
+@lru_cache
+def _digest_of_version(file: str, modified: int) -> str:
+    return outputs.file_digest(Path(file))
+
+
+def _methods(given: Any, where: str) -> dict[str, Method]:
+    if isinstance(given, list):
+        given = dict.fromkeys(given)
+    changes = _mapping(given, f"{where}: methods")
+    return {
+        str(name): find_method(str(name), _mapping(own, f"{where}: {name}"), where) for name, own in changes.items()
+    }
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {value!r} is no mapping; write 'name: value' a line.")
+    return value
+
+
+def _check_shared(options: Mapping[str, Any], where: str) -> None:
+    names = [one.name for one in dataclasses.fields(RunOptions)]
+    for key in options:
+        if key in names and key not in SHARED_OPTIONS:
+            raise InputError(
+                f"{where}: {key!r} does not hold for all methods; write it under a method, such as "
+                f"'methods: {{spt: {{{key}: ...}}}}', or leave it out."
+            )

@@ -1,0 +1,170 @@
+"""What a study showed: means, spread, and paired differences with intervals."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sptune.compare.run import DONE, FAILED
+from sptune.compare.study import Row, Study
+
+DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in the summary.
+
+    Attributes:
+        method: its name in the study.
+        runs: how many are done.
+        failed: how many failed.
+        scores: mean score on the test data, by task; only tasks with a finished run.
+        mean: mean over tasks of these means; not a number before every task that the reference has done is there.
+        deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
+        difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
+        low, high: 95 % interval of that, for other tasks and seeds than these.
+        pairs: how many tasks and seeds that is.
+        parameters: trained ones without the head, median over runs.
+        step_seconds: of one step, median.
+        seconds: of search and training, median.
+        speed: seconds by those of the reference on the same task and seed, median.
+        memory: most bytes in use, median; None where it is not known.
+        adapter_bytes: size of what is saved, median.
+        layers: by task, how often each layer was chosen; empty for methods without prompt layers.
+        rates: learning rate chosen, by task.
+        searches: whether the method searches for its layers.
+    """
+
+    method: str
+    runs: int
+    failed: int
+    scores: dict[str, float]
+    mean: float
+    deviation: float
+    difference: float
+    low: float
+    high: float
+    pairs: int
+    parameters: float
+    step_seconds: float
+    seconds: float
+    speed: float
+    memory: float | None
+    adapter_bytes: float
+    layers: dict[str, dict[int, int]]
+    rates: dict[str, float]
+    searches: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; what is no number is None."""
+        return {name: None if _is_nan(value) else value for name, value in vars(self).items()}
+
+
+def interval(groups: Mapping[Any, Sequence[float]], *, over_groups: bool) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of the groups' means; not numbers without at least two values.
+
+    Args:
+        groups: values by group, such as by task. Those of one group are not independent of each other, so values are
+            drawn within their group.
+        over_groups: also draw the groups: what to expect of another task, not only of another run on these.
+    """
+    if sum(map(len, groups.values())) < 2:
+        return math.nan, math.nan
+    generator = np.random.default_rng(0)
+    means = np.stack(
+        [np.asarray(own)[generator.integers(0, len(own), (DRAWS, len(own)))].mean(1) for own in groups.values()], 1
+    )
+    if over_groups:
+        drawn = generator.integers(0, len(groups), (DRAWS, len(groups)))
+        means = np.take_along_axis(means, drawn, 1)
+    low, high = np.quantile(means.mean(1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def mean_of_means(groups: Mapping[Any, Sequence[float]]) -> float:
+    """The mean of the groups' means."""
+    return statistics.mean(statistics.mean(own) for own in groups.values())
+
+
+def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
+    """A line for each method of the study, in its order; only its reported runs count, and they are what `rows` holds.
+
+    Args:
+        study: what was asked for.
+        rows: what is there, of this study or of others too.
+    """
+    known = {row["run"]: row for row in rows}
+    rates = study.chosen_rates(rows)
+    done: dict[str, dict[tuple[str, int], Row]] = {name: {} for name in study.methods}
+    failed = dict.fromkeys(study.methods, 0)
+    for spec in study.final_runs(rates):
+        row = known.get(spec.id) if (spec.task, spec.name) in rates else None
+        if row is not None and row["state"] == DONE:
+            done[spec.name][spec.task, spec.seed] = row
+        elif row is not None and row["state"] == FAILED:
+            failed[spec.name] += 1
+    for spec in study.tuning_runs():
+        row = known.get(spec.id)
+        failed[spec.name] += row is not None and row["state"] == FAILED
+    reference = done[study.against]
+    return [_line(name, done[name], failed[name], reference, study, rates) for name in study.methods]
+
+
+def _line(
+    name: str,
+    own: Mapping[tuple[str, int], Row],
+    failed: int,
+    reference: Mapping[tuple[str, int], Row],
+    study: Study,
+    rates: Mapping[tuple[str, str], float],
+) -> Line:
+    by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
+    scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
+    deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
+    whole = set(scores) == ({task for task, _ in reference} or set(scores)) and bool(scores)
+    paired = sorted(set(own) & set(reference)) if name != study.against else []
+    differences: dict[str, list[float]] = {}
+    for key in paired:
+        differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
+    slower = [own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9) for key in paired]
+    low, high = interval(differences, over_groups=True)
+    layers: dict[str, dict[int, int]] = {}
+    for (task, _), row in own.items():
+        for layer in row["prompt_layers"] or []:
+            layers.setdefault(task, {})[layer] = layers.get(task, {}).get(layer, 0) + 1
+    memory = [row["peak_memory"] for row in own.values() if row["peak_memory"] is not None]
+    return Line(
+        method=name,
+        runs=len(own),
+        failed=failed,
+        scores=scores,
+        mean=statistics.mean(scores.values()) if whole else math.nan,
+        deviation=statistics.mean(deviations) if deviations else math.nan,
+        difference=mean_of_means(differences) if differences else math.nan,
+        low=low,
+        high=high,
+        pairs=len(paired),
+        parameters=_median([row["parameters"]["added"] for row in own.values()]),
+        step_seconds=_median([row["seconds"]["step"] for row in own.values()]),
+        seconds=_median([row["seconds"]["total"] for row in own.values()]),
+        speed=_median(slower),
+        memory=statistics.median(memory) if memory else None,
+        adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
+        layers=layers,
+        rates={task: rate for (task, method), rate in rates.items() if method == name},
+        searches=study.methods[name].searches,
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else math.nan
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,61 @@
+"""Methods of the library `adapters`, which needs transformers 4.57; `make conformance` runs these."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sptune import stages
+from sptune.compare import METHODS, Study
+from sptune.compare.methods import ADAPTERS
+from sptune.compare.networks import attach, saved_bytes, trained_parameters
+from sptune.compare.run import execute
+from sptune.preparation import prepare
+from sptune.progress import Monitor
+
+pytest.importorskip("adapters")
+
+NAMES = [name for name, method in METHODS.items() if method.kind == ADAPTERS]
+
+
+def run_of(method: str, options: dict[str, Any], **settings: Any) -> Any:
+    """The only reported run of a study of one method."""
+    own = {"learning_rates": 1e-3, **settings}
+    study = Study.from_mapping({"methods": {method: own}, "tasks": {"t": options}, "seeds": [0]}, "study")
+    (spec,) = study.final_runs({})
+    return spec
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_adapters_and_the_head_are_trained_and_nothing_else(
+    name: str, data: dict[str, str], masked_lm: str, tmp_path: Path
+) -> None:
+    narrow = {"reduction_factor": 8} if name == "compacter" else {}  # its bottleneck must divide by phm_dim
+    spec = run_of(name, {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}, **narrow)
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    network = attach(spec.method, job).module
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    stages.train(job, network, "")
+    changed = {key for key, value in network.named_parameters() if not torch.equal(value, before[key])}
+    assert changed
+    assert all("compared" in key or "classifier" in key or "shared_parameters" in key for key in changed)
+    assert any("classifier" in key for key in changed)
+    assert any("classifier" not in key for key in changed)
+    assert 0 < trained_parameters(network, job)["added"] < saved_bytes(network, tmp_path / "saved")
+
+
+def test_adapterdrop_leaves_the_lower_half_out(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
+    sizes = {}
+    for name in ("pfeiffer", "adapterdrop"):
+        row = execute(run_of(name, options), tmp_path / name)
+        assert row["state"] == "done", row
+        sizes[name] = row["parameters"]["added"]
+    assert sizes["adapterdrop"] * 3 == sizes["pfeiffer"] * 2  # one of three layers has none
+
+
+def test_verbalizers_take_adapters_too(data: dict[str, str], causal_lm: str, tmp_path: Path) -> None:
+    words = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
+    row = execute(run_of("pfeiffer", {**data, **words, "model": causal_lm, "max_steps": 2, "batch_size": 8}), tmp_path)
+    assert row["state"] == "done", row

@@ -1,0 +1,287 @@
+"""`sptune compare` on tiny backbones: every method trains what it should, and a study can be cut off and shared."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+
+from sptune import stages
+from sptune.cli import main
+from sptune.compare import METHODS, Study, compare
+from sptune.compare.methods import ADAPTERS, HEAD, WEIGHTS, ZERO_SHOT
+from sptune.compare.networks import AdaLoraSteps, attach
+from sptune.compare.run import execute
+from sptune.errors import InputError
+from sptune.preparation import prepare
+from sptune.progress import Monitor
+
+SMALL = {"num_virtual_tokens": 2, "bottleneck_dim": 4}
+ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, HEAD, ZERO_SHOT)]
+
+
+@pytest.fixture
+def parts(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
+    """A study of prompts, LoRA and the head on one small task."""
+    return {
+        "methods": {"spt": {**SMALL, "search_steps": 2, "learning_rates": 1e-2},
+                    "lora": {"learning_rates": [1e-3, 1e-2]}, "head": {"learning_rates": 1e-2}},
+        "tasks": {"words": data},
+        "options": {"model": masked_lm, "max_steps": 4, "batch_size": 8},
+        "seeds": [0, 1],
+    }  # fmt: skip
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+def run_of(method: str, options: dict[str, Any], **settings: Any) -> Any:
+    """The only reported run of a study of one method."""
+    own = {"learning_rates": METHODS[method].learning_rates[0], **settings}
+    study = Study.from_mapping({"methods": {method: own}, "tasks": {"t": options}, "seeds": [0]}, "study")
+    (spec,) = study.final_runs({})
+    return spec
+
+
+def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any], tmp_path: Path) -> None:
+    comparison = compare(parts, tmp_path)
+    rows = read_rows(tmp_path)
+    assert len({row["run"] for row in rows}) == len(rows) == 2 + 3 * 2
+    assert {row["state"] for row in rows} == {"done"}
+    tuning = [row for row in rows if row["tuning"]]
+    assert {row["method"] for row in tuning} == {"lora"}
+    assert not any("test" in row for row in tuning)
+    best = max(tuning, key=lambda row: (row["score"], -row["learning_rate"]))["learning_rate"]
+    assert {row["learning_rate"] for row in rows if row["method"] == "lora" and not row["tuning"]} == {best}
+    for row in rows:
+        assert row["seconds"]["total"] == pytest.approx(row["seconds"]["search"] + row["seconds"]["train"], abs=0.02)
+        assert (row["seconds"]["search"] > 0) is (row["method"] == "spt")
+        assert (row["prompt_layers"] is not None) is (row["method"] == "spt")
+        assert row["adapter_bytes"] > 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [line["method"] for line in summary] == ["spt", "lora", "head"]
+    assert [line["runs"] for line in summary] == [2, 2, 2]
+    own = [row["test"]["score"] for row in rows if row["method"] == "spt"]
+    assert summary[0]["scores"]["words"] == pytest.approx(sum(own) / 2)
+    assert comparison.summary[2].parameters == 0
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert {"study.yaml", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
+    assert not (tmp_path / "runs").exists()
+    assert Study.read(tmp_path / "study.yaml") == comparison.study
+
+
+def test_what_is_done_is_not_repeated_and_more_seeds_only_add(parts: dict[str, Any], tmp_path: Path) -> None:
+    compare(parts, tmp_path)
+    before = (tmp_path / "runs.jsonl").read_text()
+    compare(parts, tmp_path)
+    assert (tmp_path / "runs.jsonl").read_text() == before
+    compare({**parts, "seeds": [0, 1, 2]}, tmp_path)
+    after = (tmp_path / "runs.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == len(before.splitlines()) + 3
+
+
+def test_the_same_run_gives_the_same_scores(parts: dict[str, Any], tmp_path: Path) -> None:
+    scores = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        compare({**parts, "seeds": [0]}, folder)
+        scores.append({row["run"]: row["score"] for row in read_rows(folder)})
+    assert scores[0] == scores[1]
+
+
+def test_a_failed_run_is_recorded_and_the_rest_goes_on(parts: dict[str, Any], tmp_path: Path) -> None:
+    parts["methods"] = {"head": {"learning_rates": 1e-2}, "lora": {"learning_rates": 1e-3, "r": -1}}
+    comparison = compare(parts, tmp_path)
+    states = {(row["method"], row["seed"]): row for row in read_rows(tmp_path)}
+    assert [states["head", seed]["state"] for seed in (0, 1)] == ["done", "done"]
+    failure = states["lora", 0]
+    assert failure["state"] == "failed"
+    assert "PEFT refuses LORA" in failure["error"]
+    assert "-1" in failure["error"]
+    assert [(line.runs, line.failed) for line in comparison.summary] == [(2, 0), (0, 2)]
+    lines = (tmp_path / "runs.jsonl").read_text()
+    compare(parts, tmp_path)
+    assert (tmp_path / "runs.jsonl").read_text() == lines
+    compare(parts, tmp_path, retry_failed=True)
+    assert len(read_rows(tmp_path)) == 4
+
+
+def test_a_killed_study_goes_on_where_it_was(parts: dict[str, Any], tmp_path: Path) -> None:
+    """The line that was being written, and the folder of the run that was under way, are not in the way."""
+    whole = compare(parts, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    compare({**parts, "seeds": [0]}, folder)
+    with (folder / "runs.jsonl").open("a") as file:
+        file.write('{"run": "')
+    (folder / "runs" / whole.rows[-1]["run"]).mkdir(parents=True)
+    resumed = compare(parts, folder)
+    assert {row["run"]: row["score"] for row in resumed.rows} == {row["run"]: row["score"] for row in whole.rows}
+
+
+def test_processes_share_a_study(parts: dict[str, Any], tmp_path: Path) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({**parts, "seeds": [0, 1, 2]}))
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "sptune", "compare", "--study", str(study), "--output", str(folder), "--json"]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [worker.communicate(timeout=300) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    rows = read_rows(folder)
+    assert len({row["run"] for row in rows}) == len(rows) == 2 + 3 * 3
+    assert outputs[0][0] == outputs[1][0]
+
+
+@pytest.mark.parametrize("name", ATTACHED)
+def test_every_method_trains_its_own_parameters_and_the_head(
+    name: str, data: dict[str, str], masked_lm: str, tmp_path: Path
+) -> None:
+    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
+    settings = {"search_steps": 2} if name == "spt" else {}
+    spec = run_of(name, options, **settings)
+    plan = prepare("compare", spec.run_options(tmp_path), Monitor())
+    job = stages.load(plan)
+    backbone = {id(parameter) for parameter in job.backbone.backbone.parameters()}
+    network = attach(spec.method, job)
+    before = {key: value.clone() for key, value in network.module.named_parameters()}
+    frozen = {key for key, value in network.module.named_parameters() if not value.requires_grad}
+    stages.train(job, network.module, "", network.callbacks)
+    changed = {key for key, value in network.module.named_parameters() if not torch.equal(value, before[key])}
+    assert changed
+    assert not changed & frozen
+    own_backbone = {key for key, value in network.module.named_parameters() if id(value) in backbone}
+    if METHODS[name].kind == WEIGHTS:
+        assert changed & own_backbone
+    else:
+        assert not changed & own_backbone
+    assert any("classifier" in key for key in changed)
+    assert any("classifier" not in key for key in changed)
+
+
+def test_prefixes_are_seen_by_a_mean_pooled_classifier(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    """PEFT's prefix tuning hands keys and values through `past_key_values`; the head's mean is over the text alone."""
+    spec = run_of("prefix-tuning", {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8})
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    network: Any = attach(spec.method, job).module.eval()
+    batch = job.plan.encoder.collator([job.encoded["test"][index] for index in range(4)])
+    batch.pop("labels")
+    logits = network(**batch).logits
+    assert logits.shape == (4, 2)
+    assert not torch.allclose(logits, network.base_model(**batch).logits, atol=1e-4)
+
+
+def test_adalora_has_the_gradient_of_its_own_regulariser() -> None:
+    """PEFT adds it to a model's own loss, which a trainer that takes class scores never sees."""
+    torch.manual_seed(0)
+    base = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6))
+    config = peft.AdaLoraConfig(target_modules=["0", "1"], init_r=3, target_r=2, total_step=10, tinit=1, tfinal=2)
+    model: Any = peft.get_peft_model(base, config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+
+    class WithLoss(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return type("Output", (), {"loss": (0.0 * x).sum()})()
+
+    factors = {name: one for name, one in model.named_parameters() if "lora_A" in name or "lora_B" in name}
+    AdaLoraSteps().on_pre_optimizer_step(None, None, None, model=model)  # type: ignore[arg-type]
+    ours = {name: one.grad.clone() for name, one in factors.items()}
+    model.zero_grad()
+    model.base_model.model = WithLoss()
+    with torch.no_grad():
+        trainable = [(name, one) for name, one in factors.items()]
+    total = torch.zeros(())
+    for name, one in trainable:
+        product = one @ one.T if "lora_A" in name else one.T @ one
+        total = total + torch.norm(product - torch.eye(3), p="fro")
+    expected = torch.autograd.grad(0.5 * total / len(trainable), [one for _, one in trainable])
+    for (name, _), gradient in zip(trainable, expected, strict=True):
+        torch.testing.assert_close(ours[name], gradient)
+
+
+def test_verbalizers_are_compared_with_zero_shot_and_need_no_head(
+    data: dict[str, str], causal_lm: str, tmp_path: Path
+) -> None:
+    words = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
+    tasks = {"words": {**data, **words, "model": causal_lm, "max_steps": 2, "batch_size": 8}}
+    methods = {
+        name: {"learning_rates": 1e-3} for name in ("lora", "prompt-tuning", "prefix-tuning", "zero-shot", "head")
+    }
+    methods["static-prompts"] = {"learning_rates": 1e-2}
+    comparison = compare({"methods": methods, "tasks": tasks, "seeds": [0], "against": "lora"}, tmp_path)
+    states = {row["method"]: row["state"] for row in comparison.rows}
+    assert states.pop("head") == "skipped"
+    assert set(states.values()) == {"done"}, [row.get("error") for row in comparison.rows]
+    zero = next(row for row in comparison.rows if row["method"] == "zero-shot")
+    assert zero["parameters"] == {"trainable": 0, "added": 0}
+
+
+def test_a_missing_library_is_told_before_anything_is_trained(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"houlsby: needs the library adapters.*pip install"):
+        compare({**parts, "methods": ["spt", "houlsby"]}, tmp_path / "out")
+    with pytest.raises(InputError, match=r"needs Ray.*pip install"):
+        compare(parts, tmp_path / "other", ray="auto")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_are_told_before_anything_is_trained(parts: dict[str, Any], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "", "label": "good"}\n')
+    parts["tasks"]["second"] = {"train_file": str(bad)}
+    with pytest.raises(InputError, match=r"Task second: .*bad\.jsonl:1"):
+        compare(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_compares_on_the_users_own_files(
+    data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [part for name, value in data.items() for part in ("--" + name.replace("_", "-"), value)]
+    command = ["compare", "--model", masked_lm, *given, "--methods", "lora,head", "--seeds", "0", "--max-steps", "2"]
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--dry-run"])
+    assert not left.value.code
+    assert "Runs: 6 to choose learning rates, 2 to report" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as left:
+        main([*command, "--output", str(tmp_path / "out")])
+    captured = capsys.readouterr()
+    assert not left.value.code, captured.err
+    assert "better than lora by" in captured.out
+    assert "head on train, seed 0" in captured.err
+    assert len(read_rows(tmp_path / "out")) == 8
+    with pytest.raises(SystemExit) as left:
+        main([*command])
+    assert left.value.code == 2
+    assert "--output is missing" in capsys.readouterr().err
+
+
+def test_ray_does_the_same_runs(parts: dict[str, Any], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    cluster = pytest.importorskip("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
+    try:
+        on_ray = compare({**parts, "seeds": [0]}, tmp_path / "ray", ray=cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    here = compare({**parts, "seeds": [0]}, tmp_path / "here")
+    scores = [{row["run"]: row["score"] for row in one.rows} for one in (on_ray, here)]
+    assert scores[0] == scores[1]
+
+
+def test_a_run_ends_without_leaving_its_folder(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    spec = run_of("lora", {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8})
+    row = execute(spec, tmp_path / "run")
+    assert row["state"] == "done", row
+    assert not (tmp_path / "run").exists()

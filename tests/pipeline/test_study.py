@@ -1,0 +1,171 @@
+"""What a study is made of: methods, runs and their identity, and how it is summed up. Nothing is trained here."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sptune.compare import METHODS, Study
+from sptune.compare.log import RunLog
+from sptune.compare.summary import interval, mean_of_means, summarise
+from sptune.errors import InputError
+
+
+@pytest.fixture
+def parts(data: dict[str, str]) -> dict[str, Any]:
+    """A study of two methods on one task."""
+    return {
+        "methods": {"spt": {"num_prompt_layers": 1}, "lora": {"learning_rates": [1e-3, 2e-3]}},
+        "tasks": {"words": data},
+        "options": {"model": "a-model", "max_steps": 4},
+        "seeds": [0, 1],
+    }
+
+
+def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
+    """Rows of all runs, of which ``score(spec)`` says the score, or the error."""
+    rows: list[dict[str, Any]] = []
+    while pending := study.pending(rows):
+        for spec in pending:
+            found = score(spec)
+            row: dict[str, Any] = {"run": spec.id, "task": spec.task, "method": spec.name, "seed": spec.seed}
+            if isinstance(found, str):
+                rows.append({**row, "state": "failed", "error": found})
+                continue
+            measured = {"score": found, "test": {"score": found}, "parameters": {"added": 10}, "prompt_layers": [2],
+                        "seconds": {"total": 3.0, "step": 0.1}, "peak_memory": None, "adapter_bytes": 5}  # fmt: skip
+            rows.append({**row, "state": "done", **measured})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methods": ["lora", "lroa"]}, "'lroa' is no method. Did you mean 'lora'?"),
+        ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is no method"),
+        ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
+        ({"methods": {"head": {"rank": 3}}}, "has no settings"),
+        ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
+        ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
+        ({"tasks": {}}, "a study needs tasks"),
+        ({"tasks": {"words": {"train_fil": "x"}}}, "train_fil"),
+        ({"options": {"searcher": "fair"}}, "does not hold for all methods"),
+        ({"seeds": 3}, "give a list such as"),
+        ({"against": "head"}, "none of the methods (spt, lora)"),
+        ({"method": ["lora"]}, "no part of a study; parts are: methods"),
+    ],
+)
+def test_what_cannot_be_a_study_is_refused(change: dict[str, Any], message: str, parts: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as refused:
+        Study.from_mapping({**parts, **change}, "study.yaml")
+    assert message in str(refused.value)
+    assert str(refused.value).startswith(("study.yaml", "spt on words", "lora on words"))
+
+
+def test_a_study_says_all_that_it_holds_and_can_be_read_again(parts: dict[str, Any], tmp_path: Path) -> None:
+    study = Study.from_mapping(parts, "study")
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump(study.to_dict(), sort_keys=False))
+    again = Study.read(file)
+    assert again == study
+    assert [spec.id for spec in again.final_runs({})] == [spec.id for spec in study.final_runs({})]
+
+
+def test_every_method_of_the_table_can_be_named(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping({**parts, "methods": list(METHODS)}, "study")
+    assert list(study.methods) == list(METHODS)
+    assert study.against == "spt"
+
+
+def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, Any], data: dict[str, str]) -> None:
+    def first(**changes: Any) -> str:
+        return Study.from_mapping({**parts, **changes}, "study").final_runs({})[0].id
+
+    own = first()
+    assert first(tasks={"another name": data}) == own
+    assert first(methods={"another name": {"method": "spt", "num_prompt_layers": 1}}) == own
+    assert first(methods={"spt": {"num_prompt_layers": 2}}) != own
+    assert first(options={**parts["options"], "max_steps": 5}) != own
+    assert first(seeds=[3]) != own
+    copied = Path(data["train_file"]).with_name("copy.jsonl")
+    copied.write_text(Path(data["train_file"]).read_text())
+    assert first(tasks={"words": {**data, "train_file": str(copied)}}) == own
+    copied.write_text(Path(data["train_file"]).read_text().replace("fine", "bad"))
+    assert first(tasks={"words": {**data, "train_file": str(copied)}}) != own
+
+
+def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping(parts, "study")
+    tuning = study.tuning_runs()
+    assert {spec.seed for spec in tuning}.isdisjoint(study.seeds)
+    assert [spec.name for spec in study.pending([]) if not spec.tuning] == []
+    rows = rows_of(study, lambda spec: spec.learning_rate)
+    assert study.chosen_rates(rows) == {("words", "spt"): 1e-2, ("words", "lora"): 2e-3}
+    reported = [spec for spec in study.final_runs(study.chosen_rates(rows)) if spec.name == "lora"]
+    assert {spec.learning_rate for spec in reported} == {2e-3}
+
+
+def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping(parts, "study")
+    assert study.chosen_rates(rows_of(study, lambda spec: 0.5))["words", "lora"] == 1e-3
+    only_one = rows_of(study, lambda spec: "broken" if spec.learning_rate == 1e-3 else 0.5)
+    assert study.chosen_rates(only_one)["words", "lora"] == 2e-3
+    none = rows_of(study, lambda spec: "broken" if spec.name == "lora" else 0.5)
+    assert ("words", "lora") not in study.chosen_rates(none)
+    assert summarise(study, none)[1].failed == 2
+
+
+def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: dict[str, Any]) -> None:
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks}, "study")
+    values = {("spt", "words"): 0.8, ("spt", "more"): 0.6, ("lora", "words"): 0.7, ("lora", "more"): 0.7}
+
+    def score(spec: Any) -> Any:
+        if (spec.name, spec.task, spec.seed) == ("lora", "more", 1):
+            return "out of memory"
+        return values[spec.name, spec.task] + 0.1 * (spec.seed == 1)
+
+    spt, lora = summarise(study, rows_of(study, score))
+    assert (spt.runs, lora.runs, lora.failed) == (4, 3, 1)
+    assert spt.scores == pytest.approx({"words": 0.85, "more": 0.65})
+    assert spt.mean == pytest.approx(0.75)
+    assert spt.deviation == pytest.approx(0.1 / math.sqrt(2))
+    assert math.isnan(spt.difference)
+    assert lora.pairs == 3
+    assert lora.difference == pytest.approx(0.0)  # .1 worse on one task, .1 better on the other
+    assert (lora.low, lora.high) == pytest.approx((-0.1, 0.1))
+    assert spt.layers == {"words": {2: 2}, "more": {2: 2}}
+
+
+def test_intervals_hold_within_tasks_unless_tasks_are_drawn_too() -> None:
+    """Values that differ only between tasks say nothing about chance within them, and much about another task."""
+    groups = {"a": [1.0, 1.0, 1.0], "b": [3.0, 3.0, 3.0]}
+    assert mean_of_means(groups) == 2
+    assert interval(groups, over_groups=False) == (2, 2)
+    assert interval(groups, over_groups=True) == (1, 3)
+    # The standard error of a share of one half among a hundred is .05.
+    assert interval({"a": [0.0, 1.0] * 50}, over_groups=False) == pytest.approx((0.402, 0.598), abs=0.02)
+    assert all(map(math.isnan, interval({"a": [1.0]}, over_groups=True)))
+
+
+def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.append({"run": "a", "state": "done"})
+    with log.path.open("a") as file:
+        file.write('{"run": "b", "sta')
+    assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
+    log.append({"run": "c", "state": "failed"})
+    assert [row["run"] for row in RunLog(tmp_path).read()] == ["a", "c"]
+    log.forget(("failed",))
+    assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
+
+
+def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
+    own = RunLog(tmp_path).claim("a")
+    assert own is not None
+    assert RunLog(tmp_path).claim("a") is None
+    assert RunLog(tmp_path).claim("b") is not None
+    own.release()
+    assert RunLog(tmp_path).claim("a") is not None
