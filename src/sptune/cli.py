@@ -400,7 +400,8 @@ class _StudyProgress:
         if not messages.is_terminal:
             left = len(self.study.pending(rows))
             for row in new:
-                messages.print(escape(f"{_run_title(row)}: {_run_outcome(row)}; {left} runs can be done now"))
+                title, outcome = _run_title(row), _run_outcome(row)
+                messages.print(escape(f"{title}: {outcome}; {left} runs can be done now"), soft_wrap=True)
         self._show()
 
     def _show(self) -> None:
