@@ -34,10 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from scoring import Row, SubsetTable, add_line, read_lines, spearman
+from scoring import Row, SubsetTable, add_line, gains, in_words, read_lines, spearman
 from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
-from sptune.compare.summary import interval, mean_of_means
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.selection import select_layers
@@ -152,6 +151,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         by_run[row["setting"]][row["task"], row["seed"]].append(row)
     first = next(iter(settings))
     regrets: dict[str, dict[tuple[str, int], float]] = {}
+    accuracies: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
     scores = Table("setting", "k=1", "k=2", "mean", "better than the first by", "stopped", "seconds", "runs",
                    title="Regret of the layers with the largest gates", title_justify="left")  # fmt: skip
     responses = Table("setting", "truth", "alone", "closing", "closing, weight half", "height", "third of the way",
@@ -164,10 +164,14 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         sizes = {size: {key: _regret(table, key, rows, "gates", size) for key, rows in runs.items()} for size in (1, 2)}
         stopped = [_regret(table, key, rows, "stopped_gates", size) for key, rows in runs.items() for size in (1, 2)]
         regrets[name] = {key: (sizes[1][key] + sizes[2][key]) / 2 for key in runs}
-        better: dict[str, list[float]] = defaultdict(list)
-        for key, value in regrets[name].items():
-            if key in regrets.get(first, {}):
-                better[key[0]].append(regrets[first][key] - value)
+        accuracies[name] = {task: {} for task in TASKS}
+        for (task, seed), rows in runs.items():
+            one, two = (table.by_draw(task, _layers(rows, "gates", size), seed) for size in (1, 2))
+            accuracies[name][task][seed] = {draw: (one[draw] + two[draw]) / 2 for draw in one}
+        better = {
+            task: {seed: gains(own, accuracies[first][task].get(seed, {})) for seed, own in by_seed.items()}
+            for task, by_seed in accuracies[name].items()
+        }
         base = by_run[first]
         ratios = [
             sum(row["seconds"] for row in rows) / base[key][0]["seconds"] for key, rows in runs.items() if key in base
@@ -177,7 +181,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
             f"{np.mean(list(sizes[1].values())):.2f}",
             f"{np.mean(list(sizes[2].values())):.2f}",
             f"{np.mean(list(regrets[name].values())):.2f}",
-            "" if name == first or not better else _with_interval(better),
+            "" if name == first else in_words(better, over_tasks=False),
             f"{np.mean(stopped):.2f}",
             f"{np.median(ratios):.2f}",
             str(len(runs)),
@@ -191,14 +195,14 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     console.print(responses)
 
 
-def _with_interval(groups: dict[str, list[float]]) -> str:
-    return "{:.2f} [{:.2f}, {:.2f}]".format(mean_of_means(groups), *interval(groups, over_groups=False))
+def _layers(rows: list[Row], reading: str, size: int) -> list[int]:
+    """Those with the largest scores in the restarts' mean."""
+    scores = np.mean([row[reading] for row in rows], axis=0).tolist()
+    return select_layers(scores, range(len(scores)), num_prompt_layers=size)
 
 
 def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
-    """Of the restarts' mean."""
-    scores = np.mean([row[reading] for row in rows], axis=0).tolist()
-    return table.regret(key[0], select_layers(scores, range(len(scores)), num_prompt_layers=size), key[1])
+    return table.regret(key[0], _layers(rows, reading, size), key[1])
 
 
 def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:

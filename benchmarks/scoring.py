@@ -2,24 +2,30 @@
 
 Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
 the best set of its size, 0 the worst. A choice is looked up in the table without the draw of the examples that it was
-made on, so that a choice that fits the accidents of its own examples gains nothing by it; a choice made on a draw that
+made on, so that a choice that fits the accidents of its own examples gains nothing by it. A choice made on a draw that
 the table has not is looked up in each of the tables that lack one draw, so that all choices meet the same noise.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from scipy import stats
+
+from sptune.compare.summary import interval, mean_of_means, t_interval
 
 Row = dict[str, Any]
 LayerSet = tuple[int, ...]
 Accuracies = dict[LayerSet, float]
+# Values by task, by the draw that layers were chosen on, and by the draw in which they were looked up.
+Cells = Mapping[str, Mapping[int, Mapping[int, float]]]
 
 
 def read_lines(path: Path) -> list[Row]:
@@ -78,16 +84,11 @@ class SubsetTable:
             if len(layers) == size and draws
         }
 
-    def rulers(self, task: str, size: int, draw: int) -> list[list[int]]:
-        """The draws by which a choice made on `draw` is judged: all but its own, or all but each of them in turn."""
-        known = self.draws(task, size)
-        if len(known) < 2:
-            return [known]
-        return [[one for one in known if one != left] for left in ([draw] if draw in known else known)]
-
     def views(self, task: str, size: int, draw: int) -> list[Accuracies]:
-        """The accuracies by each of the `rulers`."""
-        return [self.accuracies(task, size, ruler) for ruler in self.rulers(task, size, draw)]
+        """The accuracies as they are for a choice made on `draw`: without it, or without each of the others in turn."""
+        known = self.draws(task, size)
+        rulers = [[one for one in known if one != left] for left in ([draw] if draw in known else known)]
+        return [self.accuracies(task, size, ruler or known) for ruler in rulers]
 
     def regret(self, task: str, layers: Sequence[int], draw: int) -> float:
         """Of layers chosen on a draw of the examples."""
@@ -97,21 +98,22 @@ class SubsetTable:
         """Of layers chosen on a draw of the examples."""
         return float(np.mean([percentile(view, layers) for view in self.views(task, len(layers), draw)]))
 
-    def chance(self, task: str, size: int, draw: int) -> float:
+    def chance(self, task: str, size: int) -> float:
         """The expected regret of a set drawn at random."""
-        return float(
-            np.mean([max(view.values()) - np.mean(list(view.values())) for view in self.views(task, size, draw)])
-        )
+        views = [list(view.values()) for draw in self.draws(task, size) for view in self.views(task, size, draw)]
+        return float(np.mean([max(view) - np.mean(view) for view in views]))
 
-    def above_all(self, task: str, layers: Sequence[int], draw: int) -> float:
-        """Points above prompts at all layers; not a number if the table has not all of them on the same draws."""
-        size, everywhere = len(layers), len(self.candidates)
-        if not set(self.draws(task, size)) <= set(self.draws(task, everywhere)):
-            return float("nan")
-        rulers = self.rulers(task, size, draw)
-        own = [self.accuracies(task, size, ruler)[tuple(layers)] for ruler in rulers]
-        others = [self.accuracies(task, everywhere, ruler)[tuple(self.candidates)] for ruler in rulers]
-        return float(np.mean(np.subtract(own, others)))
+    def by_draw(self, task: str, layers: Sequence[int], draw: int) -> dict[int, float]:
+        """Accuracy of layers chosen on `draw`, in each of the table's other draws."""
+        runs = self._runs[task][tuple(layers)]
+        known = self.draws(task, len(layers))
+        return {one: runs[one] for one in known if one in runs and (one != draw or known == [draw])}
+
+    def by_draw_of_all(self, task: str, size: int) -> dict[int, float]:
+        """Mean accuracy of all sets of a size, in each of the table's draws."""
+        return {
+            one: float(np.mean(list(self.accuracies(task, size, [one]).values()))) for one in self.draws(task, size)
+        }
 
     def noise(self) -> float:
         """Standard deviation of one run about its set's mean; not a number if no set was run twice.
@@ -140,9 +142,59 @@ class SubsetTable:
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's rank correlation; 0 if one of them is constant."""
-    ranks = [
-        np.array([np.mean([(b < a) + (b == a) / 2 for b in values]) for a in values]) for values in (first, second)
-    ]
-    if min(rank.std() for rank in ranks) == 0:
+    if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def gains(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """How much more accurate, in the draws that both have."""
+    return {draw: value - other[draw] for draw, value in own.items() if draw in other}
+
+
+def crossed_interval(cells: Cells, *, over_tasks: bool) -> tuple[float, float]:
+    """95 % interval of the mean of looked-up gains.
+
+    Both the draw that a choice was made on and those in which it was looked up are samples, and choices share the
+    latter, so the variance of a task's mean is that of its rows plus that of its columns; a little too much, since both
+    hold the noise of single cells. Degrees of freedom are Satterthwaite's.
+
+    Args:
+        cells: gains by task, by the draw of the choice, and by the draw of the look-up.
+        over_tasks: the interval is for another task, not for other draws of these.
+    """
+    middle = mean_of_cells(cells)
+    if over_tasks:
+        return interval({task: [mean_of_cells({task: rows})] for task, rows in cells.items()})
+    parts = []
+    for rows in cells.values():
+        columns = sorted({draw for row in rows.values() for draw in row})
+        by_row = [np.mean(list(row.values())) for row in rows.values()]
+        by_column = [np.mean([row[draw] for row in rows.values() if draw in row]) for draw in columns]
+        if min(len(by_row), len(by_column)) < 2:
+            return math.nan, math.nan
+        parts += [(np.var(one, ddof=1) / len(one) / len(cells) ** 2, len(one) - 1) for one in (by_row, by_column)]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return middle, middle
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return t_interval(middle, math.sqrt(variance), freedom)
+
+
+def mean_of_cells(cells: Cells) -> float:
+    """The mean over tasks of the means over choices; not a number where a choice was not looked up."""
+    return mean_of_means(
+        {
+            task: [float(np.mean(list(row.values()))) if row else math.nan for row in rows.values()]
+            for task, rows in cells.items()
+        }
+    )
+
+
+def in_words(cells: Cells, *, over_tasks: bool) -> str:
+    """A mean and its interval; see `crossed_interval`."""
+    middle = mean_of_cells(cells)
+    if math.isnan(middle):
+        return ""
+    low, high = crossed_interval(cells, over_tasks=over_tasks)
+    return f"{middle:.2f}" if math.isnan(low) else f"{middle:.2f} [{low:.2f}, {high:.2f}]"

@@ -11,8 +11,8 @@ Regret and percentile: see scoring.py. Correlation: Spearman's, between a search
 its first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen
 on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
 median of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of
-accuracy above prompts at all layers. Intervals are 95 % bootstrap intervals over the draws of each task; with
-`--over-tasks` over tasks too.
+accuracy above prompts at all layers. Intervals (95 %, Student's t) are for other draws of these tasks; with
+`--over-tasks` for another task.
 """
 
 from __future__ import annotations
@@ -36,9 +36,19 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
-from scoring import Row, SubsetTable, add_line, read_lines, spearman
+from scoring import (
+    Cells,
+    Row,
+    SubsetTable,
+    add_line,
+    crossed_interval,
+    gains,
+    in_words,
+    read_lines,
+    spearman,
+)
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
-from sptune.compare.summary import interval, mean_of_means
+from sptune.compare.summary import mean_of_means
 from sptune.search.config import FIXED_SETTINGS
 from sptune.search.selection import evenly_spaced, select_layers
 from subsets import BACKBONES, TASKS, Problem
@@ -148,27 +158,30 @@ def current(rows: Iterable[Row], settings: Settings, tasks: Iterable[str]) -> li
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How a setting did at one size; values by task, one a draw.
+    """How a setting did at one size; values by task, one for each draw that layers were chosen on.
 
     Attributes:
         regret: points below the best set of the size.
         percentile: share of the other sets that are worse.
-        over_random: points of regret less than those of a set drawn at random.
-        over_all: points of accuracy above prompts at all layers.
+        accuracy: of the chosen layers, by the draw of the choice and that of the look-up.
         correlation: of the scores of the layers with the accuracy of single layers.
         agreement: shared part of the layers chosen on two draws; without values if there is but one.
         prices: in LoRA trainings.
-        draws: which they are, by task.
     """
 
     regret: Groups
     percentile: Groups
-    over_random: Groups
-    over_all: Groups
+    accuracy: Cells
     correlation: Groups
     agreement: Groups
     prices: list[float]
-    draws: Groups
+
+    def better_than(self, other: Callable[[str, int], dict[int, float] | None]) -> Cells:
+        """Points of accuracy above those that `other` gives for a task and the draw of a choice."""
+        return {
+            task: {draw: gains(own, other(task, draw) or {}) for draw, own in rows.items()}
+            for task, rows in self.accuracy.items()
+        }
 
 
 def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
@@ -180,13 +193,13 @@ def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
         return {task: [value(row) for row in own] for task, own in by_task.items()}
 
     singles = {task: [accuracy for _, accuracy in sorted(table.accuracies(task, 1).items())] for task in by_task}
-    regrets = each(lambda row: table.regret(row["task"], row["layers"], row["seed"]))
-    chance = each(lambda row: table.chance(row["task"], len(row["layers"]), row["seed"]))
     return Scores(
-        regret=regrets,
+        regret=each(lambda row: table.regret(row["task"], row["layers"], row["seed"])),
         percentile=each(lambda row: table.percentile(row["task"], row["layers"], row["seed"])),
-        over_random=_minus(chance, regrets),
-        over_all=each(lambda row: table.above_all(row["task"], row["layers"], row["seed"])),
+        accuracy={
+            task: {row["seed"]: table.by_draw(task, row["layers"], row["seed"]) for row in own}
+            for task, own in by_task.items()
+        },
         correlation=each(lambda row: spearman(row["scores"], singles[row["task"]])),
         agreement={
             task: [_shared(a["layers"], b["layers"]) for a, b in itertools.combinations(own, 2)]
@@ -194,7 +207,6 @@ def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
             if len(own) > 1
         },
         prices=[row["seconds"] / row["lora_seconds"] for row in rows],
-        draws=each(lambda row: row["seed"]),
     )
 
 
@@ -213,11 +225,6 @@ def scores_by_setting(
     return {
         name: score(own, table) for name, own in by_setting.items() if own and {row["task"] for row in own} == found
     }
-
-
-def chance(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
-    """Expected regret of a set drawn at random, by task and draw of the table."""
-    return {task: [table.chance(task, size, draw) for draw in table.draws(task, size)] for task in tasks}
 
 
 def noise_floor(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
@@ -247,7 +254,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         floor = noise_floor(table, tasks, size)
         console.print(
             f"k={size}: best minus worst: {spread}. Regret of a set drawn at random: "
-            f"{', '.join(f'{task} {np.mean(own):.2f}' for task, own in chance(table, tasks, size).items())}"
+            f"{', '.join(f'{task} {table.chance(task, size):.2f}' for task in tasks)}"
             + (f"; of the best set of one whole training of each: {mean_of_means(floor):.2f}." if floor else ".")
         )
     for task in tasks:
@@ -258,7 +265,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         console.print(_numbers_of_layers(table, tasks, sizes))
     rows = read_lines(given.output)
     for size in SIZES[given.backbone]:
-        console.print(_table(size, scores_by_setting(rows, size, settings, table, tasks), tasks, given))
+        console.print(_table(size, scores_by_setting(rows, size, settings, table, tasks), table, given))
 
 
 def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence[int]) -> Table:
@@ -281,41 +288,32 @@ def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence
     return shown
 
 
-def _table(size: int, scores: dict[str, Scores], tasks: Sequence[str], given: argparse.Namespace) -> Table:
+def _table(size: int, scores: dict[str, Scores], table: SubsetTable, given: argparse.Namespace) -> Table:
     """Scores of all settings at one size."""
     columns = ("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
                f"better than {given.against} by", f"better than {SPACED} by", "better than all by", "runs")  # fmt: skip
-    title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(tasks)}"
+    title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(next(iter(scores.values())).regret)}"
     shown = Table(*columns, title=title, title_justify="left")
 
-    def cell(groups: Groups) -> str:
-        if np.isnan(mean_of_means(groups)):
-            return ""
-        if not given.over_tasks and all(len(own) == 1 for own in groups.values()):
-            return f"{mean_of_means(groups):.2f}"
-        return "{:.2f} [{:.2f}, {:.2f}]".format(mean_of_means(groups), *interval(groups, over_groups=given.over_tasks))
-
     def better(own: Scores, other: Scores | None) -> str:
-        if other is None or other is own or any(not set(own.draws[t]) <= set(other.draws[t]) for t in own.draws):
+        if other is None or other is own:
             return ""
-        matched = {
-            task: [other.regret[task][other.draws[task].index(draw)] for draw in draws]
-            for task, draws in own.draws.items()
-        }
-        return cell(_minus(matched, own.regret))
+        return in_words(own.better_than(lambda task, draw: other.accuracy[task].get(draw)), over_tasks=given.over_tasks)
 
     for name, own in scores.items():
+        by_chance = own.better_than(lambda task, _: table.by_draw_of_all(task, size))
+        by_all = own.better_than(lambda task, draw: table.by_draw(task, table.candidates, draw))
         shown.add_row(
             name,
-            cell(own.regret),
+            f"{mean_of_means(own.regret):.2f}",
             f"{mean_of_means(own.percentile):.0f}",
             f"{mean_of_means(own.correlation):.2f}",
             f"{mean_of_means(own.agreement):.2f}" if own.agreement else "",
             f"{np.median(own.prices):.2f}",
-            cell(own.over_random),
+            in_words(by_chance, over_tasks=given.over_tasks),
             better(own, scores.get(given.against)),
             better(own, scores[SPACED]),
-            cell(own.over_all),
+            in_words(by_all, over_tasks=given.over_tasks),
             str(len(own.prices)),
         )
     return shown
@@ -340,22 +338,20 @@ def plot(given: argparse.Namespace, settings: Settings) -> None:
         names = sorted(scores, key=lambda name: mean_of_means(scores[name].regret), reverse=True)
         for place, name in enumerate(names):
             middle = mean_of_means(scores[name].regret)
-            low, high = interval(scores[name].regret, over_groups=given.over_tasks)
-            axis.errorbar(middle, place, xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=3)
+            # The interval is of the gain over a random choice.
+            gain = scores[name].better_than(lambda task, _, size=size: table.by_draw_of_all(task, size))
+            low, high = crossed_interval(gain, over_tasks=given.over_tasks)
+            axis.errorbar(middle, place, xerr=(high - low) / 2, fmt="o", color="C0", capsize=3)
         axis.set_yticks(range(len(names)), [f"{name} ({np.median(scores[name].prices):.1f})" for name in names])
-        lines = {"random": chance(table, tasks, size),
-                 "best of one training of each set": noise_floor(table, tasks, size)}  # fmt: skip
-        for (label, groups), style in zip(lines.items(), ("--", ":"), strict=True):
-            if groups:
-                axis.axvline(mean_of_means(groups), color="grey", linestyle=style, linewidth=1.2, label=label)
+        floor = noise_floor(table, tasks, size)
+        lines = {"random": np.mean([table.chance(task, size) for task in tasks]),
+                 "best of one training of each set": mean_of_means(floor) if floor else math.nan}  # fmt: skip
+        for (label, value), style in zip(lines.items(), ("--", ":"), strict=True):
+            axis.axvline(value, color="grey", linestyle=style, linewidth=1.2, label=label)
         axis.legend(fontsize=8, loc="upper right")
-        axis.set(xlabel="regret in points of accuracy", xlim=(0, None))
+        axis.set(xlabel="regret in points of accuracy")
         axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (price in LoRA trainings)", fontsize=11)
     figure.savefig(given.plot, dpi=110)
-
-
-def _minus(first: Groups, second: Groups) -> Groups:
-    return {task: [a - b for a, b in zip(first[task], second[task], strict=True)] for task in first}
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> float:
@@ -383,7 +379,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of settings; default: all of the settings file's")
     parser.add_argument("--against", default="darts", help="the setting that others are compared with")
     parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
-    parser.add_argument("--over-tasks", action="store_true", help="intervals for another task, not only another draw")
+    parser.add_argument(
+        "--over-tasks", action="store_true", help="intervals for another task, not for another draw of these"
+    )
     parser.add_argument("--plot", type=Path, help="also draw a picture (.png, .svg)")
     given = parser.parse_args()
     given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]

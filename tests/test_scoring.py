@@ -1,12 +1,24 @@
 """What benchmarks/scoring.py says of choices, on small tables whose answers are known."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from scoring import SubsetTable, add_line, percentile, read_lines, regret, spearman
+from scoring import (
+    SubsetTable,
+    add_line,
+    crossed_interval,
+    gains,
+    mean_of_cells,
+    percentile,
+    read_lines,
+    regret,
+    spearman,
+)
 
 
 def rows(accuracies: dict[tuple[int, ...], list[float]], task: str = "t") -> list[dict[str, Any]]:
@@ -32,7 +44,10 @@ def test_a_choice_is_looked_up_without_the_draw_it_was_made_on() -> None:
     assert table.percentile("t", [0], 0) == 0
     # A draw that the table has not is judged by all tables that lack one draw.
     assert table.regret("t", [0], 7) == pytest.approx((10 + 0 + 0) / 3)
-    assert table.chance("t", 1, 0) == pytest.approx(5)
+    assert table.chance("t", 1) == pytest.approx((5 + 0 + 0) / 3)
+    assert table.by_draw("t", [0], 0) == pytest.approx({1: 70, 2: 70})
+    assert table.by_draw("t", [0], 7) == pytest.approx({0: 90, 1: 70, 2: 70})
+    assert table.by_draw_of_all("t", 1) == pytest.approx({0: 85, 1: 75, 2: 75})
 
 
 def test_a_draw_that_not_all_sets_have_does_not_count() -> None:
@@ -43,10 +58,39 @@ def test_a_draw_that_not_all_sets_have_does_not_count() -> None:
     assert table.draws("t", 1, 2) == [0]
 
 
-def test_all_layers_are_compared_on_the_same_draws_or_not_at_all() -> None:
-    one = {(0,): [70.0, 80.0], (1,): [72.0, 82.0]}
-    assert SubsetTable(rows({**one, (0, 1): [71.0, 85.0]})).above_all("t", [0], 0) == pytest.approx(-5)
-    assert str(SubsetTable(rows({**one, (0, 1): [71.0]})).above_all("t", [0], 0)) == "nan"
+def test_gains_are_of_draws_that_both_have() -> None:
+    assert gains({0: 5.0, 1: 7.0}, {1: 4.0, 2: 9.0}) == {1: 3.0}
+    assert math.isnan(mean_of_cells({"t": {0: gains({0: 5.0}, {})}}))
+
+
+def test_an_interval_takes_choices_and_look_ups_for_samples() -> None:
+    """A choice that is the same on all draws is known as well as the table, however often it is made."""
+    looked_up = {0: 1.0, 1: 2.0, 2: 3.0}
+    table_alone = crossed_interval({"t": dict.fromkeys(range(6), looked_up)}, over_tasks=False)
+    assert table_alone == crossed_interval({"t": dict.fromkeys(range(600), looked_up)}, over_tasks=False)
+    # Mean 2, standard error 1 / sqrt(3), two degrees of freedom.
+    assert table_alone == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-3)
+    choices_alone = {"t": {draw: dict.fromkeys(range(600), value) for draw, value in looked_up.items()}}
+    assert crossed_interval(choices_alone, over_tasks=False) == pytest.approx(table_alone)
+    assert all(map(math.isnan, crossed_interval({"t": {0: {0: 1.0}}}, over_tasks=False)))
+    tasks = {name: {0: {0: value}} for name, value in (("a", 1.0), ("b", 2.0), ("c", 3.0))}
+    assert crossed_interval(tasks, over_tasks=True) == pytest.approx(table_alone)
+
+
+def test_intervals_hold_as_often_as_they_say() -> None:
+    """Gains with noise of the choice, the look-up and the cell, as the table has them: six choices, three draws."""
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        cells: dict[str, dict[int, dict[int, float]]] = {}
+        for task in "abcd":
+            choice, draw = generator.normal(size=6), generator.normal(size=3)
+            cells[task] = {
+                e: {d: choice[e] + draw[d] + generator.normal() for d in range(3) if d != e} for e in range(6)
+            }
+        low, high = crossed_interval(cells, over_tasks=False)
+        held += low <= 0 <= high
+    assert 0.92 <= held / 400 <= 0.995
 
 
 def test_noise_leaves_out_what_a_draw_does_to_all_sets() -> None:

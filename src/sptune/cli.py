@@ -91,8 +91,6 @@ class _Stages:
         self._task: Any = None
 
     def __enter__(self) -> _Stages:
-        if messages.is_terminal and self.is_main:
-            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -107,6 +105,7 @@ class _Stages:
         if not self.is_main:
             return
         if messages.is_terminal:
+            self._progress.start()
             self._task = self._progress.add_task(escape(title), total=steps)
         else:
             messages.print(escape(title + (f" ({steps} steps)" if steps else "")), soft_wrap=True)
@@ -329,8 +328,9 @@ def _compare(
             named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
             raise InputError(f"--study {study} says what to compare; write {named} into it.")
         values = read_config(study) if study is not None else _one_task(options)
-        if methods is not None:
-            values["methods"] = _named_methods(values.get("methods"), methods.split(","))
+        only = None if methods is None else methods.split(",")
+        if study is None and only is not None:
+            values["methods"] = only
         if seeds is not None:
             values["seeds"] = _integers("--seeds", seeds)
         wanted = as_study(values)
@@ -339,23 +339,19 @@ def _compare(
             return
         assert output is not None
         with _StudyProgress(wanted) as progress:
-            comparison = run_study(wanted, output, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
+            comparison = run_study(wanted, output, only=only, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
     if as_json:
         _print_json([line.to_dict() for line in comparison.summary])
     else:
         _print_comparison(comparison)
+    if not any(line.runs for line in comparison.summary):
+        raise typer.Exit(FAILED)
 
 
 def _one_task(options: dict[str, Any]) -> dict[str, Any]:
     """A study of the one task that the options name."""
     name = options.get("task") or Path(options.get("train_file") or options.get("data") or "data").stem
     return {"tasks": {name: options}}
-
-
-def _named_methods(known: Any, names: list[str]) -> Any:
-    """Those of a study's methods that are named, as it has them, and others of the table."""
-    known = dict.fromkeys(known) if isinstance(known, list) else known or {}
-    return {name: known.get(name) for name in names}
 
 
 def _integers(flag: str, text: str) -> list[int]:
@@ -518,7 +514,7 @@ _add_command(
             for name, default, kind, flag, text in (
                 ("study", None, Path | None, "--study", "YAML file: methods, tasks, seeds, options."),
                 ("methods", None, str | None, "--methods",
-                 f"Methods, separated by commas. Default: {','.join(DEFAULT_METHODS)}."),
+                 f"Methods, separated by commas; of a --study, those to do now. Default: {','.join(DEFAULT_METHODS)}."),
                 ("seeds", None, str | None, "--seeds", "Seeds of the reported runs. Default: 0,1,2."),
                 ("output", None, Path | None, "--output", "Folder for runs, summary and pictures."),
                 ("dry_run", False, bool, "--dry-run", "Only show what would be run; nothing is loaded."),

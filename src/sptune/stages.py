@@ -241,6 +241,8 @@ def training_arguments(
         more |= {"metric_for_best_model": "score", "greater_is_better": True}
     if name != "baseline":
         more["gradient_checkpointing"] = options.gradient_checkpointing
+        # The reentrant kind, which transformers 4 takes, drops the gradients of whatever lies above frozen embeddings.
+        more["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
         more |= grouping_by_length()
     return TrainingArguments(
         output_dir=str(job.plan.checkpoints / name),

@@ -15,7 +15,7 @@ from sptune import stages
 from sptune.cli import main
 from sptune.compare import METHODS, Study, compare
 from sptune.compare.methods import ADAPTERS, HEAD, WEIGHTS, ZERO_SHOT
-from sptune.compare.networks import AdaLoraSteps, attach
+from sptune.compare.networks import AdaLoraSteps, attach, trained_parameters
 from sptune.compare.run import execute
 from sptune.errors import InputError
 from sptune.preparation import prepare
@@ -113,13 +113,15 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(parts: dict[str, Any], tm
 
 
 def test_a_killed_study_goes_on_where_it_was(parts: dict[str, Any], tmp_path: Path) -> None:
-    """The line that was being written, and the folder of the run that was under way, are not in the way."""
+    """The line that was being written, and what the run under way has left, are not in the way."""
     whole = compare(parts, tmp_path / "whole")
     folder = tmp_path / "killed"
     compare({**parts, "seeds": [0]}, folder)
     with (folder / "runs.jsonl").open("a") as file:
         file.write('{"run": "')
-    (folder / "runs" / whole.rows[-1]["run"]).mkdir(parents=True)
+    left = folder / "runs" / whole.rows[-1]["run"]
+    left.mkdir(parents=True)
+    (left / "config.yaml").write_text("command: compare\nmax_steps: 99\n")
     resumed = compare(parts, folder)
     assert {row["run"]: row["score"] for row in resumed.rows} == {row["run"]: row["score"] for row in whole.rows}
 
@@ -137,11 +139,13 @@ def test_processes_share_a_study(parts: dict[str, Any], tmp_path: Path) -> None:
     assert outputs[0][0] == outputs[1][0]
 
 
-@pytest.mark.parametrize("name", ATTACHED)
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [*((name, False) for name in ATTACHED), ("spt", True), ("lora", True), ("full", True)]
+)
 def test_every_method_trains_its_own_parameters_and_the_head(
-    name: str, data: dict[str, str], masked_lm: str, tmp_path: Path
+    name: str, checkpointing: bool, data: dict[str, str], masked_lm: str, tmp_path: Path
 ) -> None:
-    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
+    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8, "gradient_checkpointing": checkpointing}
     settings = {"search_steps": 2} if name == "spt" else {}
     spec = run_of(name, options, **settings)
     plan = prepare("compare", spec.run_options(tmp_path), Monitor())
@@ -150,6 +154,7 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     network = attach(spec.method, job)
     before = {key: value.clone() for key, value in network.module.named_parameters()}
     frozen = {key for key, value in network.module.named_parameters() if not value.requires_grad}
+    assert trained_parameters(network.module, job)["added"] > 0
     stages.train(job, network.module, "", network.callbacks)
     changed = {key for key, value in network.module.named_parameters() if not torch.equal(value, before[key])}
     assert changed
@@ -226,11 +231,43 @@ def test_a_missing_library_is_told_before_anything_is_trained(
 ) -> None:
     import importlib.util
 
+    both = {**parts["methods"], "houlsby": None}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"houlsby: needs the library adapters.*pip install"):
-        compare({**parts, "methods": ["spt", "houlsby"]}, tmp_path / "out")
+        compare({**parts, "methods": both}, tmp_path / "out")
     with pytest.raises(InputError, match=r"needs Ray.*pip install"):
         compare(parts, tmp_path / "other", ray="auto")
+    assert not (tmp_path / "out").exists()
+
+
+def test_some_methods_of_a_study_can_be_done_elsewhere(parts: dict[str, Any], tmp_path: Path) -> None:
+    """Such as those of a library that does not go with this environment; the summary is of the whole study."""
+    parts["methods"] = {"spt": parts["methods"]["spt"], "head": {"learning_rates": 1e-2}, "houlsby": None}
+    part = compare(parts, tmp_path, only=["head"])
+    assert [line.runs for line in part.summary] == [0, 2, 0]
+    assert [line.runs for line in compare(parts, tmp_path, only=["spt"]).summary] == [2, 2, 0]
+    with pytest.raises(InputError, match="'lora' is none of the study's methods, which are spt, head, houlsby"):
+        compare(parts, tmp_path, only=["lora"])
+
+
+def test_texts_that_leave_no_room_for_prompts_are_told(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    long = tmp_path / "long.jsonl"
+    long.write_text("".join(json.dumps({"text": "the film " * 18, "label": one}) + "\n" for one in ["good", "bad"] * 8))
+    spec = run_of("prompt-tuning", {**data, "train_file": str(long), "model": masked_lm, "max_steps": 2})
+    row = execute(spec, tmp_path / "run")
+    assert row["state"] == "failed"
+    assert "10 positions before the text" in row["error"]
+    assert "max_length of at most 30" in row["error"]
+
+
+def test_a_backbone_that_is_not_supported_is_told_before_anything_is_trained(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
+    parts["options"]["model"] = str(tmp_path / "model")
+    with pytest.raises(InputError, match=r"Task words: .*t5"):
+        compare(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -46,7 +46,11 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
         ({"methods": ["lora", "lroa"]}, "'lroa' is no method. Did you mean 'lora'?"),
         ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is no method"),
         ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
-        ({"methods": {"head": {"rank": 3}}}, "has no settings"),
+        ({"methods": {"head": {"rank": 3}}}, "'rank' is no setting of 'head'"),
+        ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),
+        ({"methods": {"lora": {"rank": 3}}}, "'rank' is no setting of 'lora'"),
+        ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
+        ({"seeds": [0, 1000]}, "change one of them"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
         ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
         ({"tasks": {}}, "a study needs tasks"),
@@ -89,11 +93,36 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     assert first(methods={"spt": {"num_prompt_layers": 2}}) != own
     assert first(options={**parts["options"], "max_steps": 5}) != own
     assert first(seeds=[3]) != own
+    train = {"train_file": data["train_file"]}
+    as_validation, as_test = ({**train, name: data["test_file"]} for name in ("validation_file", "test_file"))
+    assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
+    assert first(methods={"spt": {"num_prompt_layers": 1, "num_virtual_tokens": 10}}) == own  # the default
+    assert first(options={**parts["options"], "prefix_cache": False}) != own
     copied = Path(data["train_file"]).with_name("copy.jsonl")
     copied.write_text(Path(data["train_file"]).read_text())
     assert first(tasks={"words": {**data, "train_file": str(copied)}}) == own
     copied.write_text(Path(data["train_file"]).read_text().replace("fine", "bad"))
     assert first(tasks={"words": {**data, "train_file": str(copied)}}) != own
+
+
+def test_a_local_backbone_is_known_by_what_is_in_it(parts: dict[str, Any], tmp_path: Path) -> None:
+    def first(model: Path) -> str:
+        options = {**parts["options"], "model": str(model)}
+        return Study.from_mapping({**parts, "options": options}, "study").final_runs({})[0].id
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"weights")
+    assert first(tmp_path / "here") == first(tmp_path / "there")
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"other weights")
+    assert first(tmp_path / "here") != first(tmp_path / "there")
+
+
+def test_what_is_taken_out_of_a_method_stays_out(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": None}}}, "study")
+    assert study.methods["lpt"].searches
+    assert Study.from_mapping(study.to_dict(), "study") == study
 
 
 def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[str, Any]) -> None:
@@ -135,19 +164,19 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
     assert math.isnan(spt.difference)
     assert lora.pairs == 3
     assert lora.difference == pytest.approx(0.0)  # .1 worse on one task, .1 better on the other
-    assert (lora.low, lora.high) == pytest.approx((-0.1, 0.1))
+    # Two tasks: standard error .1, one degree of freedom.
+    assert (lora.low, lora.high) == pytest.approx((-1.2706, 1.2706), abs=1e-3)
     assert spt.layers == {"words": {2: 2}, "more": {2: 2}}
 
 
-def test_intervals_hold_within_tasks_unless_tasks_are_drawn_too() -> None:
-    """Values that differ only between tasks say nothing about chance within them, and much about another task."""
-    groups = {"a": [1.0, 1.0, 1.0], "b": [3.0, 3.0, 3.0]}
-    assert mean_of_means(groups) == 2
-    assert interval(groups, over_groups=False) == (2, 2)
-    assert interval(groups, over_groups=True) == (1, 3)
-    # The standard error of a share of one half among a hundred is .05.
-    assert interval({"a": [0.0, 1.0] * 50}, over_groups=False) == pytest.approx((0.402, 0.598), abs=0.02)
-    assert all(map(math.isnan, interval({"a": [1.0]}, over_groups=True)))
+def test_the_sample_of_an_interval_are_the_tasks_and_of_a_single_task_its_seeds() -> None:
+    """However many seeds: they say nothing about another task."""
+    tasks = {"a": [1.0, 1.0], "b": [2.0] * 9, "c": [1.0, 5.0, 3.0]}
+    assert mean_of_means(tasks) == 2
+    # Means 1, 2 and 3: standard error 1 / sqrt(3), two degrees of freedom.
+    assert interval(tasks) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-3)
+    assert interval({"a": [1.0, 2.0, 3.0]}) == pytest.approx(interval(tasks))
+    assert all(map(math.isnan, interval({"a": [1.0]})))
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:
@@ -158,7 +187,7 @@ def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
     log.append({"run": "c", "state": "failed"})
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a", "c"]
-    log.forget(("failed",))
+    log.forget(["c"])
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
 
 

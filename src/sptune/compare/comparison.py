@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from sptune import outputs
-from sptune.compare.log import ROWS_FILE, RunLog
+from sptune.compare.log import ROWS_FILE, RunLog, read_rows
 from sptune.compare.methods import ADAPTERS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, Study
 from sptune.compare.summary import Line, summarise
 from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
 from sptune.errors import InputError
+from sptune.loading import check_supported, find_source, load_config
 from sptune.preparation import read_data
 from sptune.progress import processes
 from sptune.report.comparison import plot_layers, plot_scores, searching
@@ -48,6 +49,7 @@ def compare(
     study: Study | Mapping[str, Any] | str | Path,
     output_dir: str | Path,
     *,
+    only: Sequence[str] | None = None,
     retry_failed: bool = False,
     ray: str | None = None,
     watcher: Watcher | None = None,
@@ -61,6 +63,8 @@ def compare(
     Args:
         study: the study, a mapping of its parts (see `Study.from_mapping`), or a YAML file of them.
         output_dir: folder for what the study writes; it may hold runs of other studies.
+        only: methods whose runs are done now, such as those that this environment has the libraries for; None for all.
+            What is there of the others is in the result too.
         retry_failed: do runs that failed again.
         ray: address of a Ray cluster to do the runs on; None to do them here.
         watcher: is told about progress.
@@ -73,21 +77,26 @@ def compare(
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
         )
-    check_libraries(study)
-    check_data(study)
+    unknown = [name for name in only or () if name not in study.methods]
+    if unknown:
+        raise InputError(f"{unknown[0]!r} is none of the study's methods, which are {', '.join(study.methods)}.")
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
+    begun = read_rows(folder)
+    failed = {row["run"] for row in study.own(begun) if row["state"] == FAILED and retry_failed}
+    check_libraries(study, [row for row in begun if row["run"] not in failed], only)
+    check_data(study)
     log = RunLog(folder)
-    if retry_failed:
-        log.forget((FAILED,))
+    if failed:
+        log.forget(failed)
     with log.lock:
         outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
     watcher = watcher or Watcher()
-    rows = work_on_ray(study, folder, watcher, ray) if ray else work(study, folder, watcher)
+    rows = work_on_ray(study, folder, watcher, only, ray) if ray else work(study, folder, watcher, only)
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
-    comparison = Comparison(study, folder, rows, summarise(study, rows))
+    comparison = Comparison(study, folder, study.own(rows), summarise(study, rows))
     with log.lock:
         write_results(comparison)
     return comparison
@@ -102,8 +111,8 @@ def read_comparison(study: Study | Mapping[str, Any] | str | Path, output_dir: s
     study, folder = as_study(study), Path(output_dir)
     if not (folder / ROWS_FILE).exists():
         raise InputError(f"{folder}: holds no runs ({ROWS_FILE} is missing); name the folder of a comparison.")
-    rows = RunLog(folder).read()
-    return Comparison(study, folder, rows, summarise(study, rows))
+    rows = read_rows(folder)
+    return Comparison(study, folder, study.own(rows), summarise(study, rows))
 
 
 def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
@@ -117,22 +126,24 @@ def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
     return Study.from_mapping(study, "study") if isinstance(study, Mapping) else Study.read(study)
 
 
-def check_libraries(study: Study) -> None:
-    """Refuse methods whose library is missing.
+def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | None) -> None:
+    """Refuse methods that have something left to do, and whose library is missing.
 
     Raises:
         InputError: which one, and how to install it.
     """
-    wanted = [name for name, method in study.methods.items() if method.kind == ADAPTERS]
+    left = study.pending(rows, only)
+    wanted = list(dict.fromkeys(spec.name for spec in left if spec.method.kind == ADAPTERS))
     if wanted and importlib.util.find_spec("adapters") is None:
         raise InputError(
             f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
-            "4.57 only; in an environment of its own: pip install 'sptune[adapters]'"
+            "4.57 only: do the other methods here (--methods), and these in an environment of their own, with the same "
+            "output: pip install 'sptune[adapters]'"
         )
 
 
 def check_data(study: Study) -> None:
-    """Read each task's data once, before anything is trained.
+    """Read each task's data and its backbone's configuration once, before anything is trained.
 
     Raises:
         InputError: what is wrong with them.
@@ -140,7 +151,10 @@ def check_data(study: Study) -> None:
     for task in study.tasks:
         spec = next(one for one in study.final_runs({}) if one.task == task)
         try:
-            read_data(spec.run_options(""))
+            options = spec.run_options("")
+            source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
+            read_data(options)
+            check_supported(load_config(source), options.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
 

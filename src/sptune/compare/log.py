@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,6 +12,18 @@ from filelock import FileLock, Timeout
 from sptune.compare.study import Row
 
 ROWS_FILE = "runs.jsonl"
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows in a study's folder; of a run that was done again the last, in the place of the first."""
+    path = folder / ROWS_FILE
+    rows: dict[str, Row] = {}
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n"):  # what is not was cut off while it was written
+            row = json.loads(line)
+            rows[row["run"]] = row
+    return list(rows.values())
 
 
 class RunLog:
@@ -33,14 +46,8 @@ class RunLog:
         self.lock = FileLock(self._locks / "rows.lock")
 
     def read(self) -> list[Row]:
-        """All rows; of a run that was done again the last, in the place of the first."""
-        rows: dict[str, Row] = {}
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):  # what is not was cut off while it was written
-                row = json.loads(line)
-                rows[row["run"]] = row
-        return list(rows.values())
+        """All rows; see `read_rows`."""
+        return read_rows(self.folder)
 
     def append(self, row: Row) -> None:
         """Add a row; it is on the disk when this returns."""
@@ -52,10 +59,10 @@ class RunLog:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def forget(self, states: tuple[str, ...]) -> None:
-        """Take the rows in these states out, so that their runs are done again."""
+    def forget(self, runs: Collection[str]) -> None:
+        """Take the rows of these runs out, so that they are done again."""
         with self.lock:
-            kept = [row for row in self.read() if row["state"] not in states]
+            kept = [row for row in self.read() if row["run"] not in runs]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
             os.replace(partial, self.path)

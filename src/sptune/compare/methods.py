@@ -6,6 +6,7 @@ the backbone itself, or nothing but the head.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -140,6 +141,16 @@ METHODS = {method.name: method for method in _TABLE}
 DEFAULT_METHODS = ("spt", "lora", "prompt-tuning", "bitfit", "head", "zero-shot")
 
 
+def _peft_fields(method: Method) -> tuple[str, ...]:
+    """The fields of a PEFT method's configuration."""
+    if method.kind != PEFT:
+        return ()
+    import peft  # takes seconds, which a command's --help need not wait for
+
+    config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(method.settings["peft_type"])]
+    return tuple(sorted(one.name for one in dataclasses.fields(config)))
+
+
 def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Method:
     """A method of the table, or a variant of one.
 
@@ -164,13 +175,10 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         isinstance(rate, float | int) and not isinstance(rate, bool) and rate > 0 for rate in rates
     ):
         raise InputError(f"{where}: learning_rates={list(rates)!r} of {name!r} is not allowed; give numbers above 0.")
-    unknown = [key for key in changes if base.kind == PROMPTS and key not in PROMPT_OPTIONS]
+    takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: (), HEAD: (), ZERO_SHOT: ()}
+    unknown = [key for key in changes if key not in takers.get(base.kind, changes)]  # adapters knows its own
     if unknown:
-        raise InputError(
-            f"{where}: {unknown[0]!r} is no setting of {name!r}, which takes method, learning_rates, "
-            f"{', '.join(PROMPT_OPTIONS)}."
-        )
-    if changes and base.kind in (HEAD, ZERO_SHOT):
-        raise InputError(f"{where}: {name!r} has no settings, but {', '.join(changes)} is given; leave it out.")
+        takes = ", ".join(("method", "learning_rates", *takers[base.kind]))
+        raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}, which takes {takes}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
     return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)

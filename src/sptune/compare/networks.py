@@ -18,9 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
+from sptune.loading import longest_input
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
-from sptune.stages import Job
+from sptune.stages import SPLITS, Job
 
 # AdaLoRA's share of steps before the first and after the last change of ranks, as in its paper's GLUE runs.
 ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3
@@ -105,10 +106,25 @@ def _peft(settings: Mapping[str, Any], job: Job) -> Network:
             modules_to_save=job.untrained_modules or None,
             **given,
         )
+        if config.is_prompt_learning:
+            _check_room(job, config.num_virtual_tokens)
         set_seed(job.plan.options.seed)
         return Network(peft.get_peft_model(job.backbone, config), callbacks=callbacks)
     except (TypeError, ValueError) as error:
         raise InputError(f"PEFT refuses {kind.value} on {job.plan.spec.source.model}: {error}") from error
+
+
+def _check_room(job: Job, tokens: int) -> None:
+    """Refuse texts after which PEFT's prompts, which take positions of their own, would run off the backbone's."""
+    longest = max(max(job.encoded[name]["length"]) for name in SPLITS)
+    try:
+        longest_input(job.backbone.config, job.plan.tokenizer, int(longest) + tokens)
+    except InputError:
+        limit = longest_input(job.backbone.config, job.plan.tokenizer, None)
+        raise InputError(
+            f"This method puts {tokens} positions before the text, the longest text has {longest} tokens, and the "
+            f"backbone takes {limit}; give the study a max_length of at most {limit - tokens}."
+        ) from None
 
 
 def _peft_defaults(kind: peft.PeftType, inner: Any) -> dict[str, Any]:

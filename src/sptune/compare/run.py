@@ -24,7 +24,7 @@ from sptune.compare.networks import attach, saved_bytes, trained_parameters
 from sptune.compare.study import Row, RunSpec
 from sptune.loading import CLASSIFIER
 from sptune.preparation import prepare
-from sptune.progress import Monitor, on_cpu
+from sptune.progress import Monitor, on_cpu, processes
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
@@ -65,15 +65,17 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
 
     Args:
         spec: the run.
-        folder: of its own; an interrupted run in it is continued, and it is removed in the end.
+        folder: of its own; what an interrupted run left in it is removed first, and the folder in the end.
 
     Returns:
         `run` (its id), `task`, `method`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or "skipped") and
         `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on development
         data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds` (of the
-        search, the training without its evaluations, both, and a step), `peak_memory` and `adapter_bytes`.
+        search, all steps of the training, both, and a step), `peak_memory` and `adapter_bytes`.
     """
     folder = Path(folder)
+    # Continuing would save little, and neither times nor what AdaLoRA knows of its ranks outlive an interruption.
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         with _peak_memory() as peak:
             measured = _measured(spec, folder)
@@ -82,7 +84,7 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         row = {**_about(spec), **measured, "versions": outputs.versions()}
     except Exception as error:
         row = failed(spec, error)
-    shutil.rmtree(folder, ignore_errors=True)  # not after an interruption: the run goes on from there
+    shutil.rmtree(folder, ignore_errors=True)
     return row
 
 
@@ -110,8 +112,7 @@ def _about(spec: RunSpec) -> Row:
 
 
 def _measured(spec: RunSpec, folder: Path) -> Row:
-    options = spec.run_options(folder, resume=(folder / outputs.CONFIG_FILE).exists())
-    plan = prepare("compare", options, Quiet())
+    plan = prepare("compare", spec.run_options(folder), Quiet())
     is_classifier = plan.spec.head == CLASSIFIER
     if spec.method.kind in (HEAD, ZERO_SHOT) and is_classifier != (spec.method.kind == HEAD):
         needs, has = ("a classifier", "read from label words") if not is_classifier else ("label words", "a classifier")
@@ -128,12 +129,13 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         size = 4 * results["parameters"]
     else:
         network = attach(spec.method, job)
+        parameters = trained_parameters(network.module, job)
         title = f"Training {spec.name} on {spec.task}"
         trainer = stages.train(job, network.module, title, [timer, *network.callbacks])
-        train_seconds = plan.clock.seconds["train"] - timer.evaluations
+        train_seconds = sum(timer.steps)
         results = stages.evaluated(job, trainer, job.encoded, splits)
-        parameters = trained_parameters(network.module, job)
         size = saved_bytes(network.module, folder / outputs.ADAPTER_FOLDER)
+    device = processes().device.type
     search_seconds = plan.clock.seconds.get("search", 0.0)
     return {
         "state": DONE,
@@ -148,7 +150,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
             "step": round(statistics.median(timer.steps), 5) if timer.steps else 0.0,
         },
         "adapter_bytes": size,
-        "device": torch.cuda.get_device_name() if not on_cpu() else "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
     }
 
 
@@ -170,7 +172,7 @@ def _peak_memory() -> Iterator[dict[str, int]]:
     """
     found: dict[str, int] = {}
     gc.collect()
-    if not on_cpu():
+    if torch.cuda.is_available() and not on_cpu():
         torch.cuda.reset_peak_memory_stats()
         yield found
         found["bytes"] = torch.cuda.max_memory_allocated()

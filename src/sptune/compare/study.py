@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune import outputs
-from sptune.compare.methods import DEFAULT_METHODS, HEAD, PROMPTS, Method, find_method
+from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
 from sptune.options import SHARED_OPTIONS, RunOptions
 
@@ -21,6 +21,9 @@ DEFAULT_SEEDS = (0, 1, 2)
 TUNING_SEED = 1000
 
 FIELDS = ("methods", "tasks", "seeds", "tuning_seed", "options", "against")
+
+# Options that name files, folders or things of the hub.
+PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
 
 Row = dict[str, Any]
 
@@ -49,20 +52,22 @@ class RunSpec:
 
     @cached_property
     def id(self) -> str:
-        """The hash of all that says what the run is, contents of data files included; names in the study are not."""
-        lasting = self.run_options("").lasting()
-        files = [lasting[name] for name in ("train_file", "validation_file", "test_file") if lasting[name]]
+        """The hash of all that says what the run is: of files and local backbones the content, not where they are.
+
+        Names in the study are no part of it, nor is what is left open: of that, later versions may choose otherwise.
+        """
+        options = self.run_options("")
+        given = {key: value for key, value in options.lasting().items() if value is not None}
         about = {
             "kind": self.method.kind,
-            "settings": dict(self.method.settings),
+            "settings": {} if self.method.kind == PROMPTS else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
-            # What is None is left open, so that options which later versions add do not change what a run is.
-            "options": {key: value for key, value in lasting.items() if value is not None and value not in files},
-            "files": [_digest(file) for file in files],
+            "content": {key: _content(given.pop(key)) for key in PLACES if key in given},
+            "options": {**given, "prefix_cache": options.prefix_cache},
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
-    def run_options(self, folder: str | Path, resume: bool = False) -> RunOptions:
+    def run_options(self, folder: str | Path) -> RunOptions:
         """The options of the run.
 
         Raises:
@@ -73,9 +78,7 @@ class RunSpec:
         if self.method.kind == HEAD:
             varied["head_learning_rate"] = self.learning_rate
         where = f"{self.name} on {self.task}"
-        return RunOptions.from_mapping(
-            {**self.options, **prompts, **varied, "output_dir": str(folder), "resume": resume}, where
-        )
+        return RunOptions.from_mapping({**self.options, **prompts, **varied, "output_dir": str(folder)}, where)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ class Study:
         tasks = _mapping(values.get("tasks"), f"{where}: tasks")
         if not tasks:
             raise InputError(f"{where}: a study needs tasks, such as 'tasks: {{sst2: {{task: sst2}}}}'.")
-        tasks = {str(name): {**shared, **_mapping(own, f"{where}: task {name}")} for name, own in tasks.items()}
+        tasks = {
+            str(name): _with_paths({**shared, **_mapping(own, f"{where}: task {name}")}) for name, own in tasks.items()
+        }
         for name, options in tasks.items():
             _check_shared(options, f"{where}: task {name}")
         seeds = values.get("seeds", list(DEFAULT_SEEDS))
@@ -135,6 +140,11 @@ class Study:
         tuning_seed = values.get("tuning_seed", TUNING_SEED)
         if type(tuning_seed) is not int or tuning_seed < 0:
             raise InputError(f"{where}: tuning_seed={tuning_seed!r} is not allowed; give a whole number of at least 0.")
+        if tuning_seed in seeds:
+            raise InputError(
+                f"{where}: {tuning_seed} is among the seeds and the tuning_seed; learning rates are chosen on a draw "
+                "that no result is reported on, so change one of them."
+            )
         against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
         if against not in methods:
             raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
@@ -147,7 +157,12 @@ class Study:
         """Plain values that `from_mapping` takes, with every choice made."""
         return {
             "methods": {
-                name: {"method": method.name, "learning_rates": list(method.learning_rates), **method.settings}
+                name: {
+                    "method": method.name,
+                    "learning_rates": list(method.learning_rates),
+                    **dict.fromkeys(METHODS[method.name].settings),  # what was taken out of the table's stays out
+                    **method.settings,
+                }
                 for name, method in self.methods.items()
             },
             "tasks": {name: dict(options) for name, options in self.tasks.items()},
@@ -200,21 +215,37 @@ class Study:
                     chosen[task, name] = min(scores, key=lambda rate: (-scores[rate], rate))
         return chosen
 
-    def pending(self, rows: Sequence[Row]) -> list[RunSpec]:
-        """The runs that can be done now; those that wait for a learning rate come later."""
+    def pending(self, rows: Sequence[Row], only: Sequence[str] | None = None) -> list[RunSpec]:
+        """The runs that can be done now; those that wait for a learning rate come later.
+
+        Args:
+            rows: what is there.
+            only: methods whose runs are wanted; None for all.
+        """
         known = {row["run"] for row in rows}
         rates = self.chosen_rates(rows)
         final = [spec for spec in self.final_runs(rates) if (spec.task, spec.name) in rates]
-        return [spec for spec in (*self.tuning_runs(), *final) if spec.id not in known]
+        wanted = self.methods if only is None else only
+        return [spec for spec in (*self.tuning_runs(), *final) if spec.id not in known and spec.name in wanted]
+
+    def own(self, rows: Iterable[Row]) -> list[Row]:
+        """The rows that are runs of this study."""
+        rows = list(rows)
+        ids = {spec.id for spec in (*self.tuning_runs(), *self.final_runs(self.chosen_rates(rows)))}
+        return [row for row in rows if row["run"] in ids]
 
     def _spec(self, task: str, name: str, seed: int, rate: float, *, tuning: bool) -> RunSpec:
         return RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
 
 
-def _digest(file: str) -> str:
-    """The content of a data file; its name where there is no such file, which the run will complain about."""
-    path = Path(file)
-    return _digest_of_version(file, path.stat().st_mtime_ns) if path.is_file() else file
+def _content(place: str) -> Any:
+    """What a file or a local folder holds; the name itself where it is a hub id, or nothing that is there."""
+    path = Path(place)
+    if path.is_file():
+        return _digest_of_version(place, path.stat().st_mtime_ns)
+    if path.is_dir():
+        return {file.name: _content(str(file)) for file in sorted(path.iterdir()) if file.is_file()}
+    return place
 
 
 @lru_cache
@@ -222,8 +253,16 @@ def _digest_of_version(file: str, modified: int) -> str:
     return outputs.file_digest(Path(file))
 
 
+def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """The same with whole paths of local files and folders: runs may be done in another working directory."""
+    local = {key: value for key in PLACES if isinstance(value := options.get(key), str) and Path(value).exists()}
+    return {**options, **{key: str(Path(value).resolve()) for key, value in local.items()}}
+
+
 def _methods(given: Any, where: str) -> dict[str, Method]:
     if isinstance(given, list):
+        if not all(isinstance(name, str) for name in given):
+            raise InputError(f"{where}: methods={given!r} is not allowed; list names, or map names to their settings.")
         given = dict.fromkeys(given)
     changes = _mapping(given, f"{where}: methods")
     return {

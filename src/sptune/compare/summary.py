@@ -8,12 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from scipy import stats
 
 from sptune.compare.run import DONE, FAILED
 from sptune.compare.study import Row, Study
-
-DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,10 @@ class Line:
         runs: how many are done.
         failed: how many failed.
         scores: mean score on the test data, by task; only tasks with a finished run.
-        mean: mean over tasks of these means; not a number before every task that the reference has done is there.
+        mean: mean of these means over the tasks that the reference has done; not a number before all of them are there.
         deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
         difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
-        low, high: 95 % interval of that, for other tasks and seeds than these.
+        low, high: 95 % interval of that: for another task, of one task for another seed.
         pairs: how many tasks and seeds that is.
         parameters: trained ones without the head, median over runs.
         step_seconds: of one step, median.
@@ -66,25 +64,23 @@ class Line:
         return {name: None if _is_nan(value) else value for name, value in vars(self).items()}
 
 
-def interval(groups: Mapping[Any, Sequence[float]], *, over_groups: bool) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of the groups' means; not numbers without at least two values.
+def interval(groups: Mapping[Any, Sequence[float]]) -> tuple[float, float]:
+    """95 % interval of the mean of the groups' means, by Student's t; not numbers where there is too little to tell.
 
     Args:
-        groups: values by group, such as by task. Those of one group are not independent of each other, so values are
-            drawn within their group.
-        over_groups: also draw the groups: what to expect of another task, not only of another run on these.
+        groups: values by group, such as by task. The groups' means are the sample, so that the interval is for another
+            group; where there is but one group, its values are.
     """
-    if sum(map(len, groups.values())) < 2:
+    sample = [statistics.mean(own) for own in groups.values()] if len(groups) > 1 else list(*groups.values())
+    if len(sample) < 2:
         return math.nan, math.nan
-    generator = np.random.default_rng(0)
-    means = np.stack(
-        [np.asarray(own)[generator.integers(0, len(own), (DRAWS, len(own)))].mean(1) for own in groups.values()], 1
-    )
-    if over_groups:
-        drawn = generator.integers(0, len(groups), (DRAWS, len(groups)))
-        means = np.take_along_axis(means, drawn, 1)
-    low, high = np.quantile(means.mean(1), (0.025, 0.975))
-    return float(low), float(high)
+    return t_interval(mean_of_means(groups), statistics.stdev(sample) / math.sqrt(len(sample)), len(sample) - 1)
+
+
+def t_interval(middle: float, error: float, freedom: float) -> tuple[float, float]:
+    """95 % interval by Student's t from a mean, its standard error and the degrees of freedom of that."""
+    reach = float(stats.t.ppf(0.975, freedom)) * error
+    return middle - reach, middle + reach
 
 
 def mean_of_means(groups: Mapping[Any, Sequence[float]]) -> float:
@@ -127,13 +123,13 @@ def _line(
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
     scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
     deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
-    whole = set(scores) == ({task for task, _ in reference} or set(scores)) and bool(scores)
+    wanted = {task for task, _ in reference} or set(scores)
     paired = sorted(set(own) & set(reference)) if name != study.against else []
     differences: dict[str, list[float]] = {}
     for key in paired:
         differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
     slower = [own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9) for key in paired]
-    low, high = interval(differences, over_groups=True)
+    low, high = interval(differences)
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
         for layer in row["prompt_layers"] or []:
@@ -144,7 +140,7 @@ def _line(
         runs=len(own),
         failed=failed,
         scores=scores,
-        mean=statistics.mean(scores.values()) if whole else math.nan,
+        mean=statistics.mean(scores[task] for task in wanted) if scores and wanted <= set(scores) else math.nan,
         deviation=statistics.mean(deviations) if deviations else math.nan,
         difference=mean_of_means(differences) if differences else math.nan,
         low=low,

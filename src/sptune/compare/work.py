@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ class Watcher:
         """These rows are there now."""
 
 
-def work(study: Study, folder: Path, watcher: Watcher) -> list[Row]:
+def work(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> list[Row]:
     """Do the runs that are not there yet and that no other process is at work on; return when all are there.
 
     Args:
         study: what to do.
         folder: of the study, which all processes share.
         watcher: is told about progress.
+        only: methods whose runs are wanted; None for all.
 
     Returns:
         All rows of the folder.
@@ -44,7 +46,7 @@ def work(study: Study, folder: Path, watcher: Watcher) -> list[Row]:
     while True:
         rows = log.read()
         watcher.changed(rows)
-        pending = study.pending(rows)
+        pending = study.pending(rows, only)
         if not pending:
             return rows
         if not any(_do(spec, log, watcher) for spec in pending):
@@ -56,20 +58,23 @@ def _do(spec: RunSpec, log: RunLog, watcher: Watcher) -> bool:
     lock = log.claim(spec.id)
     if lock is None:
         return False
-    with lock:
+    try:
         if all(row["run"] != spec.id for row in log.read()):
             watcher.began(spec)
             log.append(execute(spec, log.folder / RUNS_FOLDER / spec.id))
         return True
+    finally:
+        lock.release()
 
 
-def work_on_ray(study: Study, folder: Path, watcher: Watcher, address: str) -> list[Row]:
+def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None, address: str) -> list[Row]:
     """Do the runs that are not there yet as tasks of a Ray cluster, each on one CPU, and on one GPU if there are any.
 
     Args:
         study: what to do; its data files and local backbones must be where the tasks run.
         folder: of the study, on this machine; the runs' own folders are under the same path where they run.
         watcher: is told about progress.
+        only: methods whose runs are wanted; None for all.
         address: of the cluster, as `ray.init` takes it.
 
     Raises:
@@ -78,18 +83,23 @@ def work_on_ray(study: Study, folder: Path, watcher: Watcher, address: str) -> l
     if importlib.util.find_spec("ray") is None:
         raise InputError("--ray needs Ray, which is not installed; install it with: pip install 'sptune[ray]'")
     ray: Any = importlib.import_module("ray")
+    connected = ray.is_initialized()
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"ray={address!r}: there is no such cluster ({error}); start one with 'ray start'.") from None
     try:
-        return _work_with(ray, study, folder, watcher)
+        return _work_with(ray, study, folder, watcher, only)
     finally:
-        ray.shutdown()
+        if not connected:
+            ray.shutdown()
 
 
-def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher) -> list[Row]:
-    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> list[Row]:
+    resources = ray.cluster_resources()
+    gpus = 1 if resources.get("GPU") else 0
+    # A claim is an open file, so no more runs are claimed than can soon be begun.
+    most = max(1, 2 * int(resources["GPU"] if gpus else resources.get("CPU", 1)))
     # A worker ends after each run, so that nothing of a run stays in the memory of the next.
     task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, max_retries=0)(execute)
     log = RunLog(folder)
@@ -97,15 +107,20 @@ def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher) -> list[R
     while True:
         rows = log.read()
         watcher.changed(rows)
+        pending = study.pending(rows, only)
         begun = {spec.id for spec, _ in under_way.values()}
-        for spec in study.pending(rows):
-            lock = log.claim(spec.id) if spec.id not in begun else None
-            if lock is not None:
-                watcher.began(spec)
-                reference = task.remote(spec, str((folder / RUNS_FOLDER / spec.id).resolve()))
-                under_way[reference] = (spec, lock)
+        for spec in pending:
+            lock = log.claim(spec.id) if spec.id not in begun and len(under_way) < most else None
+            if lock is None:
+                continue
+            if any(row["run"] == spec.id for row in log.read()):  # another process was faster
+                lock.release()
+                continue
+            watcher.began(spec)
+            reference = task.remote(spec, str((folder / RUNS_FOLDER / spec.id).resolve()))
+            under_way[reference] = (spec, lock)
         if not under_way:
-            if not study.pending(rows):
+            if not pending:
                 return rows
             time.sleep(WAIT_SECONDS)
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,11 @@ class SearchResult:
         except ValueError as error:
             raise InputError(f"{path}: not a JSON file ({error}); give a file that a search wrote.") from error
         names = [one.name for one in fields(cls)]
-        missing = [name for name in names if not isinstance(values, dict) or name not in values]
+        required = [one.name for one in fields(cls) if one.default_factory is MISSING]
+        missing = [name for name in required if not isinstance(values, dict) or name not in values]
         if missing:
             raise InputError(f"{path}: not a search result, {missing[0]!r} is missing; it holds {', '.join(names)}.")
-        known = {name: values[name] for name in names}
+        known = {name: values[name] for name in names if name in values}
         config = {name: value for name, value in values["config"].items() if name != "peft_type"}
         return cls(**{**known, "config": SPTConfig(**config), "search": SearchConfig.from_dict(values["search"])})
 
