@@ -34,10 +34,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
-from scoring import Row, SubsetTable, add_line, gains, in_words, read_lines, spearman
+from scoring import Row, SubsetTable, gains, in_words, spearman
 from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
 from sptune.gates import at_least_float32
+from sptune.outputs import append_json_line, read_json_lines
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.selection import select_layers
 from subsets import Problem
@@ -120,7 +121,7 @@ def _stopped(entries: list[dict[str, Any]]) -> list[float]:
 
 def run_all(given: argparse.Namespace, settings: Settings) -> None:
     """Every run that the output has not yet."""
-    rows = current(read_lines(given.output), settings, TASKS)
+    rows = current(read_json_lines(given.output), settings, TASKS)
     done = {(row["setting"], row["task"], row["seed"], row["restart"]) for row in rows}
     for seed, task in itertools.product(SEEDS, TASKS):
         wanted = [
@@ -136,7 +137,7 @@ def run_all(given: argparse.Namespace, settings: Settings) -> None:
             row = {"setting": name, "task": task, "seed": seed, "restart": restart}
             row |= run(problem, seed, restart, settings[name], given.work / f"{task}-{seed}")
             row |= {"about": settings[name]}
-            add_line(given.output, row)
+            append_json_line(given.output, row)
             print(json.dumps(row), flush=True)
 
 
@@ -145,9 +146,9 @@ def run_all(given: argparse.Namespace, settings: Settings) -> None:
 
 def report(given: argparse.Namespace, settings: Settings) -> None:
     """Print both tables."""
-    table = SubsetTable(read_lines(given.table))
+    table = SubsetTable(read_json_lines(given.table))
     by_run: dict[str, dict[tuple[str, int], list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in current(read_lines(given.output), settings, TASKS):
+    for row in current(read_json_lines(given.output), settings, TASKS):
         by_run[row["setting"]][row["task"], row["seed"]].append(row)
     first = next(iter(settings))
     regrets: dict[str, dict[tuple[str, int], float]] = {}

@@ -8,15 +8,12 @@ the table has not is looked up in each of the tables that lack one draw, so that
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from scipy import stats
 
 from sptune.compare.summary import interval, mean_of_means, t_interval
@@ -26,20 +23,6 @@ LayerSet = tuple[int, ...]
 Accuracies = dict[LayerSet, float]
 # Values by task, by the draw that layers were chosen on, and by the draw in which they were looked up.
 Cells = Mapping[str, Mapping[int, Mapping[int, float]]]
-
-
-def read_lines(path: Path) -> list[Row]:
-    """The rows of a file, none if there is none; a last line that a killed process left unfinished is dropped."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def add_line(path: Path, row: Row) -> None:
-    """Add a row, in place of a line that a killed process left unfinished; any number of processes may."""
-    with FileLock(path.with_suffix(".lock")), path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write((json.dumps(row) + "\n").encode())
 
 
 def regret(accuracies: Accuracies, layers: Sequence[int]) -> float:

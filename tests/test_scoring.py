@@ -1,8 +1,6 @@
 """What benchmarks/scoring.py says of choices, on small tables whose answers are known."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +8,10 @@ import pytest
 
 from scoring import (
     SubsetTable,
-    add_line,
     crossed_interval,
     gains,
     mean_of_cells,
     percentile,
-    read_lines,
     regret,
     spearman,
 )
@@ -109,15 +105,3 @@ def test_rank_correlation() -> None:
     assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
     assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert spearman([1, 1, 1], [3, 2, 1]) == 0
-
-
-def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "runs.jsonl"
-    assert read_lines(path) == []
-    add_line(path, {"run": 1})
-    with path.open("a") as file:
-        file.write('{"run": 2, "accur')
-    assert read_lines(path) == [{"run": 1}]
-    add_line(path, {"run": 3})
-    assert read_lines(path) == [{"run": 1}, {"run": 3}]
-    assert [json.loads(line) for line in path.read_text().splitlines()] == read_lines(path)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from sptune.errors import InputError
 
@@ -75,6 +76,27 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def file_lock(path: Path) -> FileLock:
+    """The lock that whoever changes a file that processes share must hold."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
+
+
+def append_json_line(path: Path, row: dict[str, Any]) -> None:
+    """Adds a line to a file that processes share, in place of one that a killed process left unfinished."""
+    with file_lock(path), path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of such a file, none if there is no file; one that was cut off while it was written is left out."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str]) -> None:
