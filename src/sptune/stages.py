@@ -240,10 +240,10 @@ def training_arguments(
         more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
         more |= {"metric_for_best_model": "score", "greater_is_better": True}
     if name != "baseline":
-        more["gradient_checkpointing"] = options.gradient_checkpointing
-        # The reentrant kind, which transformers 4 takes, drops the gradients of whatever lies above frozen embeddings.
-        more["gradient_checkpointing_kwargs"] = {"use_reentrant": False}
         more |= grouping_by_length()
+    if name != "baseline" and options.gradient_checkpointing:
+        # The reentrant kind, which transformers 4 takes, drops the gradients of whatever lies above frozen embeddings.
+        more |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=str(job.plan.checkpoints / name),
         max_steps=steps,
