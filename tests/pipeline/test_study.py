@@ -1,5 +1,6 @@
 """What a study is made of: methods, runs and their identity, and how it is summed up. Nothing is trained here."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from sptune.cli import main
 from sptune.compare import METHODS, Study
 from sptune.compare.log import RunLog
 from sptune.compare.summary import interval, mean_of_means, summarise
 from sptune.errors import InputError
+from sptune.tasks import BENCHMARK_TASKS
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 
 
 @pytest.fixture
@@ -81,6 +86,19 @@ def test_every_method_of_the_table_can_be_named(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "methods": list(METHODS)}, "study")
     assert list(study.methods) == list(METHODS)
     assert study.against == "spt"
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_ready_made_studies_resolve(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every setting of every run, without a hub."""
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "--study", str(file), "--dry-run", "--json"])
+    assert not left.value.code
+    runs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    study = Study.read(file)
+    assert len({spec.id for spec in study.tuning_runs()}) == sum(run["tuning"] for run in runs)
+    assert len(runs) - len(study.tuning_runs()) == len(study.methods) * len(study.tasks) * len(study.seeds)
+    assert {run["options"]["task"] for run in runs} <= set(BENCHMARK_TASKS)
 
 
 def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, Any], data: dict[str, str]) -> None:
