@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from sptune.search import SearchResult
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+# With fewer, the interval of a comparison on one task is too wide to tell much.
+FEW_SEEDS = 5
 
 app = typer.Typer(
     help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
@@ -335,7 +337,7 @@ def _compare(
             values["seeds"] = _integers("--seeds", seeds)
         wanted = as_study(values)
         if dry_run:
-            _print_runs(wanted, as_json)
+            _print_runs(wanted, only, as_json)
             return
         assert output is not None
         with _StudyProgress(wanted) as progress:
@@ -394,10 +396,11 @@ class _StudyProgress:
         for row in new:
             self.under_way.pop(row["run"], None)
         if not messages.is_terminal:
-            left = len(self.study.pending(rows))
+            done = len(self.study.own(rows))
+            everything = len(self.study.tuning_runs()) + len(self.study.final_runs({}))
             for row in new:
                 title, outcome = _run_title(row), _run_outcome(row)
-                messages.print(escape(f"{title}: {outcome}; {left} runs can be done now"), soft_wrap=True)
+                messages.print(escape(f"{title}: {outcome}; {done} of {everything} runs done"), soft_wrap=True)
         self._show()
 
     def _show(self) -> None:
@@ -439,9 +442,13 @@ def _run_outcome(row: dict[str, Any]) -> str:
     return f"{split} {row[split]['score']:.4f}, {row['seconds']['total']:.0f} s"
 
 
-def _print_runs(study: Study, as_json: bool) -> None:
+def _print_runs(study: Study, only: list[str] | None, as_json: bool) -> None:
     """What a study would do; nothing of it is loaded."""
-    specs = [*study.tuning_runs(), *study.final_runs({})]
+    from sptune.compare.comparison import check_methods
+
+    check_methods(study, only)
+    methods = {name: method for name, method in study.methods.items() if only is None or name in only}
+    specs = [spec for spec in (*study.tuning_runs(), *study.final_runs({})) if spec.name in methods]
     if as_json:
         for spec in specs:
             options = {key: value for key, value in spec.run_options("").lasting().items() if value is not None}
@@ -450,7 +457,7 @@ def _print_runs(study: Study, as_json: bool) -> None:
                              ensure_ascii=False))  # fmt: skip
         return
     table = Table("method", "kind", "learning rates", "settings", box=None)
-    for name, method in study.methods.items():
+    for name, method in methods.items():
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
         table.add_row(name, method.kind, rates, escape(", ".join(f"{k}={v}" for k, v in method.settings.items())))
     results.print(table)
@@ -462,9 +469,10 @@ def _print_runs(study: Study, as_json: bool) -> None:
 def _print_comparison(comparison: Comparison) -> None:
     against, tasks = comparison.study.against, list(comparison.study.tasks)
     shown = [line for line in comparison.summary if line.runs or line.failed]
-    over = f"better than {against} by"
+    over = f"minus {against} (95 % interval)"
     scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
-    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", box=None)
+    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", "rates",
+                  box=None)  # fmt: skip
     for line in shown:
         style = "bold" if line.method == against else ""
         means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
@@ -485,9 +493,12 @@ def _print_comparison(comparison: Comparison) -> None:
             _number(line.speed, ".2f"),
             _number(line.memory and line.memory / 1e6, ",.0f"),
             _number(line.adapter_bytes / 1e3, ",.0f"),
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if line.parameters else "",
             style=style,
         )
     results.print(scores)
+    if len(tasks) == 1 and len(comparison.study.seeds) < FEW_SEEDS:
+        results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     results.print()
     results.print(costs)
     failed = [row for row in comparison.rows if row["state"] == "failed"]

@@ -293,7 +293,7 @@ def test_the_command_line_compares_on_the_users_own_files(
         main([*command, "--output", str(tmp_path / "out")])
     captured = capsys.readouterr()
     assert not left.value.code, captured.err
-    assert "better than lora by" in captured.out
+    assert "minus lora (95 % interval)" in captured.out
     assert "head on train, seed 0" in captured.err
     assert len(read_rows(tmp_path / "out")) == 8
     with pytest.raises(SystemExit) as left:

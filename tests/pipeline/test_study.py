@@ -53,7 +53,7 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
         ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
         ({"methods": {"head": {"rank": 3}}}, "'rank' is no setting of 'head'"),
         ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),
-        ({"methods": {"lora": {"rank": 3}}}, "'rank' is no setting of 'lora'"),
+        ({"methods": {"lora": {"lora_alfa": 3}}}, "'lora_alfa' is no setting of 'lora'. Did you mean 'lora_alpha'?"),
         ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
         ({"seeds": [0, 1000]}, "change one of them"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
@@ -152,6 +152,11 @@ def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[
     assert study.chosen_rates(rows) == {("words", "spt"): 1e-2, ("words", "lora"): 2e-3}
     reported = [spec for spec in study.final_runs(study.chosen_rates(rows)) if spec.name == "lora"]
     assert {spec.learning_rate for spec in reported} == {2e-3}
+
+
+def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
+    parts["methods"] = yaml.safe_load("lora: {learning_rates: [1e-3, 2.0e-3]}")
+    assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
 
 
 def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:

@@ -77,9 +77,7 @@ def compare(
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
         )
-    unknown = [name for name in only or () if name not in study.methods]
-    if unknown:
-        raise InputError(f"{unknown[0]!r} is none of the study's methods, which are {', '.join(study.methods)}.")
+    check_methods(study, only)
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
@@ -124,6 +122,20 @@ def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
     if isinstance(study, Study):
         return study
     return Study.from_mapping(study, "study") if isinstance(study, Mapping) else Study.read(study)
+
+
+def check_methods(study: Study, only: Sequence[str] | None) -> None:
+    """Refuse to do methods that the study has not.
+
+    Raises:
+        InputError: which one.
+    """
+    unknown = [name for name in only or () if name not in study.methods]
+    if unknown:
+        raise InputError(
+            f"{unknown[0]!r} is none of the study's methods, which are {', '.join(study.methods)}; write it into the "
+            "study."
+        )
 
 
 def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | None) -> None:

@@ -141,6 +141,14 @@ METHODS = {method.name: method for method in _TABLE}
 DEFAULT_METHODS = ("spt", "lora", "prompt-tuning", "bitfit", "head", "zero-shot")
 
 
+def _number(value: Any) -> Any:
+    """YAML reads 1e-3 as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _peft_fields(method: Method) -> tuple[str, ...]:
     """The fields of a PEFT method's configuration."""
     if method.kind != PEFT:
@@ -170,7 +178,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         raise InputError(f"{where}: {base_name!r} is no method.{hint} Methods are: {', '.join(METHODS)}.")
     base = METHODS[base_name]
     rates = changes.pop("learning_rates", base.learning_rates)
-    rates = rates if isinstance(rates, list | tuple) else [rates]
+    rates = [_number(rate) for rate in (rates if isinstance(rates, list | tuple) else [rates])]
     if not rates or not all(
         isinstance(rate, float | int) and not isinstance(rate, bool) and rate > 0 for rate in rates
     ):
@@ -178,7 +186,9 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
     takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: (), HEAD: (), ZERO_SHOT: ()}
     unknown = [key for key in changes if key not in takers.get(base.kind, changes)]  # adapters knows its own
     if unknown:
-        takes = ", ".join(("method", "learning_rates", *takers[base.kind]))
-        raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}, which takes {takes}.")
+        takes = ("method", "learning_rates", *takers[base.kind])
+        close = difflib.get_close_matches(unknown[0], takes, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}.{hint} It takes {', '.join(takes)}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
     return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)

@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
 
 from sptune.report.plots import INK, PASSED_OVER, tidy
 
@@ -42,6 +42,11 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
             line.method, (x, 100 * line.mean), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour
         )
     axes.set_xscale("symlog", linthresh=1000 if cost == "parameters" else 1)
+    axes.xaxis.set_major_locator(
+        SymmetricalLogLocator(linthresh=1000 if cost == "parameters" else 1, base=10, subs=(1, 2, 5))
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.tick_params(axis="x", labelrotation=30)
     axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %")
     axes.margins(x=0.12, y=0.1)
     tidy(axes)
