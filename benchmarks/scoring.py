@@ -101,7 +101,7 @@ class SubsetTable:
     def noise(self) -> float:
         """Standard deviation of one run about its set's mean; not a number if no set was run twice.
 
-        A draw of the examples makes all sets of a task better or worse; that is taken out; they all share it.
+        What a draw of the examples does to all sets of a task alike is taken out.
         """
         squares, freedom = 0.0, 0
         for task, sets in self._runs.items():

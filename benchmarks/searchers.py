@@ -166,6 +166,7 @@ class Scores:
         correlation: of the scores of the layers with the accuracy of single layers.
         agreement: shared part of the layers chosen on two draws; without values if there is but one.
         prices: in LoRA trainings.
+        spaced: in how many runs the layers chosen were evenly spaced ones.
     """
 
     regret: Groups
@@ -174,6 +175,7 @@ class Scores:
     correlation: Groups
     agreement: Groups
     prices: list[float]
+    spaced: int
 
     def better_than(self, other: Callable[[str, int], dict[int, float] | None]) -> Cells:
         """Points of accuracy above those that `other` gives for a task and the draw of a choice."""
@@ -206,6 +208,7 @@ def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
             if len(own) > 1
         },
         prices=[row["seconds"] / row["lora_seconds"] for row in rows],
+        spaced=sum(row["layers"] == evenly_spaced(table.candidates, len(row["layers"])) for row in rows),
     )
 
 
@@ -290,7 +293,8 @@ def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence
 def _table(size: int, scores: dict[str, Scores], table: SubsetTable, given: argparse.Namespace) -> Table:
     """Scores of all settings at one size."""
     columns = ("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
-               f"better than {given.against} by", f"better than {SPACED} by", "better than all by", "runs")  # fmt: skip
+               f"better than {given.against} by", f"better than {SPACED} by", "better than all by", "runs",
+               "spaced in")  # fmt: skip
     title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(next(iter(scores.values())).regret)}"
     shown = Table(*columns, title=title, title_justify="left")
 
@@ -314,6 +318,7 @@ def _table(size: int, scores: dict[str, Scores], table: SubsetTable, given: argp
             better(own, scores[SPACED]),
             in_words(by_all, over_tasks=given.over_tasks),
             str(len(own.prices)),
+            str(own.spaced),
         )
     return shown
 

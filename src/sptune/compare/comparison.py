@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sptune import outputs
-from sptune.compare.log import ROWS_FILE, RunLog, read_rows
+from sptune.compare.log import RunLog, read_rows
 from sptune.compare.methods import ADAPTERS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, Study
@@ -98,19 +98,6 @@ def compare(
     with log.lock:
         write_results(comparison)
     return comparison
-
-
-def read_comparison(study: Study | Mapping[str, Any] | str | Path, output_dir: str | Path) -> Comparison:
-    """What a folder holds of a study, without doing any run.
-
-    Raises:
-        InputError: the study cannot be right, or the folder holds no runs.
-    """
-    study, folder = as_study(study), Path(output_dir)
-    if not (folder / ROWS_FILE).exists():
-        raise InputError(f"{folder}: holds no runs ({ROWS_FILE} is missing); name the folder of a comparison.")
-    rows = read_rows(folder)
-    return Comparison(study, folder, study.own(rows), summarise(study, rows))
 
 
 def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
