@@ -35,12 +35,17 @@ def projection(request) -> str:
     return request.param
 
 
+@pytest.fixture(params=[True, False], ids=["residual", "anew"])
+def residual(request) -> bool:
+    return request.param
+
+
 @pytest.fixture
-def build(generator, projection):
+def build(generator, projection, residual):
     """The generator module of each kind and projection, with random weights."""
-    if generator == "static" and projection == "phm":
-        pytest.skip("a static prompt has no projection")
-    module = build_generator(_config(generator=generator, projection=projection), HIDDEN)
+    if generator == "static" and (projection == "phm" or residual):
+        pytest.skip("a static prompt has no projection, and nothing that it could be added to")
+    module = build_generator(_config(generator=generator, projection=projection, residual=residual), HIDDEN)
     for parameter in module.parameters():
         nn.init.normal_(parameter)
     return module
@@ -87,7 +92,7 @@ def test_phm_layer_refuses_a_dimension_that_does_not_divide():
 def test_phm_prompts_start_about_as_large_as_linear_ones():
     states, mask = torch.randn(4, LENGTH, 64), torch.ones(4, LENGTH, dtype=torch.bool)
     sizes = [
-        build_generator(_config(projection=projection, bottleneck_dim=16), 64)(states, mask).std()
+        build_generator(_config(projection=projection, bottleneck_dim=16, residual=False), 64)(states, mask).std()
         for projection in ("linear", "phm")
     ]
     assert 0.5 < sizes[0] / sizes[1] < 2
@@ -148,8 +153,8 @@ def test_every_parameter_of_a_generator_learns(build):
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_fresh_generators_differ_between_inputs_from_the_first_step(generator, projection):
-    module = build_generator(_config(generator=generator, projection=projection), HIDDEN)
+def test_fresh_generators_differ_between_inputs_from_the_first_step(generator, projection, residual):
+    module = build_generator(_config(generator=generator, projection=projection, residual=residual), HIDDEN)
     prompts = module(*_inputs())
     assert (prompts[0] - prompts[1]).abs().max().item() > 0 or generator == "static"
 
@@ -176,6 +181,28 @@ def test_pooled_slots_read_the_text_in_order():
         reads.append(gradient[0].abs().sum(-1).nonzero().flatten().tolist())
     assert reads == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
     assert all(before[-1] < after[0] for before, after in pairwise(reads))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("appg", "average"), ("mppg", "max")])
+def test_residual_prompts_begin_as_the_pooled_text_and_the_learned_change_is_added(name, kind, projection):
+    states, mask = _inputs()
+    module = build_generator(_config(generator=name, projection=projection), HIDDEN)
+    pieces = adaptive_pool(states, mask, 4, kind)
+    torch.testing.assert_close(module(states, mask), pieces)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    anew = build_generator(_config(generator=name, projection=projection, residual=False), HIDDEN)
+    anew.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(states, mask), pieces + anew(states, mask))
+
+
+def test_residual_attention_prompts_begin_inside_the_text_states(projection):
+    states, mask = _inputs()
+    prompts = build_generator(_config(generator="attention", projection=projection), HIDDEN)(states, mask)
+    for row in range(len(states)):
+        text = states[row, mask[row]]
+        assert (prompts[row] <= text.amax(0) + 1e-5).all()
+        assert (prompts[row] >= text.amin(0) - 1e-5).all()
 
 
 # Configuration

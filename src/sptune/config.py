@@ -44,6 +44,13 @@ class SPTConfig(PeftConfig):
         metadata={"help": "What makes the prompts: 'static', 'npg', 'appg', 'mppg' or 'attention'."},
     )
     bottleneck_dim: int = field(default=64, metadata={"help": "r, the width between the generator's projections."})
+    residual: bool = field(
+        default=True,
+        metadata={
+            "help": "'appg', 'mppg' and 'attention': add what the generator computes to the pooled states themselves, "
+            "so that prompts begin as pieces of the text and not as noise."
+        },
+    )
     projection: str = field(
         default="linear", metadata={"help": "'linear', or 'phm' with about 1/phm_dim of the parameters."}
     )

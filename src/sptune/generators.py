@@ -128,7 +128,7 @@ class StaticGenerator(nn.Module):
 class PooledGenerator(nn.Module):
     """`appg` and `mppg`: down-projection of every source token, adaptive pooling to m slots, activation, up-projection.
 
-    Late Prompt Tuning (Liu et al., 2022).
+    Late Prompt Tuning (Liu et al., 2022). With `residual` that is added to the pooled states, and is zero at first.
 
     Args:
         config: sizes, projection and activation.
@@ -141,12 +141,14 @@ class PooledGenerator(nn.Module):
         self.slots, self.kind = config.num_virtual_tokens, kind
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
-        self.up = _projection(config, config.bottleneck_dim, hidden_size)
+        self.up = _up_projection(config, hidden_size)
+        self.residual = config.residual
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
         pooled = adaptive_pool(self.down(hidden_states), source_mask, self.slots, self.kind)
-        return self.up(self.activation(pooled))
+        change = self.up(self.activation(pooled))
+        return adaptive_pool(hidden_states, source_mask, self.slots, self.kind) + change if self.residual else change
 
 
 class TokenGenerator(nn.Module):
@@ -183,6 +185,8 @@ class TokenGenerator(nn.Module):
 class AttentionGenerator(nn.Module):
     """`attention`: m learned queries attend over the down-projected source tokens; activation; up-projection.
 
+    With `residual` that is added to the states themselves, weighed by the same attention, and is zero at first.
+
     Args:
         config: sizes, projection and activation.
         hidden_size: d.
@@ -194,7 +198,8 @@ class AttentionGenerator(nn.Module):
         self.queries = nn.Parameter(torch.empty(config.num_virtual_tokens, config.bottleneck_dim))
         nn.init.normal_(self.queries, std=1.0)
         self.activation = ACT2FN[config.activation]
-        self.up = _projection(config, config.bottleneck_dim, hidden_size)
+        self.up = _up_projection(config, hidden_size)
+        self.residual = config.residual
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
@@ -202,7 +207,8 @@ class AttentionGenerator(nn.Module):
         scores = torch.einsum("mr,btr->bmt", self.queries, source) / math.sqrt(source.shape[-1])
         scores = scores.masked_fill(~source_mask[:, None], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1) * source_mask.any(-1)[:, None, None].to(scores.dtype)
-        return self.up(self.activation(weights @ source))
+        change = self.up(self.activation(weights @ source))
+        return weights @ hidden_states + change if self.residual else change
 
 
 def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
@@ -226,6 +232,14 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
     if config.generator == "attention":
         return AttentionGenerator(config, hidden_size)
     return PooledGenerator(config, hidden_size, "average" if config.generator == "appg" else "max")
+
+
+def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:
+    """From the bottleneck to d; zero at first where the result is a change of something."""
+    up = _projection(config, config.bottleneck_dim, hidden_size)
+    if config.residual:
+        nn.init.zeros_(up.B if isinstance(up, PHMLinear) else up.weight)
+    return up
 
 
 def _projection(config: SPTConfig, in_features: int, out_features: int) -> nn.Module:

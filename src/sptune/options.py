@@ -171,6 +171,14 @@ class RunOptions:
     bottleneck_dim: int = field(
         default=64, metadata=_about("Width between a generator's two projections (r).", "Prompts")
     )
+    residual: bool = field(
+        default=True,
+        metadata=_about(
+            "Add what the generator computes to the pooled text states (appg, mppg, attention), so that training "
+            "begins with pieces of the text and not with noise.",
+            "Prompts",
+        ),
+    )
     projection: str = field(
         default="linear", metadata=_about("Projections of the generators.", "Prompts", choices=("linear", "phm"))
     )

@@ -263,8 +263,8 @@ def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
     Raises:
         InputError: a value is not allowed.
     """
-    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "mixing_rate",
-             "visibility", "layers_path")  # fmt: skip
+    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual", "projection", "phm_dim", "activation",
+             "mixing_rate", "visibility", "layers_path")  # fmt: skip
     try:
         return SPTConfig(**fields, **{name: getattr(options, name) for name in names})
     except ValueError as error:

@@ -18,6 +18,8 @@ from sptune.options import PROMPT_OPTIONS
 PROMPTS, PEFT, ADAPTERS, WEIGHTS, HEAD, ZERO_SHOT = "prompts", "peft", "adapters", "weights", "head", "zero-shot"
 
 GENERATOR_RATES = (2e-3, 5e-3, 1e-2)
+# As others published them: prompts made anew, not changed pieces of the text.
+PUBLISHED = {"residual": False, "bottleneck_dim": 64}
 STATIC_RATES = (2e-2, 5e-2, 1e-1)
 ADAPTER_RATES = (5e-4, 1e-3, 3e-3)
 
@@ -97,35 +99,35 @@ _TABLE = (
         "lpt",
         PROMPTS,
         GENERATOR_RATES,
-        {"prompt_layers": "middle", "generator": "npg"},
+        {**PUBLISHED, "prompt_layers": "middle", "generator": "npg"},
         "Late Prompt Tuning: naive generator at the middle layer",
     ),
     Method(
         "lpt-appg",
         PROMPTS,
         GENERATOR_RATES,
-        {"prompt_layers": "middle", "generator": "appg"},
+        {**PUBLISHED, "prompt_layers": "middle", "generator": "appg"},
         "Late Prompt Tuning: pooled generator at the middle layer",
     ),
     Method(
         "idpg",
         PROMPTS,
         GENERATOR_RATES,
-        {"prompt_layers": "first", "generator": "npg"},
+        {**PUBLISHED, "prompt_layers": "first", "generator": "npg"},
         "IDPG: generator at the input layer",
     ),
     Method(
         "idpg-phm",
         PROMPTS,
         GENERATOR_RATES,
-        {"prompt_layers": "first", "generator": "npg", "projection": "phm"},
+        {**PUBLISHED, "prompt_layers": "first", "generator": "npg", "projection": "phm"},
         "IDPG with parameterised hypercomplex multiplication",
     ),
     Method(
         "instance-prompts",
         PROMPTS,
         GENERATOR_RATES,
-        {"prompt_layers": "all", "generator": "appg"},
+        {**PUBLISHED, "prompt_layers": "all", "generator": "appg"},
         "instance prompts at all layers",
     ),
     Method(

@@ -14,7 +14,7 @@ from typing import Any
 from sptune import outputs
 from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
-from sptune.options import SHARED_OPTIONS, RunOptions
+from sptune.options import PROMPT_OPTIONS, SHARED_OPTIONS, RunOptions
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
@@ -54,13 +54,19 @@ class RunSpec:
     def id(self) -> str:
         """The hash of all that says what the run is: of files and local backbones the content, not where they are.
 
-        Names in the study are no part of it, nor is what is left open: of that, later versions may choose otherwise.
+        Names in the study are no part of it, nor what is left open (of that, later versions may choose otherwise), nor
+        options of prompts where there are none.
         """
         options = self.run_options("")
-        given = {key: value for key, value in options.lasting().items() if value is not None}
+        prompts = self.method.kind == PROMPTS
+        given = {
+            key: value
+            for key, value in options.lasting().items()
+            if value is not None and (prompts or key not in PROMPT_OPTIONS)
+        }
         about = {
             "kind": self.method.kind,
-            "settings": {} if self.method.kind == PROMPTS else dict(self.method.settings),  # they are options
+            "settings": {} if prompts else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
             "content": {key: _content(given.pop(key)) for key in PLACES if key in given},
             "options": {**given, "prefix_cache": options.prefix_cache},
