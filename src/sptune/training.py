@@ -5,6 +5,7 @@ It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision an
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 from transformers import TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -29,6 +31,9 @@ from sptune.prefix_cache import ROW
 from sptune.prefix_training import PrefixCachingTrainer
 
 Batch = dict[str, Any]
+# In tokens; see benchmarks/attention.py.
+LONGEST_WITHOUT_FLASH = 128
+
 ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
 
 
@@ -81,6 +86,21 @@ class SPTTrainer(PrefixCachingTrainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     # Losses
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As in `transformers.Trainer`, with the attention kernel that is fast here."""
+        with self._attention_kernel(inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _attention_kernel(self, inputs: Batch) -> contextlib.AbstractContextManager[Any]:
+        """On a CPU the backward pass of PyTorch's flash attention is slow in bfloat16 while sequences are short."""
+        in_bfloat16 = self.args.bf16 or getattr(self.model, "dtype", None) == torch.bfloat16
+        length = max((value.shape[1] for value in inputs.values() if getattr(value, "ndim", 0) > 1), default=0)
+        if self.args.device.type == "cpu" and in_bfloat16 and length <= LONGEST_WITHOUT_FLASH:
+            return sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext()
 
     def compute_loss(
         self,
