@@ -76,7 +76,7 @@ def test_pooling_of_no_tokens_is_finite(kind):
 
 @pytest.mark.parametrize("phm_dim", [1, 2, 4])
 def test_phm_layer_is_the_sum_of_kronecker_products(phm_dim):
-    layer = PHMLinear(8, 12, phm_dim)
+    layer = PHMLinear(8, 12, phm_dim, std=1.0)
     nn.init.normal_(layer.bias)
     weight = sum(torch.kron(layer.A[j], layer.B[j]) for j in range(phm_dim))
     states = torch.randn(2, 5, 8)
@@ -86,7 +86,7 @@ def test_phm_layer_is_the_sum_of_kronecker_products(phm_dim):
 
 def test_phm_layer_refuses_a_dimension_that_does_not_divide():
     with pytest.raises(ValueError, match=r"phm_dim.*3.*8"):
-        PHMLinear(8, 12, 3)
+        PHMLinear(8, 12, 3, std=1.0)
 
 
 def test_phm_prompts_start_about_as_large_as_linear_ones():

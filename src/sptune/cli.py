@@ -1,4 +1,4 @@
-"""The command line: it parses options and prints results. What it runs is in pipeline.py, loaded only when needed."""
+"""The command line: verbs and their options. What it runs is in pipeline.py, loaded only when needed."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ import importlib.metadata
 import inspect
 import json
 import logging
-import math
-import os
 import re
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.live import Live
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
 from sptune.options import ORIGIN, SHARED_OPTIONS, RunOptions
 from sptune.outputs import CONFIG_FILE, read_config
-
-if TYPE_CHECKING:
-    from sptune.compare import Comparison, Study
-    from sptune.compare.study import RunSpec
-    from sptune.pipeline import Run
-    from sptune.search import SearchResult
+from sptune.terminal import (
+    Stages,
+    StudyProgress,
+    messages,
+    print_comparison,
+    print_json,
+    print_run,
+    print_study,
+    results,
+    shown,
+)
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-# With fewer, the interval of a comparison on one task is too wide to tell much.
-FEW_SEEDS = 5
 
 app = typer.Typer(
     help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
@@ -48,9 +46,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-results = Console(soft_wrap=True, highlight=False)
-messages = Console(stderr=True, highlight=False)
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
 AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder that a run wrote.")]
@@ -71,76 +66,14 @@ def _global_options(
     """Options before the command; Typer calls this before any command runs."""
 
 
-class _Stages:
-    """Shows the stages of a run on standard error: bars on a terminal, a line a stage elsewhere.
-
-    It is a `sptune.progress.Monitor`; not by inheritance, because importing that takes seconds.
-    """
-
-    def __init__(self) -> None:
-        self.title = "starting"
-        self.done = 0
-        self.steps: int | None = None
-        self.is_main = os.environ.get("RANK", "0") == "0"
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=messages,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error == (None, None, None):
-            self._close()
-        self._progress.stop()
-
-    def stage(self, title: str, steps: int | None = None) -> None:
-        """A stage begins."""
-        self._close()
-        self.title, self.steps, self.done = title, steps, 0
-        if not self.is_main:
-            return
-        if messages.is_terminal:
-            self._progress.start()
-            self._task = self._progress.add_task(escape(title), total=steps)
-        else:
-            messages.print(escape(title + (f" ({steps} steps)" if steps else "")), soft_wrap=True)
-
-    def step(self) -> None:
-        """One step is done."""
-        self.done += 1
-        if self._task is not None:
-            self._progress.advance(self._task)
-
-    def note(self, text: str) -> None:
-        """Something to read."""
-        if self.is_main:
-            messages.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
-
-    def where(self) -> str:
-        """Where the run stands, in words."""
-        return self.title + (f", step {self.done} of {self.steps}" if self.steps else "")
-
-    def _close(self) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, total=max(self.done, 1), completed=max(self.done, 1))
-            self._task = None
-
-
 @contextlib.contextmanager
-def _running(resume: str | None = None) -> Iterator[_Stages]:
+def _running(resume: str | None = None) -> Iterator[Stages]:
     """Sets up a command that loads models, and turns errors into messages and exit codes.
 
     Args:
         resume: how to continue the run if it is interrupted.
     """
-    stages = _Stages()
+    stages = Stages()
     try:
         with stages:
             _quiet_libraries()
@@ -222,7 +155,7 @@ def _add_run_command(verb: str, text: str) -> None:
 
             run = getattr(pipeline, verb)(**{**begun, **values}, monitor=stages)
         if stages.is_main:
-            _print_run(run, as_json)
+            print_run(run, as_json)
 
     config = Annotated[
         Path | None,
@@ -334,15 +267,15 @@ def _compare(
             values["seeds"] = _integers("--seeds", seeds)
         wanted = as_study(values)
         if dry_run:
-            _print_runs(wanted, only, as_json)
+            print_study(wanted, only, as_json)
             return
         assert output is not None
-        with _StudyProgress(wanted) as progress:
+        with StudyProgress(wanted) as progress:
             comparison = run_study(wanted, output, only=only, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
     if as_json:
-        _print_json([line.to_dict() for line in comparison.summary])
+        print_json([line.to_dict() for line in comparison.summary])
     else:
-        _print_comparison(comparison)
+        print_comparison(comparison)
     if not any(line.runs for line in comparison.summary):
         raise typer.Exit(FAILED)
 
@@ -358,156 +291,6 @@ def _integers(flag: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise InputError(f"{flag} {text!r} is not a list of whole numbers; write for example 0,1,2.") from None
-
-
-class _StudyProgress:
-    """Shows a study on standard error: a live table on a terminal, a line a run elsewhere.
-
-    It is a `sptune.compare.work.Watcher`; not by inheritance, because importing that takes seconds.
-    """
-
-    def __init__(self, study: Study) -> None:
-        self.study = study
-        self.rows: list[dict[str, Any]] | None = None
-        self.under_way: dict[str, Any] = {}
-        self._live = Live(console=messages, auto_refresh=False, transient=True)
-
-    def __enter__(self) -> _StudyProgress:
-        if messages.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def began(self, spec: RunSpec) -> None:
-        """This process began a run."""
-        self.under_way[spec.id] = spec
-        self._show()
-
-    def changed(self, rows: list[dict[str, Any]]) -> None:
-        """These rows are there now."""
-        before = None if self.rows is None else {row["run"] for row in self.rows}
-        self.rows = rows
-        new = [row for row in rows if before is not None and row["run"] not in before]
-        for row in new:
-            self.under_way.pop(row["run"], None)
-        if not messages.is_terminal:
-            done = len(self.study.own(rows))
-            everything = len(self.study.tuning_runs()) + len(self.study.final_runs({}))
-            for row in new:
-                title, outcome = _run_title(row), _run_outcome(row)
-                messages.print(escape(f"{title}: {outcome}; {done} of {everything} runs done"), soft_wrap=True)
-        self._show()
-
-    def _show(self) -> None:
-        if messages.is_terminal:
-            self._live.update(self._table(), refresh=True)
-
-    def _table(self) -> Table:
-        """Each method's mean so far by task, and how many of its runs are done."""
-        from sptune.compare.summary import summarise
-
-        rows = self.rows or []
-        known = {row["run"] for row in rows}
-        lines = summarise(self.study, rows)
-        tuning = {name: [spec for spec in self.study.tuning_runs() if spec.name == name] for name in self.study.methods}
-        table = Table("method", "rates tried", *self.study.tasks, "runs done", "failed", box=None)
-        for line in lines:
-            tried = tuning[line.method]
-            table.add_row(
-                line.method,
-                f"{sum(spec.id in known for spec in tried)}/{len(tried)}" if tried else "",
-                *(f"{line.scores[task]:.4f}" if task in line.scores else "" for task in self.study.tasks),
-                f"{line.runs}/{len(self.study.tasks) * len(self.study.seeds)}",
-                str(line.failed or ""),
-            )
-        for spec in self.under_way.values():
-            table.caption = f"now: {spec.name} on {spec.task}, seed {spec.seed}, rate {spec.learning_rate:g}"
-        return table
-
-
-def _run_title(row: dict[str, Any]) -> str:
-    kind = "rate" if row["tuning"] else f"seed {row['seed']}, rate"
-    return f"{row['method']} on {row['task']}, {kind} {row['learning_rate']:g}"
-
-
-def _run_outcome(row: dict[str, Any]) -> str:
-    if row["state"] != "done":
-        return f"{row['state']} ({row['error']})"
-    split = "validation" if row["tuning"] else "test"
-    return f"{split} {row[split]['score']:.4f}, {row['seconds']['total']:.0f} s"
-
-
-def _print_runs(study: Study, only: list[str] | None, as_json: bool) -> None:
-    """What a study would do; nothing of it is loaded."""
-    from sptune.compare.comparison import check_methods
-
-    check_methods(study, only)
-    methods = {name: method for name, method in study.methods.items() if only is None or name in only}
-    specs = [spec for spec in (*study.tuning_runs(), *study.final_runs({})) if spec.name in methods]
-    if as_json:
-        for spec in specs:
-            options = {key: value for key, value in spec.run_options("").lasting().items() if value is not None}
-            print(json.dumps({"task": spec.task, "method": spec.name, "tuning": spec.tuning,
-                              "settings": {"kind": spec.method.kind, **spec.method.settings}, "options": options},
-                             ensure_ascii=False))  # fmt: skip
-        return
-    table = Table("method", "kind", "learning rates", "settings", box=None)
-    for name, method in methods.items():
-        rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
-        table.add_row(name, method.kind, rates, escape(", ".join(f"{k}={v}" for k, v in method.settings.items())))
-    results.print(table)
-    results.print(f"Tasks: {', '.join(study.tasks)}; seeds: {', '.join(map(str, study.seeds))}")
-    tuning = sum(spec.tuning for spec in specs)
-    results.print(f"Runs: {tuning} to choose learning rates, {len(specs) - tuning} to report")
-
-
-def _print_comparison(comparison: Comparison) -> None:
-    against, tasks = comparison.study.against, list(comparison.study.tasks)
-    shown = [line for line in comparison.summary if line.runs or line.failed]
-    over = f"minus {against} (95 % interval)"
-    scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
-    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", "rates",
-                  box=None)  # fmt: skip
-    for line in shown:
-        style = "bold" if line.method == against else ""
-        means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
-        scores.add_row(
-            line.method,
-            *(_number(value, ".4f") for value in means),
-            _number(line.deviation, ".4f"),
-            _number(line.difference, "+.4f")
-            + ("" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"),
-            f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
-            style=style,
-        )
-        costs.add_row(
-            line.method,
-            _number(line.parameters, ",.0f"),
-            _number(line.step_seconds, ".3f"),
-            _number(line.seconds, ".1f"),
-            _number(line.speed, ".2f"),
-            _number(line.memory and line.memory / 1e6, ",.0f"),
-            _number(line.adapter_bytes / 1e3, ",.0f"),
-            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if line.parameters else "",
-            style=style,
-        )
-    results.print(scores)
-    if len(tasks) == 1 and len(comparison.study.seeds) < FEW_SEEDS:
-        results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
-    results.print()
-    results.print(costs)
-    failed = [row for row in comparison.rows if row["state"] == "failed"]
-    for row in failed[:5]:
-        messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
-    if failed:
-        messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
-    results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else format(value, form)
 
 
 _SHARED = [field for field in dataclasses.fields(RunOptions) if field.name in SHARED_OPTIONS]
@@ -563,7 +346,7 @@ def evaluate(
             monitor=stages,  # type: ignore[arg-type]
         )
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
         return
     for name, value in metrics.items():
         results.print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
@@ -588,7 +371,7 @@ def predict(
 
         rows = pipeline.predict(adapter, input, output, text_columns=text_column, monitor=stages)  # type: ignore[arg-type]
     if as_json:
-        _print_json({"predictions": len(rows), "output": str(output)} if output else rows)
+        print_json({"predictions": len(rows), "output": str(output)} if output else rows)
     elif output is not None:
         results.print(f"{len(rows)} predictions are in {escape(str(output))}")
     else:
@@ -604,13 +387,13 @@ def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
 
     about = pipeline.inspect(adapter)
     if as_json:
-        _print_json(about)
+        print_json(about)
         return
     table = Table(show_header=False, box=None)
     for name, value in about.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {_shown(one)}" for key, one in value.items() if one not in (None, [], ""))
-        table.add_row(name.replace("_", " "), escape(_shown(value)))
+            value = ", ".join(f"{key} {shown(one)}" for key, one in value.items() if one not in (None, [], ""))
+        table.add_row(name.replace("_", " "), escape(shown(value)))
     results.print(table)
 
 
@@ -622,7 +405,7 @@ def tasks(as_json: JsonFlag = False) -> None:
 
     described = {name: task.to_dict() for name, task in BENCHMARK_TASKS.items()}
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
     table = Table("task", "text columns", "template", "classes: label words", "metrics")
     for name, task in described.items():
@@ -640,7 +423,7 @@ def models(as_json: JsonFlag = False) -> None:
 
     described = {name: {"attention": "causal" if family.causal else "both ways"} for name, family in FAMILIES.items()}
     if as_json:
-        _print_json(described)
+        print_json(described)
         return
     table = Table("family", "attention", "tasks")
     for name, about in described.items():
@@ -661,82 +444,8 @@ def demo(
         from sptune.demo import run_demo, summary
 
         run = run_demo(output, overwrite=overwrite, monitor=stages)  # type: ignore[arg-type]
-    _print_run(run, as_json=False)
+    print_run(run, as_json=False)
     print(json.dumps(summary(run)))
-
-
-# -- printing -----------------------------------------------------------------------------------------------------
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False))
-
-
-def _print_run(run: Run, as_json: bool) -> None:
-    if as_json:
-        folders = {"output_dir": str(run.output_dir)}
-        if run.metrics:
-            folders["adapter_dir"] = str(run.adapter_dir)
-        _print_json({**folders, "prompt_layers": run.prompt_layers, **run.metrics})
-        return
-    search_file = run.output_dir / "search.json"
-    if search_file.exists():
-        from sptune.search import SearchResult
-
-        found = SearchResult.load(search_file)
-        if found.history:
-            _print_layers(found)
-        for remark in found.remarks:
-            results.print(remark)
-    results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
-    if run.metrics:
-        _print_scores(run.metrics)
-        parameters = run.metrics["parameters"]
-        results.print(
-            f"Trained parameters: {parameters['trainable']:,} ({parameters['generators']:,} in prompt generators), "
-            f"of {parameters['total']:,} in all; adapter: {run.metrics['adapter_bytes']:,} bytes; "
-            f"time: {run.metrics['seconds']['total']:.0f} s"
-            + (f", {run.metrics['search_share']:.0%} of it for the search" if "search" in run.metrics else "")
-        )
-        results.print(f"Adapter: {escape(str(run.adapter_dir))}")
-    results.print(f"Everything else: {escape(str(run.output_dir))}")
-
-
-def _print_layers(found: SearchResult) -> None:
-    """The candidates by falling score, with bars where scores are gates."""
-    table = Table("layer", "score", "", title=f"Score: {found.score_name}", box=None, title_justify="left")
-    for layer, score in sorted(
-        zip(found.candidate_layers, found.scores, strict=True), key=lambda one: one[1], reverse=True
-    ):
-        chosen = layer in found.prompt_layers
-        bar = "█" * max(1, round(40 * score)) if found.search.reading == "gates" else ""
-        style = "bold green" if chosen else "dim"
-        table.add_row(f"{layer}", f"{score:.3f}", f"{bar} {'chosen' if chosen else ''}", style=style)
-    results.print(table)
-
-
-def _print_scores(metrics: dict[str, Any]) -> None:
-    shown = [name for name in ("accuracy", "f1", "mean") if name in metrics["test"]]
-    table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in shown), box=None)
-    rows = [("prompts", metrics)]
-    if "baseline" in metrics:
-        rows.insert(0, (metrics["baseline"]["kind"], metrics["baseline"]))
-        rows.append(("gain", metrics["gain"]))
-    for title, values in rows:
-        sign = "+" if title == "gain" else ""
-        table.add_row(
-            title,
-            *(f"{values[split][name]:{sign}.4f}" for split in ("validation", "test") for name in shown),
-            style="bold" if title == "prompts" else "",
-        )
-    results.print(table)
-    results.print(f"Test examples: {metrics['test']['examples']:,}")
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main(arguments: list[str] | None = None) -> None:

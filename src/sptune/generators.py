@@ -31,13 +31,13 @@ class PHMLinear(nn.Module):
         in_features: size of the input; divisible by `phm_dim`.
         out_features: size of the output; divisible by `phm_dim`.
         phm_dim: n, the number of Kronecker terms and the side of each A_j.
-        bias: whether to add a learned bias.
+        std: standard deviation of W's entries at first.
 
     Raises:
         ValueError: `phm_dim` does not divide a feature size.
     """
 
-    def __init__(self, in_features: int, out_features: int, phm_dim: int, bias: bool = True) -> None:
+    def __init__(self, in_features: int, out_features: int, phm_dim: int, std: float) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if size % phm_dim:
@@ -45,15 +45,9 @@ class PHMLinear(nn.Module):
         self.in_features, self.out_features, self.phm_dim = in_features, out_features, phm_dim
         self.A = nn.Parameter(torch.empty(phm_dim, phm_dim, phm_dim))
         self.B = nn.Parameter(torch.empty(phm_dim, in_features // phm_dim, out_features // phm_dim))
-        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
-        self.reset_parameters(std=1.0 / math.sqrt(in_features))
-
-    def reset_parameters(self, std: float) -> None:
-        """Draw A and B so that the entries of W have standard deviation `std`.
-
-        Var(W) = n Var(A) Var(B); with Var(A) = 1/n that is Var(B).
-        """
-        nn.init.normal_(self.A, std=1.0 / math.sqrt(self.phm_dim))
+        self.bias = nn.Parameter(torch.zeros(out_features))
+        # Var(W) = n Var(A) Var(B); with Var(A) = 1/n that is Var(B).
+        nn.init.normal_(self.A, std=1.0 / math.sqrt(phm_dim))
         nn.init.normal_(self.B, std=std)
 
     def weight(self) -> torch.Tensor:
@@ -69,7 +63,7 @@ class PHMLinear(nn.Module):
         projected = (blocks @ stacked).reshape(*states.shape[:-1], n, n, self.out_features // n)
         mixed = torch.einsum("...ijo,jik->...ko", projected, self.A.to(projected.dtype))
         out = mixed.reshape(*states.shape[:-1], self.out_features)
-        return out if self.bias is None else out + self.bias
+        return out + self.bias
 
 
 def adaptive_pool(
@@ -236,17 +230,15 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
 
 def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:
     """From the bottleneck to d; zero at first where the result is a change of something."""
-    up = _projection(config, config.bottleneck_dim, hidden_size)
-    if config.residual:
-        nn.init.zeros_(up.B if isinstance(up, PHMLinear) else up.weight)
-    return up
+    return _projection(config, config.bottleneck_dim, hidden_size, std=0.0 if config.residual else None)
 
 
-def _projection(config: SPTConfig, in_features: int, out_features: int) -> nn.Module:
-    if config.projection == "phm":
-        return PHMLinear(in_features, out_features, config.phm_dim)
-    layer = nn.Linear(in_features, out_features)
+def _projection(config: SPTConfig, in_features: int, out_features: int, std: float | None = None) -> nn.Module:
     # The same spread of W and zero bias for both kinds of projection, so that their first prompts are as large.
-    nn.init.normal_(layer.weight, std=1.0 / math.sqrt(in_features))
+    std = 1.0 / math.sqrt(in_features) if std is None else std
+    if config.projection == "phm":
+        return PHMLinear(in_features, out_features, config.phm_dim, std)
+    layer = nn.Linear(in_features, out_features)
+    nn.init.normal_(layer.weight, std=std)
     nn.init.zeros_(layer.bias)
     return layer

@@ -1,0 +1,316 @@
+"""What people see: the progress of runs and studies on standard error, and their results on standard output.
+
+Nothing here loads PyTorch; what needs sptune's own modules imports them when it is called.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from sptune.compare import Comparison, Study
+    from sptune.compare.study import RunSpec
+    from sptune.pipeline import Run
+    from sptune.search import SearchResult
+
+# With fewer, the interval of a comparison on one task is too wide to tell much.
+FEW_SEEDS = 5
+
+results = Console(soft_wrap=True, highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+class Stages:
+    """Shows the stages of a run on standard error: bars on a terminal, a line a stage elsewhere.
+
+    It is a `sptune.progress.Monitor`; not by inheritance, because importing that takes seconds.
+    """
+
+    def __init__(self) -> None:
+        self.title = "starting"
+        self.done = 0
+        self.steps: int | None = None
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=messages,
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> Stages:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error == (None, None, None):
+            self._close()
+        self._progress.stop()
+
+    def stage(self, title: str, steps: int | None = None) -> None:
+        """A stage begins."""
+        self._close()
+        self.title, self.steps, self.done = title, steps, 0
+        if not self.is_main:
+            return
+        if messages.is_terminal:
+            self._progress.start()
+            self._task = self._progress.add_task(escape(title), total=steps)
+        else:
+            messages.print(escape(title + (f" ({steps} steps)" if steps else "")), soft_wrap=True)
+
+    def step(self) -> None:
+        """One step is done."""
+        self.done += 1
+        if self._task is not None:
+            self._progress.advance(self._task)
+
+    def note(self, text: str) -> None:
+        """Something to read."""
+        if self.is_main:
+            messages.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
+
+    def where(self) -> str:
+        """Where the run stands, in words."""
+        return self.title + (f", step {self.done} of {self.steps}" if self.steps else "")
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=max(self.done, 1), completed=max(self.done, 1))
+            self._task = None
+
+
+class StudyProgress:
+    """Shows a study on standard error: a live table on a terminal, a line a run elsewhere.
+
+    It is a `sptune.compare.work.Watcher`; not by inheritance, because importing that takes seconds.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.rows: list[dict[str, Any]] | None = None
+        self.under_way: dict[str, Any] = {}
+        self._live = Live(console=messages, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> StudyProgress:
+        if messages.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def began(self, spec: RunSpec) -> None:
+        """This process began a run."""
+        self.under_way[spec.id] = spec
+        self._show()
+
+    def changed(self, rows: list[dict[str, Any]]) -> None:
+        """These rows are there now."""
+        before = None if self.rows is None else {row["run"] for row in self.rows}
+        self.rows = rows
+        new = [row for row in rows if before is not None and row["run"] not in before]
+        for row in new:
+            self.under_way.pop(row["run"], None)
+        if not messages.is_terminal:
+            done = len(self.study.own(rows))
+            everything = len(self.study.tuning_runs()) + len(self.study.final_runs({}))
+            for row in new:
+                title, outcome = _run_title(row), _run_outcome(row)
+                messages.print(escape(f"{title}: {outcome}; {done} of {everything} runs done"), soft_wrap=True)
+        self._show()
+
+    def _show(self) -> None:
+        if messages.is_terminal:
+            self._live.update(self._table(), refresh=True)
+
+    def _table(self) -> Table:
+        """Each method's mean so far by task, and how many of its runs are done."""
+        from sptune.compare.summary import summarise
+
+        rows = self.rows or []
+        known = {row["run"] for row in rows}
+        lines = summarise(self.study, rows)
+        tuning = {name: [spec for spec in self.study.tuning_runs() if spec.name == name] for name in self.study.methods}
+        table = Table("method", "rates tried", *self.study.tasks, "runs done", "failed", box=None)
+        for line in lines:
+            tried = tuning[line.method]
+            table.add_row(
+                line.method,
+                f"{sum(spec.id in known for spec in tried)}/{len(tried)}" if tried else "",
+                *(f"{line.scores[task]:.4f}" if task in line.scores else "" for task in self.study.tasks),
+                f"{line.runs}/{len(self.study.tasks) * len(self.study.seeds)}",
+                str(line.failed or ""),
+            )
+        for spec in self.under_way.values():
+            table.caption = f"now: {spec.name} on {spec.task}, seed {spec.seed}, rate {spec.learning_rate:g}"
+        return table
+
+
+def _run_title(row: dict[str, Any]) -> str:
+    kind = "rate" if row["tuning"] else f"seed {row['seed']}, rate"
+    return f"{row['method']} on {row['task']}, {kind} {row['learning_rate']:g}"
+
+
+def _run_outcome(row: dict[str, Any]) -> str:
+    if row["state"] != "done":
+        return f"{row['state']} ({row['error']})"
+    split = "validation" if row["tuning"] else "test"
+    return f"{split} {row[split]['score']:.4f}, {row['seconds']['total']:.0f} s"
+
+
+def print_study(study: Study, only: list[str] | None, as_json: bool) -> None:
+    """What a study would do; nothing of it is loaded."""
+    from sptune.compare.comparison import check_methods
+
+    check_methods(study, only)
+    methods = {name: method for name, method in study.methods.items() if only is None or name in only}
+    specs = [spec for spec in (*study.tuning_runs(), *study.final_runs({})) if spec.name in methods]
+    if as_json:
+        for spec in specs:
+            options = {key: value for key, value in spec.run_options("").lasting().items() if value is not None}
+            print(json.dumps({"task": spec.task, "method": spec.name, "tuning": spec.tuning,
+                              "settings": {"kind": spec.method.kind, **spec.method.settings}, "options": options},
+                             ensure_ascii=False))  # fmt: skip
+        return
+    table = Table("method", "kind", "learning rates", "settings", box=None)
+    for name, method in methods.items():
+        rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
+        table.add_row(name, method.kind, rates, escape(", ".join(f"{k}={v}" for k, v in method.settings.items())))
+    results.print(table)
+    results.print(f"Tasks: {', '.join(study.tasks)}; seeds: {', '.join(map(str, study.seeds))}")
+    tuning = sum(spec.tuning for spec in specs)
+    results.print(f"Runs: {tuning} to choose learning rates, {len(specs) - tuning} to report")
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Scores and costs of all methods, and what failed."""
+    against, tasks = comparison.study.against, list(comparison.study.tasks)
+    lines = [line for line in comparison.summary if line.runs or line.failed]
+    over = f"minus {against} (95 % interval)"
+    scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
+    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", "rates",
+                  box=None)  # fmt: skip
+    for line in lines:
+        style = "bold" if line.method == against else ""
+        means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
+        scores.add_row(
+            line.method,
+            *(_number(value, ".4f") for value in means),
+            _number(line.deviation, ".4f"),
+            _number(line.difference, "+.4f")
+            + ("" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"),
+            f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
+            style=style,
+        )
+        costs.add_row(
+            line.method,
+            _number(line.parameters, ",.0f"),
+            _number(line.step_seconds, ".3f"),
+            _number(line.seconds, ".1f"),
+            _number(line.speed, ".2f"),
+            _number(line.memory and line.memory / 1e6, ",.0f"),
+            _number(line.adapter_bytes / 1e3, ",.0f"),
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if line.parameters else "",
+            style=style,
+        )
+    results.print(scores)
+    if len(tasks) == 1 and len(comparison.study.seeds) < FEW_SEEDS:
+        results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
+    results.print()
+    results.print(costs)
+    failed = [row for row in comparison.rows if row["state"] == "failed"]
+    for row in failed[:5]:
+        messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
+    if failed:
+        messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
+    results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)
+
+
+def print_json(value: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def print_run(run: Run, as_json: bool) -> None:
+    """What a run found and reached, and where it lies."""
+    if as_json:
+        folders = {"output_dir": str(run.output_dir)}
+        if run.metrics:
+            folders["adapter_dir"] = str(run.adapter_dir)
+        print_json({**folders, "prompt_layers": run.prompt_layers, **run.metrics})
+        return
+    search_file = run.output_dir / "search.json"
+    if search_file.exists():
+        from sptune.search import SearchResult
+
+        found = SearchResult.load(search_file)
+        if found.history:
+            _print_layers(found)
+        for remark in found.remarks:
+            results.print(remark)
+    results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
+    if run.metrics:
+        _print_scores(run.metrics)
+        parameters = run.metrics["parameters"]
+        results.print(
+            f"Trained parameters: {parameters['trainable']:,} ({parameters['generators']:,} in prompt generators), "
+            f"of {parameters['total']:,} in all; adapter: {run.metrics['adapter_bytes']:,} bytes; "
+            f"time: {run.metrics['seconds']['total']:.0f} s"
+            + (f", {run.metrics['search_share']:.0%} of it for the search" if "search" in run.metrics else "")
+        )
+        results.print(f"Adapter: {escape(str(run.adapter_dir))}")
+    results.print(f"Everything else: {escape(str(run.output_dir))}")
+
+
+def _print_layers(found: SearchResult) -> None:
+    """The candidates by falling score, with bars where scores are gates."""
+    table = Table("layer", "score", "", title=f"Score: {found.score_name}", box=None, title_justify="left")
+    for layer, score in sorted(
+        zip(found.candidate_layers, found.scores, strict=True), key=lambda one: one[1], reverse=True
+    ):
+        chosen = layer in found.prompt_layers
+        bar = "█" * max(1, round(40 * score)) if found.search.reading == "gates" else ""
+        style = "bold green" if chosen else "dim"
+        table.add_row(f"{layer}", f"{score:.3f}", f"{bar} {'chosen' if chosen else ''}", style=style)
+    results.print(table)
+
+
+def _print_scores(metrics: dict[str, Any]) -> None:
+    names = [name for name in ("accuracy", "f1", "mean") if name in metrics["test"]]
+    table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in names), box=None)
+    rows = [("prompts", metrics)]
+    if "baseline" in metrics:
+        rows.insert(0, (metrics["baseline"]["kind"], metrics["baseline"]))
+        rows.append(("gain", metrics["gain"]))
+    for title, values in rows:
+        sign = "+" if title == "gain" else ""
+        table.add_row(
+            title,
+            *(f"{values[split][name]:{sign}.4f}" for split in ("validation", "test") for name in names),
+            style="bold" if title == "prompts" else "",
+        )
+    results.print(table)
+    results.print(f"Test examples: {metrics['test']['examples']:,}")
+
+
+def shown(value: Any) -> str:
+    """A value of a table, for people."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
