@@ -50,6 +50,8 @@ from sptune.prefix_cache import PrefixCache, TokenTable
 from sptune.search import SPTSearchTrainer
 
 M, CLASSES, BATCHES = 10, 2, 4
+# The prompts that were measured.
+PROMPTS: dict[str, Any] = {"num_virtual_tokens": M, "bottleneck_dim": 64, "residual": False}
 HEADS = ("classifier", "score")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -140,7 +142,7 @@ def trained(name: str, model: nn.Module, **options: Any) -> Method:
 
 def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> Method:
     """Prompts at one layer, appg generator, with or without the prefix cache."""
-    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[layer], num_virtual_tokens=M)
+    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[layer], **PROMPTS)
     model = get_peft_model(copy_sharing_weights(backbone), config)
     method = trained(f"SPT, p = {layer}" + (", cached" if cache else ""), model, layer=layer, forward=not cache)
     if not cache:
@@ -328,7 +330,7 @@ class AgainstPlainPasses(TrainerCallback):
 
 def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> dict[str, float]:
     """One SPT-DARTS step (gates and weights, two masks each) beside four plain passes."""
-    network = get_peft_model(copy_sharing_weights(backbone), SPTConfig(task_type="SEQ_CLS", num_virtual_tokens=M))
+    network = get_peft_model(copy_sharing_weights(backbone), SPTConfig(task_type="SEQ_CLS", **PROMPTS))
     examples = [
         {name: value[row].cpu() for name, value in batch.items()}
         for batch in batches

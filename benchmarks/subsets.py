@@ -55,6 +55,7 @@ COMMON: Settings = {
     "num_virtual_tokens": 10,
     "generator": "appg",
     "bottleneck_dim": 64,
+    "residual": False,
     "max_length": 128,
 }
 BACKBONES: dict[str, Settings] = {
@@ -131,7 +132,7 @@ class Problem:
 
     def prompts(self, **fields: Any) -> SPTConfig:
         """Configuration of the prompts."""
-        names = ("num_virtual_tokens", "generator", "bottleneck_dim")
+        names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual")
         kind = "CAUSAL_LM" if self.backbone == "smollm2" else "SEQ_CLS"
         return SPTConfig(task_type=kind, **{name: self.settings[name] for name in names}, **fields)
 

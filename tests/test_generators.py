@@ -106,11 +106,12 @@ def test_phm_prompts_start_about_as_large_as_linear_ones():
         ({"generator": "mppg"}, 49_600),
         ({"generator": "npg"}, 274_240),
         ({"generator": "appg", "projection": "phm", "phm_dim": 4}, 12_864),
+        ({"generator": "appg", "bottleneck_dim": 8}, 6_536),
     ],
-    ids=["static", "appg", "mppg", "npg", "appg phm"],
+    ids=["static", "appg", "mppg", "npg", "appg phm", "appg narrow"],
 )
 def test_parameter_counts_at_the_size_of_minilm(options, count):
-    module = build_generator(SPTConfig(num_virtual_tokens=10, bottleneck_dim=64, **options), 384)
+    module = build_generator(SPTConfig(num_virtual_tokens=10, **{"bottleneck_dim": 64, **options}), 384)
     assert sum(parameter.numel() for parameter in module.parameters()) == count
 
 
@@ -240,7 +241,7 @@ def test_a_bad_value_is_refused_by_name(field, value):
 
 
 def test_a_phm_dimension_must_divide_the_bottleneck():
-    with pytest.raises(ValueError, match=r"phm_dim.*5.*bottleneck_dim.*64"):
+    with pytest.raises(ValueError, match=r"phm_dim.*5.*bottleneck_dim.*8"):
         SPTConfig(projection="phm", phm_dim=5)
 
 

@@ -43,7 +43,7 @@ class SPTConfig(PeftConfig):
         default="appg",
         metadata={"help": "What makes the prompts: 'static', 'npg', 'appg', 'mppg' or 'attention'."},
     )
-    bottleneck_dim: int = field(default=64, metadata={"help": "r, the width between the generator's projections."})
+    bottleneck_dim: int = field(default=8, metadata={"help": "r, the width between the generator's projections."})
     residual: bool = field(
         default=True,
         metadata={

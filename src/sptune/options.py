@@ -169,7 +169,7 @@ class RunOptions:
         metadata=_about("What makes the prompts.", "Prompts", choices=("appg", "static", "npg", "mppg", "attention")),
     )
     bottleneck_dim: int = field(
-        default=64, metadata=_about("Width between a generator's two projections (r).", "Prompts")
+        default=8, metadata=_about("Width between a generator's two projections (r).", "Prompts")
     )
     residual: bool = field(
         default=True,
@@ -224,7 +224,7 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: half of those of the final training, at most 500.",
+            "Optimiser steps of the search. Default: a quarter of those of the final training, at most 500.",
             "Search",
             verbs=SEARCHING,
         ),
