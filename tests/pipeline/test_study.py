@@ -1,5 +1,6 @@
 """What a study is made of: methods, runs and their identity, and how it is summed up. Nothing is trained here."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -13,6 +14,7 @@ from sptune.compare import METHODS, Study
 from sptune.compare.log import RunLog
 from sptune.compare.summary import interval, mean_of_means, summarise
 from sptune.errors import InputError
+from sptune.options import RunOptions
 from sptune.tasks import BENCHMARK_TASKS
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -55,6 +57,7 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
         ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),
         ({"methods": {"lora": {"lora_alfa": 3}}}, "'lora_alfa' is no setting of 'lora'. Did you mean 'lora_alpha'?"),
         ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
+        ({"methods": {"spt, twice": {"method": "spt"}}}, "the name 'spt, twice' has a comma"),
         ({"seeds": [0, 1000]}, "change one of them"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
         ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
@@ -121,6 +124,22 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     assert first(tasks={"words": {**data, "train_file": str(copied)}}) == own
     copied.write_text(Path(data["train_file"]).read_text().replace("fine", "bad"))
     assert first(tasks={"words": {**data, "train_file": str(copied)}}) != own
+
+
+def test_another_default_of_prompts_makes_only_prompts_run_again(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known() -> dict[str, str]:
+        runs = Study.from_mapping({**parts, "methods": ["spt", "lora"]}, "study").final_runs({})
+        return {run.name: run.id for run in runs if run.seed == 0}
+
+    before = known()
+    names = list(inspect.signature(RunOptions).parameters)
+    defaults = list(RunOptions.__init__.__defaults__ or ())
+    defaults[names.index("num_virtual_tokens")] = 3
+    monkeypatch.setattr(RunOptions.__init__, "__defaults__", tuple(defaults))
+    assert known()["lora"] == before["lora"]
+    assert known()["spt"] != before["spt"]
 
 
 def test_a_local_backbone_is_known_by_what_is_in_it(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -271,6 +271,9 @@ def _methods(given: Any, where: str) -> dict[str, Method]:
             raise InputError(f"{where}: methods={given!r} is not allowed; list names, or map names to their settings.")
         given = dict.fromkeys(given)
     changes = _mapping(given, f"{where}: methods")
+    for name in changes:
+        if "," in str(name):
+            raise InputError(f"{where}: the name {name!r} has a comma, which separates names in --methods.")
     return {
         str(name): find_method(str(name), _mapping(own, f"{where}: {name}"), where) for name, own in changes.items()
     }
