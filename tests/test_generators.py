@@ -154,6 +154,19 @@ def test_every_parameter_of_a_generator_learns(build):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_every_parameter_of_a_fresh_generator_moves_within_three_steps(generator, projection, residual):
+    module = build_generator(_config(generator=generator, projection=projection, residual=residual), HIDDEN)
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    optimizer = torch.optim.AdamW(module.parameters(), weight_decay=0.0)
+    inputs, target = _inputs(), torch.randn(len(MASKS), 4, HIDDEN)
+    for _ in range(3):
+        optimizer.zero_grad()
+        (module(*inputs) - target).square().mean().backward()
+        optimizer.step()
+    for name, parameter in module.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
 def test_fresh_generators_differ_between_inputs_from_the_first_step(generator, projection, residual):
     module = build_generator(_config(generator=generator, projection=projection, residual=residual), HIDDEN)
     prompts = module(*_inputs())
@@ -224,6 +237,7 @@ def test_residual_attention_prompts_begin_inside_the_text_states(projection):
         ("num_virtual_tokens", 2.5),
         ("generator", "lstm"),
         ("bottleneck_dim", 0),
+        ("residual", "false"),
         ("projection", "quaternion"),
         ("phm_dim", 0),
         ("activation", "sharp"),

@@ -9,7 +9,7 @@ from peft import get_peft_model
 from torch.nn import functional
 from transformers import TrainerCallback, TrainingArguments
 
-from sptune.training import SPTTrainer
+from sptune.training import LONGEST_WITHOUT_FLASH, SPTTrainer
 
 
 def build_examples(size, causal=False):
@@ -84,6 +84,22 @@ def test_the_loss_is_the_cross_entropy_of_the_class_scores(build_trainer):
     assert gradients.steps[0].keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(gradients.steps[0][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_short_bfloat16_batches_train_without_flash_attention_on_a_cpu(build_trainer, bf16):
+    with_flash = []
+
+    def scores(model, batch):
+        with_flash.append(torch.backends.cuda.flash_sdp_enabled())
+        return first_two_scores(model, batch)
+
+    trainer = build_trainer(build_examples(8), bf16=bf16, max_steps=1, trainer={"class_scores": scores})
+    trainer.train()
+    assert with_flash[-1] is not bf16
+    assert torch.backends.cuda.flash_sdp_enabled()
+    with trainer.attention_kernel({"input_ids": torch.zeros(2, LONGEST_WITHOUT_FLASH + 1)}):
+        assert torch.backends.cuda.flash_sdp_enabled()
 
 
 @pytest.mark.parametrize("labelled", [True, False])

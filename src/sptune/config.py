@@ -79,6 +79,8 @@ class SPTConfig(PeftConfig):
         self.target_modules: set[str] | None = None
         _check_choice("generator", self.generator, GENERATORS)
         _check_choice("projection", self.projection, ("linear", "phm"))
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"residual={self.residual!r} is not allowed; choose True or False.")
         _check_choice("visibility", self.visibility, ("gated", "always"))
         _check_positive("num_virtual_tokens", self.num_virtual_tokens)
         _check_positive("bottleneck_dim", self.bottleneck_dim)

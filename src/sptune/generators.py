@@ -96,9 +96,10 @@ def adaptive_pool(
         return (weights / weights.sum(-1, keepdim=True).clamp_min(1)) @ states
     empty = ~mask.any(-1)[:, None, None]
     lowest = torch.finfo(states.dtype).min
-    # One slot at a time keeps the memory at (batch, length, features); m is about ten.
-    pooled = torch.stack([states.masked_fill(~covers[:, j, :, None], lowest).amax(1) for j in range(slots)], dim=1)
-    return pooled.masked_fill(empty, 0.0)
+    with torch.no_grad():
+        # One slot at a time keeps the memory at (batch, length, features); m is about ten.
+        places = [states.masked_fill(~covers[:, j, :, None], lowest).argmax(1) for j in range(slots)]
+    return states.gather(1, torch.stack(places, dim=1)).masked_fill(empty, 0.0)
 
 
 class StaticGenerator(nn.Module):

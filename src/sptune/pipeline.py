@@ -383,7 +383,15 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
             sizes.update({key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()})  # noqa: SIM118
     generators = sum(size for key, size in sizes.items() if "spt_generator" in key)
     document = _task_document(folder) if (folder / outputs.TASK_FILE).exists() else {}
-    names = ("prompt_layers", "generator", "num_virtual_tokens", "bottleneck_dim", "projection", "task_type")
+    names = (
+        "prompt_layers",
+        "generator",
+        "num_virtual_tokens",
+        "bottleneck_dim",
+        "residual",
+        "projection",
+        "task_type",
+    )
     return {
         "adapter_dir": str(folder),
         "base_model": config.get("base_model_name_or_path"),

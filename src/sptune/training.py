@@ -91,16 +91,22 @@ class SPTTrainer(PrefixCachingTrainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As in `transformers.Trainer`, with the attention kernel that is fast here."""
-        with self._attention_kernel(inputs):
+        with self.attention_kernel(inputs):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def _attention_kernel(self, inputs: Batch) -> contextlib.AbstractContextManager[Any]:
-        """On a CPU the backward pass of PyTorch's flash attention is slow in bfloat16 while sequences are short."""
+    def attention_kernel(self, inputs: Batch) -> contextlib.AbstractContextManager[Any]:
+        """For forward and backward on these inputs, the kernel of PyTorch's attention that is fast.
+
+        On a CPU the backward pass of flash attention is slow in bfloat16 while sequences are short. A compiled graph
+        would keep the kernel of its first batch, so there the choice is left to PyTorch.
+        """
         in_bfloat16 = self.args.bf16 or getattr(self.model, "dtype", None) == torch.bfloat16
-        length = max((value.shape[1] for value in inputs.values() if getattr(value, "ndim", 0) > 1), default=0)
-        if self.args.device.type == "cpu" and in_bfloat16 and length <= LONGEST_WITHOUT_FLASH:
-            return sdpa_kernel(SDPBackend.MATH)
-        return contextlib.nullcontext()
+        if self.args.device.type != "cpu" or not in_bfloat16 or self.args.torch_compile:
+            return contextlib.nullcontext()
+        tokens = inputs.get("input_ids")
+        if tokens is None or tokens.shape[-1] > LONGEST_WITHOUT_FLASH:
+            return contextlib.nullcontext()
+        return sdpa_kernel(SDPBackend.MATH)
 
     def compute_loss(
         self,

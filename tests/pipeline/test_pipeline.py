@@ -200,7 +200,7 @@ def test_a_deep_backbone(
 
 
 def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, Any], tmp_path: Path) -> None:
-    run = search(**{**options, "search_steps": None, "max_steps": 10}, output_dir=tmp_path / "run")
+    run = search(**{**options, "search_steps": None, "max_steps": 20}, output_dir=tmp_path / "run")
     assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 5
     assert len(SearchResult.load(run.output_dir / "search.json").history) == 5
 

@@ -110,9 +110,10 @@ class SearchTrainer(SPTTrainer):
             model.to(self.args.device).train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, self._prepare_inputs(inputs))
-                loss.backward()
+                with self.attention_kernel(inputs):
+                    with self.compute_loss_context_manager():
+                        loss = self.compute_loss(model, self._prepare_inputs(inputs))
+                    loss.backward()
                 loss.item()  # waits for an accelerator
                 seconds = time.monotonic() - started
         model.zero_grad()
