@@ -230,6 +230,12 @@ def generator(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
+def own_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 4 leaves the number format of a training in the environment; no test shall find another's."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+@pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
 

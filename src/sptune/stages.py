@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,10 @@ from sptune.training import SPTTrainer, grouping_by_length
 WARMUP_SHARE = 0.06
 CLIP_NORM = 1.0
 SPLITS = ("train", "validation", "test")
+# Transformers 4 leaves the number format of one training in the environment, where the next one finds it; what stood
+# there at first is of whoever launched this process.
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+LAUNCHED_WITH = os.environ.get(MIXED_PRECISION, "no")
 
 Encoded = dict[str, Any]
 
@@ -233,6 +238,7 @@ def training_arguments(
     job: Job, name: str, steps: int, *, learning_rate: float | None = None, evaluate: bool = True
 ) -> TrainingArguments:
     """What all stages share: AdamW, a short warm-up, linear decay, clipping, and the best checkpoint at the end."""
+    os.environ[MIXED_PRECISION] = LAUNCHED_WITH
     options = job.plan.options
     interval = math.ceil(steps / (5 if steps <= 300 else 10))
     more: dict[str, Any] = {}

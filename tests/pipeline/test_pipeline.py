@@ -228,6 +228,17 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
     assert all(weights.get_tensor(name).dtype == torch.float32 for name in weights.keys())  # noqa: SIM118
 
 
+def test_a_run_in_bf16_leaves_the_next_one_as_it_was(options: dict[str, Any], tmp_path: Path) -> None:
+    runs = [
+        train(**options, output_dir=tmp_path / name, prompt_layers=[2], head_baseline=False, bf16=name == "short")
+        for name in ("before", "short", "after")
+    ]
+    before, short, after = (
+        [row["scores"]["good"] for row in read_lines(run.output_dir / "predictions.jsonl")] for run in runs
+    )
+    assert before == after != short
+
+
 @pytest.mark.parametrize("searcher", ["fair", "halving", "random"])
 def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
     run = search(**options, output_dir=tmp_path / "run", searcher=searcher, num_prompt_layers=1)
