@@ -63,11 +63,11 @@ _TABLE = (
         {"peft_type": "ADALORA", "init_r": 12, "target_r": 8, "lora_alpha": 16},
         "AdaLoRA (PEFT)",
     ),
-    Method("ia3", PEFT, (3e-3, 1e-2, 3e-2), {"peft_type": "IA3"}, "IA3 (PEFT)"),
+    Method("ia3", PEFT, (3e-3, 1e-2, 3e-2, 1e-1), {"peft_type": "IA3"}, "IA3 (PEFT)"),
     Method(
         "prompt-tuning",
         PEFT,
-        (3e-2, 1e-1, 3e-1),
+        (3e-2, 1e-1, 3e-1, 1.0),
         {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10},
         "prompt tuning (PEFT)",
     ),
