@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")]
 AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder that a run wrote.")]
 
 
@@ -331,6 +332,7 @@ def evaluate(
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the label. Default: as in training.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write predictions here, as JSON Lines.")] = None,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Score an adapter on labelled data."""
@@ -343,6 +345,7 @@ def evaluate(
             text_columns=text_column,
             label_column=label_column,
             output=output,
+            overwrite=overwrite,
             monitor=stages,  # type: ignore[arg-type]
         )
     if as_json:
@@ -363,13 +366,21 @@ def predict(
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
     ] = None,
+    overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the class of new texts."""
     with _running() as stages:
         from sptune import pipeline
 
-        rows = pipeline.predict(adapter, input, output, text_columns=text_column, monitor=stages)  # type: ignore[arg-type]
+        rows = pipeline.predict(
+            adapter,
+            input,
+            output,
+            text_columns=text_column,
+            overwrite=overwrite,
+            monitor=stages,  # type: ignore[arg-type]
+        )
     if as_json:
         print_json({"predictions": len(rows), "output": str(output)} if output else rows)
     elif output is not None:

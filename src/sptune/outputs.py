@@ -163,6 +163,25 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
+def check_file(path: Path, *, overwrite: bool, read: Path) -> None:
+    """Refuses a file that must not be written; touches nothing.
+
+    Args:
+        path: the file to write.
+        overwrite: it may be there already.
+        read: what the user's data are read from, which is never written over.
+
+    Raises:
+        InputError: the file is there, or is the data, or lies where none can be.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it.")
+    if path.exists() and read.exists() and path.samefile(read):
+        raise InputError(f"{path}: is the data themselves; name another file for the predictions.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: is there already; replace it with --overwrite, or name another file.")
+
+
 def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Makes `folder` ready for a run.
 

@@ -309,6 +309,7 @@ def evaluate(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     output: str | Path | None = None,
+    overwrite: bool = False,
     monitor: Monitor | None = None,
 ) -> dict[str, Any]:
     """Score an adapter on labelled data.
@@ -319,14 +320,17 @@ def evaluate(
         text_columns: columns with the text, where they are not called as in training.
         label_column: column with the label, likewise.
         output: where to write the predictions, as JSON Lines; None not to write them.
+        overwrite: the file may be there already.
         monitor: is told about progress.
 
     Returns:
         The task's metrics, and the number of examples.
 
     Raises:
-        InputError: the adapter or the data cannot be right.
+        InputError: the adapter or the data cannot be right, or `output` must not be written.
     """
+    if output is not None:
+        outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
     task = _saved_task(adapter, text_columns, label_column)
     examples = read_labelled(test_file, task.text_fields, task.label_field, labels=task.labels)
     scores = _scores(adapter, task, examples, monitor or Monitor())
@@ -342,6 +346,7 @@ def predict(
     output: str | Path | None = None,
     *,
     text_columns: Sequence[str] | None = None,
+    overwrite: bool = False,
     monitor: Monitor | None = None,
 ) -> list[dict[str, Any]]:
     """Predict the class of unlabelled texts.
@@ -351,14 +356,17 @@ def predict(
         input: texts: .jsonl, .csv, .tsv or .parquet.
         output: where to write the predictions, as JSON Lines; None not to write them.
         text_columns: columns with the text, where they are not called as in training.
+        overwrite: `output` may be there already.
         monitor: is told about progress.
 
     Returns:
         One entry for each text: its columns, "prediction" and "scores".
 
     Raises:
-        InputError: the adapter or the data cannot be right.
+        InputError: the adapter or the data cannot be right, or `output` must not be written.
     """
+    if output is not None:
+        outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
     task = _saved_task(adapter, text_columns, None)
     examples = read_unlabelled(input, task.text_fields)
     rows = list(_prediction_rows(task, examples, _scores(adapter, task, examples, monitor or Monitor())))

@@ -230,6 +230,12 @@ def print_comparison(comparison: Comparison) -> None:
         results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     results.print()
     results.print(costs)
+    outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in lines if line.outermost]
+    if outermost:
+        results.print(
+            "Best at the lowest or highest learning rate that was tried, so another may be better (learning_rates): "
+            f"{escape('; '.join(outermost))}."
+        )
     failed = [row for row in comparison.rows if row["state"] == "failed"]
     for row in failed[:5]:
         messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)

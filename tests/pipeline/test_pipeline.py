@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,23 @@ def test_saved_adapter_scores_and_predicts_as_the_run_did(finished: Any, data: d
     assert [row["prediction"] for row in predicted] == [row["prediction"] for row in recorded]
     for row, kept in zip(predicted, recorded, strict=True):
         assert row["scores"] == pytest.approx(kept["scores"], abs=1e-5)
+
+
+def test_predictions_never_take_the_place_of_a_file_unasked(
+    finished: Any, data: dict[str, str], tmp_path: Path
+) -> None:
+    texts, there = tmp_path / "texts.jsonl", tmp_path / "there.jsonl"
+    before = Path(data["test_file"]).read_text()
+    for path in (texts, there):
+        path.write_text(before)
+    for use in (partial(predict, finished.adapter_dir, texts), partial(evaluate, finished.adapter_dir, texts)):
+        with pytest.raises(InputError, match=r"there\.jsonl: is there already; .*--overwrite"):
+            use(output=there)
+        with pytest.raises(InputError, match=r"texts\.jsonl: is the data"):
+            use(output=texts, overwrite=True)
+        assert texts.read_text() == there.read_text() == before
+    predict(finished.adapter_dir, texts, there, overwrite=True)
+    assert "prediction" in read_lines(there)[0]
 
 
 def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:

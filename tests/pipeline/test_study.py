@@ -47,6 +47,17 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
+    parts["methods"] = {"spt": {"learning_rates": [5e-3]}, "lora": {"learning_rates": [1e-3, 2e-3, 4e-3]}}
+    tasks = {"low": 1, "middle": 2, "high": 3}
+    parts["tasks"] = {task: {**parts["tasks"]["words"], "max_steps": steps} for task, steps in tasks.items()}
+    study = Study.from_mapping(parts, "study")
+    best = {"low": 1e-3, "middle": 2e-3, "high": 4e-3}
+    alone, several = summarise(study, rows_of(study, lambda spec: float(spec.learning_rate == best[spec.task])))
+    assert alone.outermost == []
+    assert several.outermost == ["low", "high"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

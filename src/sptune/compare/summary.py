@@ -36,6 +36,7 @@ class Line:
         adapter_bytes: size of what is saved, median.
         layers: by task, how often each layer was chosen; empty for methods without prompt layers.
         rates: learning rate chosen, by task.
+        outermost: tasks whose chosen rate is the lowest or highest of those tried, so that a better one may lie beyond.
         searches: whether the method searches for its layers.
     """
 
@@ -57,6 +58,7 @@ class Line:
     adapter_bytes: float
     layers: dict[str, dict[int, int]]
     rates: dict[str, float]
+    outermost: list[str]
     searches: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -134,6 +136,8 @@ def _line(
     for (task, _), row in own.items():
         for layer in row["prompt_layers"] or []:
             layers.setdefault(task, {})[layer] = layers.get(task, {}).get(layer, 0) + 1
+    chosen = {task: rate for (task, method), rate in rates.items() if method == name}
+    tried = study.methods[name].learning_rates
     memory = [row["peak_memory"] for row in own.values() if row["peak_memory"] is not None]
     return Line(
         method=name,
@@ -153,7 +157,8 @@ def _line(
         memory=statistics.median(memory) if memory else None,
         adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
         layers=layers,
-        rates={task: rate for (task, method), rate in rates.items() if method == name},
+        rates=chosen,
+        outermost=[task for task, rate in chosen.items() if len(tried) > 1 and rate in (min(tried), max(tried))],
         searches=study.methods[name].searches,
     )
 
