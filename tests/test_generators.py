@@ -272,7 +272,7 @@ def test_candidate_layers_are_for_the_search_only():
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
-        ({"prompt_layers": "search"}, list(range(12))),
+        ({"prompt_layers": "search"}, list(range(2, 12))),
         ({"prompt_layers": "search", "candidate_layers": [7, 2]}, [2, 7]),
         ({"prompt_layers": "all"}, list(range(12))),
         ({"prompt_layers": "middle"}, [6]),
@@ -285,11 +285,18 @@ def test_prompt_layers_of_a_backbone_of_twelve_layers(options, layers):
     assert resolve_prompt_layers(SPTConfig(**options), 12) == layers
 
 
-@pytest.mark.parametrize(("layers", "step"), [(13, 2), (24, 2), (30, 3), (80, 7)])
-def test_a_search_of_a_deep_backbone_chooses_from_every_nth_layer(layers, step):
-    candidates = resolve_prompt_layers(SPTConfig(prompt_layers="search"), layers)
-    assert candidates == list(range(0, layers, step))
-    assert len(candidates) <= 12
+@pytest.mark.parametrize(
+    ("layers", "candidates"),
+    [
+        (4, [0, 1, 2, 3]),
+        (6, [1, 2, 3, 4, 5]),
+        (12, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (13, [2, 4, 6, 8, 10, 12]),
+        (30, [5, 8, 11, 14, 17, 20, 23, 26, 29]),
+    ],
+)
+def test_a_search_chooses_from_at_most_ten_layers_above_the_lowest_sixth(layers, candidates):
+    assert resolve_prompt_layers(SPTConfig(prompt_layers="search"), layers) == candidates
 
 
 @pytest.mark.parametrize("options", [{"prompt_layers": [3, 12]}, {"candidate_layers": [12]}], ids=str)

@@ -13,7 +13,7 @@ from sptune.generators import GENERATORS
 from sptune.registration import PEFT_TYPE
 
 NAMED_SETTINGS = ("search", "all", "middle", "first")
-MOST_CANDIDATES = 12
+MOST_CANDIDATES = 10
 
 
 @dataclass
@@ -34,7 +34,7 @@ class SPTConfig(PeftConfig):
     candidate_layers: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Layers the search may use; None for all, or every n-th of a backbone with more than 12. "
+            "help": "Layers the search may use; None for at most ten above the lowest sixth. "
             "Only with prompt_layers='search'."
         },
     )
@@ -113,11 +113,14 @@ class SPTConfig(PeftConfig):
 
 
 def default_candidates(num_layers: int) -> list[int]:
-    """The layers that a search chooses from if nothing else is said: all, or every n-th so that at most 12 are left.
+    """The layers that a search chooses from if nothing else is said.
 
-    A search's steps are shared by its candidates, and neighbours in a deep backbone are worth much the same.
+    All but the lowest sixth, where prompts did worst in all tables (docs/search.md) and below which nothing could be
+    cached; and only every n-th of these, so that at most 10 are left: a search's steps are shared by its candidates,
+    and neighbours in a deep backbone are worth much the same.
     """
-    return list(range(0, num_layers, math.ceil(num_layers / MOST_CANDIDATES)))
+    lowest = num_layers // 6
+    return list(range(lowest, num_layers, max(1, math.ceil((num_layers - lowest) / MOST_CANDIDATES))))
 
 
 def resolve_prompt_layers(config: SPTConfig, num_layers: int) -> list[int]:

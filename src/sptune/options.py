@@ -158,7 +158,7 @@ class RunOptions:
     candidate_layers: list[int] | None = field(
         default=None,
         metadata=_about(
-            "Layers the search may use, such as 2,3,4. Default: all, or every n-th of more than 12.",
+            "Layers the search may use, such as 2,3,4. Default: at most ten above the lowest sixth.",
             "Prompts",
             verbs=SEARCHING,
         ),
