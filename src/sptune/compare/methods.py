@@ -67,7 +67,7 @@ _TABLE = (
     Method(
         "prompt-tuning",
         PEFT,
-        (3e-2, 1e-1, 3e-1, 1.0),
+        (1e-1, 3e-1, 1.0, 3.0),
         {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 10},
         "prompt tuning (PEFT)",
     ),
