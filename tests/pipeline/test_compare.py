@@ -49,6 +49,14 @@ def run_of(method: str, options: dict[str, Any], **settings: Any) -> Any:
     return spec
 
 
+@pytest.mark.parametrize("name", ["study.yaml", "summary.json", "layers.png", "runs.jsonl"])
+def test_a_study_replaces_no_file_of_others(name: str, parts: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(InputError, match=f"{name}.*name another *\n?folder"):
+        compare(parts, tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {name: "mine\n"}
+
+
 def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any], tmp_path: Path) -> None:
     comparison = compare(parts, tmp_path)
     rows = read_rows(tmp_path)

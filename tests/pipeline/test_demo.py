@@ -4,7 +4,19 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from sptune.demo import write_reviews
+import pytest
+
+from sptune.demo import run_demo, write_reviews
+from sptune.errors import InputError
+
+
+def test_the_demo_replaces_no_data_of_others(tmp_path: Path) -> None:
+    mine = tmp_path / "data" / "train.jsonl"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(InputError, match=r"train\.jsonl: is there already"):
+        run_demo(tmp_path)
+    assert mine.read_text() == "mine"
 
 
 def test_reviews_are_disjoint_balanced_and_the_same_every_time(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from sptune import SPTConfig
+from sptune.cli import main
 from sptune.errors import InputError, SptuneError
 from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
 from sptune.progress import Monitor
@@ -119,18 +120,28 @@ def test_saved_adapter_scores_and_predicts_as_the_run_did(finished: Any, data: d
 def test_predictions_never_take_the_place_of_a_file_unasked(
     finished: Any, data: dict[str, str], tmp_path: Path
 ) -> None:
-    texts, there = tmp_path / "texts.jsonl", tmp_path / "there.jsonl"
+    texts, there, linked = tmp_path / "texts.jsonl", tmp_path / "there.jsonl", tmp_path / "linked.jsonl"
     before = Path(data["test_file"]).read_text()
     for path in (texts, there):
         path.write_text(before)
+    linked.symlink_to(texts)
     for use in (partial(predict, finished.adapter_dir, texts), partial(evaluate, finished.adapter_dir, texts)):
         with pytest.raises(InputError, match=r"there\.jsonl: is there already; .*--overwrite"):
             use(output=there)
-        with pytest.raises(InputError, match=r"texts\.jsonl: is the data"):
-            use(output=texts, overwrite=True)
+        for same in (texts, linked):
+            with pytest.raises(InputError, match="jsonl: is the data"):
+                use(output=same, overwrite=True)
+        with pytest.raises(InputError, match="does not lie in a folder"):
+            use(output=there / "out.jsonl")
         assert texts.read_text() == there.read_text() == before
-    predict(finished.adapter_dir, texts, there, overwrite=True)
-    assert "prediction" in read_lines(there)[0]
+    for verb, option in (("predict", "--input"), ("evaluate", "--test-file")):
+        there.write_text(before)
+        command = [verb, "--adapter", str(finished.adapter_dir), option, str(texts), "--output", str(there)]
+        for arguments, code in ((command, 2), ([*command, "--overwrite"], 0)):
+            with pytest.raises(SystemExit) as ended:
+                main(arguments)
+            assert ended.value.code == code
+        assert "prediction" in read_lines(there)[0]
 
 
 def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:
@@ -365,6 +376,17 @@ def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str
     run = train(**options, output_dir=folder, prompt_layers=[1], head_baseline=False, overwrite=True)
     assert run.prompt_layers == [1]
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path: Path) -> None:
+    """Such as its own predictions, to train on them."""
+    folder = tmp_path / "run"
+    train(**options, output_dir=folder, prompt_layers=[0], head_baseline=False)
+    labelled = folder / "predictions.jsonl"
+    before = labelled.read_text()
+    with pytest.raises(InputError, match=r"predictions\.jsonl: would be removed .*name another output folder"):
+        train(**{**options, "train_file": labelled}, output_dir=folder, prompt_layers=[0], overwrite=True)
+    assert labelled.read_text() == before
 
 
 def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_path: Path) -> None:

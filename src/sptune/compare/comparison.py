@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from sptune import outputs
-from sptune.compare.log import RunLog, read_rows
+from sptune.compare.log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.methods import ADAPTERS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, Study
@@ -26,6 +26,7 @@ from sptune.report.comparison import plot_layers, plot_scores, searching
 
 STUDY_FILE = "study.yaml"
 SUMMARY_FILE = "summary.json"
+PICTURES = BY_PARAMETERS, BY_TIME, LAYERS = "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,7 @@ def compare(
         )
     check_methods(study, only)
     folder = Path(output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
+    check_output(folder)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun) if row["state"] == FAILED and retry_failed}
     check_libraries(study, [row for row in begun if row["run"] not in failed], only)
@@ -109,6 +109,22 @@ def as_study(study: Study | Mapping[str, Any] | str | Path) -> Study:
     if isinstance(study, Study):
         return study
     return Study.from_mapping(study, "study") if isinstance(study, Mapping) else Study.read(study)
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder in which a study would replace what no study has written.
+
+    Raises:
+        InputError: what it would replace.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
+    held = [name for name in (STUDY_FILE, SUMMARY_FILE, *PICTURES) if (folder / name).exists()]
+    if held and not any((folder / name).exists() for name in (ROWS_FILE, LOCKS_FOLDER)):
+        raise InputError(
+            f"{folder}: has no runs of a study, but {', '.join(held)}, which this one would replace; name another "
+            "folder."
+        )
 
 
 def check_methods(study: Study, only: Sequence[str] | None) -> None:
@@ -164,11 +180,11 @@ def write_results(comparison: Comparison) -> None:
     outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
     against = comparison.study.against
     drawers: dict[str, Callable[[Path], Any]] = {
-        "accuracy_by_parameters.png": lambda path: plot_scores(summary, "parameters", against, path),
-        "accuracy_by_time.png": lambda path: plot_scores(summary, "seconds", against, path),
+        BY_PARAMETERS: lambda path: plot_scores(summary, "parameters", against, path),
+        BY_TIME: lambda path: plot_scores(summary, "seconds", against, path),
     }
     if searching(summary):
-        drawers["layers.png"] = lambda path: plot_layers(summary, path)
+        drawers[LAYERS] = lambda path: plot_layers(summary, path)
     for name, draw in drawers.items():
         with outputs.written_whole(folder / name) as partial:
             draw(partial)

@@ -9,13 +9,23 @@ from filelock import FileLock, Timeout
 
 from sptune import outputs
 from sptune.compare.study import Row
+from sptune.errors import InputError
 
 ROWS_FILE = "runs.jsonl"
+LOCKS_FOLDER = "locks"
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows in a study's folder; of a run that was done again the last, in the place of the first."""
-    return list({row["run"]: row for row in outputs.read_json_lines(folder / ROWS_FILE)}.values())
+    """The rows in a study's folder; of a run that was done again the last, in the place of the first.
+
+    Raises:
+        InputError: the file is of something else.
+    """
+    try:
+        return list({row["run"]: row for row in outputs.read_json_lines(folder / ROWS_FILE)}.values())
+    except (ValueError, TypeError, KeyError):
+        path = folder / ROWS_FILE
+        raise InputError(f"{path}: holds something else than the runs of a study; name another folder.") from None
 
 
 class RunLog:
@@ -33,7 +43,7 @@ class RunLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.path = folder / ROWS_FILE
-        self._locks = folder / "locks"
+        self._locks = folder / LOCKS_FOLDER
         self._locks.mkdir(parents=True, exist_ok=True)
         self.lock = outputs.file_lock(self.path)
 

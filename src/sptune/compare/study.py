@@ -14,7 +14,7 @@ from typing import Any
 from sptune import outputs
 from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
-from sptune.options import PROMPT_OPTIONS, SHARED_OPTIONS, RunOptions
+from sptune.options import PLACES, PROMPT_OPTIONS, SHARED_OPTIONS, RunOptions
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
@@ -23,7 +23,6 @@ TUNING_SEED = 1000
 FIELDS = ("methods", "tasks", "seeds", "tuning_seed", "options", "against")
 
 # Options that name files, folders or things of the hub.
-PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
 
 Row = dict[str, Any]
 

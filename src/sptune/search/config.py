@@ -32,7 +32,7 @@ class SearchConfig:
 
     Args:
         searcher: one of the files in `sptune/search/searchers`, or a fixed setting that needs no training: "all",
-            "middle", "first".
+            "middle", "first". Their layers must be among the network's candidates ("all" are all of these).
         selection: how a trained search network is read. "gates": the largest gates; "perturbation": the layers without
             whose prompt the held-out loss rises most; "sets": the set of layers with the lowest held-out loss;
             "greedy": one layer after the other, always the one that leaves the lowest. None for the searcher's own way.

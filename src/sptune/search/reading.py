@@ -83,10 +83,8 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
     """The set whose discrete network has the lowest held-out loss, and the losses of all on a first part of the data.
 
     All sets run on a first part of the race's half of the held-out data, the better half of them also on a second, and
-    so on; what counts is the mean of the parts that a set has run on. Sets behind evenly spaced layers drop out at once:
-    they would not be taken.
+    so on; what counts is the mean of the parts that a set has run on.
     """
-    spaced = tuple(evenly_spaced(trainer.tuner.candidate_layers, len(every[0])))
     rounds = max(1, min(ROUNDS, _held_out(trainer) // 2 // FEWEST_EXAMPLES))
     totals = dict.fromkeys(every, 0.0)
     first: list[float] = []
@@ -102,8 +100,6 @@ def _race(trainer: SearchTrainer, every: list[LayerSet]) -> tuple[LayerSet, list
             totals[layers] += loss
         # Of equal sets the one that begins higher: it is the cheaper one to train.
         running = sorted(running, key=lambda layers: (totals[layers], [-layer for layer in layers]))
-        if spaced in running and len(spaced) == (trainer.search.num_prompt_layers or 1):
-            running = running[: running.index(spaced) + 1]
     return running[0], first
 
 

@@ -46,7 +46,7 @@ def search_prompt_layers(
 ) -> SearchResult:
     """Train a search network and choose the prompt layers by it.
 
-    The fixed settings "all", "middle" and "first" need no training and return at once.
+    The fixed settings "all", "middle" and "first" need no training and return at once; "all" are all candidates.
 
     Args:
         network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; what is to be trained of it, is.
@@ -138,8 +138,8 @@ def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int]
     prompt_layers = candidates if search.searcher == "all" else wanted
     if not set(prompt_layers) <= set(candidates):
         raise InputError(
-            f"searcher={search.searcher!r} is layer {wanted[0]}, which is not among the candidates {candidates}; "
-            "widen candidate_layers or choose another searcher."
+            f"searcher={search.searcher!r} is layer {wanted[0]}, which is not among the candidates {candidates}; give "
+            "the search network candidate_layers with it, or choose another searcher."
         )
     return SearchResult(
         prompt_layers=prompt_layers,
