@@ -434,6 +434,8 @@ class RunOptions:
 # What a comparison varies from run to run, besides the options of prompts and their search.
 VARIED = ("learning_rate", "seed", "head_baseline")
 PROMPT_OPTIONS = tuple(one.name for one in dataclasses.fields(RunOptions) if one.metadata["group"] in PROMPT_GROUPS)
+# What only a search goes by.
+SEARCH_OPTIONS = tuple(one.name for one in dataclasses.fields(RunOptions) if one.metadata["verbs"] == SEARCHING)
 # What all methods of a comparison share: backbone, data, and how long and how is trained.
 SHARED_OPTIONS = tuple(
     one.name

@@ -28,6 +28,7 @@ from sptune.prefix_cache import PrefixCacheSettings
 from sptune.preparation import Plan, prompt_config, search_config
 from sptune.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
+from sptune.search.config import trains_network
 from sptune.tasks import compute_metrics
 from sptune.training import SPTTrainer, grouping_by_length
 
@@ -162,7 +163,9 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
     with plan.clock.stage("search"):
         set_seed(plan.options.seed)
         network = get_peft_model(job.backbone, _prompt_config(job, "search"))
-        plan.monitor.stage("Searching for the prompt layers", plan.search_steps)
+        searches = trains_network(plan.options.searcher, len(job.encoded["train"]))
+        title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
+        plan.monitor.stage(title, plan.search_steps if searches else None)
         with _quiet_stdout():
             result = search_prompt_layers(
                 network,

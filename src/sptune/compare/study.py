@@ -14,15 +14,13 @@ from typing import Any
 from sptune import outputs
 from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
-from sptune.options import PLACES, PROMPT_OPTIONS, SHARED_OPTIONS, RunOptions
+from sptune.options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, SHARED_OPTIONS, RunOptions
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
 TUNING_SEED = 1000
 
 FIELDS = ("methods", "tasks", "seeds", "tuning_seed", "options", "against")
-
-# Options that name files, folders or things of the hub.
 
 Row = dict[str, Any]
 
@@ -54,15 +52,12 @@ class RunSpec:
         """The hash of all that says what the run is: of files and local backbones the content, not where they are.
 
         Names in the study are no part of it, nor what is left open (of that, later versions may choose otherwise), nor
-        options of prompts where there are none.
+        options of prompts or of a search where there is none.
         """
         options = self.run_options("")
         prompts = self.method.kind == PROMPTS
-        given = {
-            key: value
-            for key, value in options.lasting().items()
-            if value is not None and (prompts or key not in PROMPT_OPTIONS)
-        }
+        without = () if self.method.searches else SEARCH_OPTIONS if prompts else PROMPT_OPTIONS
+        given = {key: value for key, value in options.lasting().items() if value is not None and key not in without}
         about = {
             "kind": self.method.kind,
             "settings": {} if prompts else dict(self.method.settings),  # they are options

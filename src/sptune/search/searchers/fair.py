@@ -29,7 +29,7 @@ class FairTrainer(SearchTrainer):
     exactly the discrete network (method section 3).
     """
 
-    searchers = ("fair",)
+    searchers = ("fair", "auto")
     gated = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
