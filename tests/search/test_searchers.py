@@ -11,6 +11,7 @@ from torch.nn import functional
 from sptune import discretize
 from sptune.errors import InputError, SptuneError
 from sptune.search import SearchConfig, reading, search_prompt_layers
+from sptune.search.config import FEWEST_EXAMPLES
 from sptune.search.gate_training import SPTSearchTrainer
 from sptune.search.reading import BLOCKS, ROUNDS, greedy, perturbation, sets
 from sptune.search.searchers import NAMES, exhaustive, halving, ways_to_read
@@ -54,7 +55,7 @@ def test_every_searcher_finds_as_many_layers_as_are_wanted(search, searcher, way
     assert set(result.prompt_layers) <= {0, 1, 2, 3}
     assert len(result.scores) == 4
     assert result.search.reading == way
-    assert (result.gates is None) == (way is None or searcher == "fair")
+    assert (result.gates is None) == (way is None or searcher in ("fair", "auto"))
     assert discretize(network, result.prompt_layers).base_model.candidate_layers == result.prompt_layers
 
 
@@ -68,6 +69,26 @@ def test_spaced_layers_are_those_at_even_distances(search, wanted, layers):
     result, _ = search("spaced", num_prompt_layers=wanted)
     assert result.prompt_layers == layers
     assert (result.steps, result.history) == (0, [])
+
+
+def test_by_default_layers_are_searched_for_where_there_are_examples_enough(
+    build_search_network, build_args, make_examples, collate
+):
+    def search(size, **fields):
+        told = []
+        network, args, config = build_search_network(), build_args(max_steps=2), SearchConfig(**fields)
+        examples = make_examples(size)
+        result = search_prompt_layers(network, examples, args, config, data_collator=collate, tell=told.append)
+        return result, told
+
+    few, told = search(FEWEST_EXAMPLES - 1)
+    assert (few.prompt_layers, few.steps) == ([1, 2], 0)
+    assert told == few.remarks
+    assert "1999 training examples are too few" in told[0]
+    enough, told = search(FEWEST_EXAMPLES)
+    assert enough.steps == 2
+    assert not any("too few" in remark for remark in told)
+    assert enough.scores == search(FEWEST_EXAMPLES, searcher="fair")[0].scores
 
 
 def test_random_draws_follow_the_seed(search):

