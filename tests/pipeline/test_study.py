@@ -130,6 +130,8 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
     assert first(methods={"spt": {"num_prompt_layers": 1, "num_virtual_tokens": 10}}) == own  # the default
     assert first(options={**parts["options"], "prefix_cache": False}) != own
+    assert first(methods={"lpt": {"searcher": "darts"}}) == first(methods={"lpt": None})  # its layer is given
+    assert first(methods={"spt": {"searcher": "darts"}}) != first(methods={"spt": None})
     copied = Path(data["train_file"]).with_name("copy.jsonl")
     copied.write_text(Path(data["train_file"]).read_text())
     assert first(tasks={"words": {**data, "train_file": str(copied)}}) == own

@@ -21,7 +21,7 @@ HIGHLIGHT = "#21908c"
 
 
 def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.PathLike[str]) -> Figure:
-    """Draw the mean score of each method over what it costs.
+    """Draw the mean score of each method, with its standard deviation over seeds, over what it costs.
 
     Args:
         lines: the summary; methods without a mean over all tasks are left out.
@@ -37,7 +37,9 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
         if math.isnan(line.mean) or math.isnan(x):
             continue
         colour = HIGHLIGHT if line.method == against else INK
-        axes.plot(x, 100 * line.mean, "o", color=colour, markersize=7 if line.method == against else 5)
+        spread = 0 if math.isnan(line.deviation) else 100 * line.deviation
+        size = 7 if line.method == against else 5
+        axes.errorbar(x, 100 * line.mean, yerr=spread, fmt="o", color=colour, markersize=size, elinewidth=0.8)
         axes.annotate(
             line.method, (x, 100 * line.mean), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour
         )
@@ -47,7 +49,7 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="x", labelrotation=30)
-    axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %")
+    axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %\n(bars: one standard deviation over seeds)")
     axes.margins(x=0.12, y=0.1)
     tidy(axes)
     figure.savefig(path)
