@@ -27,7 +27,7 @@ conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_adapters_library.py
 
 clean:
-	rm -rf $(VENV) $(VENV4) runs
+	rm -rf $(VENV) $(VENV4) runs/demo
 
 $(VENV)/.torch $(VENV4)/.torch: %/.torch:
 	@$(PYTHON) -m venv $*

@@ -53,7 +53,8 @@ result = search_prompt_layers(
 )
 print("prompt layers:", result.prompt_layers, "scores:", [round(score, 2) for score in result.scores])
 print(*result.remarks, sep="\n")
-result.plot("runs/example/search.png")
+if result.history:
+    result.plot("runs/example/search.png")
 
 # 2. Prompts at only those layers, trained from fresh weights by transformers' Trainer.
 model = discretize(network, result.prompt_layers)

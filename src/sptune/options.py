@@ -14,6 +14,7 @@ from sptune.errors import InputError
 from sptune.search.config import (
     DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
+    FEWEST_EXAMPLES,
     SEARCHERS,
     SearchConfig,
     check_settings,
@@ -23,9 +24,9 @@ from sptune.search.reading import READINGS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
-# Options that say how to go about a run, not what the run is: they may change when a run is continued.
 # Options that may name a local file or folder to read.
 PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
+# Options that say how to go about a run, not what the run is: they may change when a run is continued.
 CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "prefix_cache", "prefix_cache_memory")
 
 # Where options come from that were given one by one, in errors.
@@ -198,7 +199,13 @@ class RunOptions:
 
     searcher: str = field(
         default=DEFAULT_SEARCHER,
-        metadata=_about("How prompt layers are chosen.", "Search", choices=SEARCHERS, verbs=SEARCHING),
+        metadata=_about(
+            f"How prompt layers are chosen; auto: fair with {FEWEST_EXAMPLES} training examples or more, spaced with "
+            "fewer.",
+            "Search",
+            choices=SEARCHERS,
+            verbs=SEARCHING,
+        ),
     )
     selection: str | None = field(
         default=None,

@@ -95,8 +95,8 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of such a file, none if there is no file; one that was cut off while it was written is left out."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.split("\n")[:-1]]
+    data = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
 def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str]) -> None:

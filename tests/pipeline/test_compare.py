@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 
-from sptune import stages
+from sptune import outputs, stages
 from sptune.cli import main
 from sptune.compare import METHODS, Study, compare
+from sptune.compare import comparison as comparing
+from sptune.compare.log import RunLog
 from sptune.compare.methods import ADAPTERS, HEAD, WEIGHTS, ZERO_SHOT
 from sptune.compare.networks import AdaLoraSteps, attach, trained_parameters
 from sptune.compare.run import execute
@@ -29,7 +31,7 @@ ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAP
 def parts(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
     """A study of prompts, LoRA and the head on one small task."""
     return {
-        "methods": {"spt": {**SMALL, "search_steps": 2, "learning_rates": 1e-2},
+        "methods": {"spt": {**SMALL, "searcher": "fair", "search_steps": 2, "learning_rates": 1e-2},
                     "lora": {"learning_rates": [1e-3, 1e-2]}, "head": {"learning_rates": 1e-2}},
         "tasks": {"words": data},
         "options": {"model": masked_lm, "max_steps": 4, "batch_size": 8},
@@ -116,8 +118,15 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(parts: dict[str, Any], tm
     lines = (tmp_path / "runs.jsonl").read_text()
     compare(parts, tmp_path)
     assert (tmp_path / "runs.jsonl").read_text() == lines
+    compare(parts, tmp_path, retry_failed=True, only=["head"])
+    assert (tmp_path / "runs.jsonl").read_text() == lines, "those of other methods stay"
+    log = RunLog(tmp_path)
+    cured = {**failure, "state": "failed", "error": "the disk was full"}
+    outputs.write_json_lines(log.path, [row if row["run"] != cured["run"] else cured for row in log.read()])
     compare(parts, tmp_path, retry_failed=True)
-    assert len(read_rows(tmp_path)) == 4
+    errors = {row["run"]: row["error"] for row in log.read() if row["state"] == "failed"}
+    assert len(log.read()) == 4
+    assert errors[cured["run"]] == failure["error"], "it was done again"
 
 
 def test_a_killed_study_goes_on_where_it_was(parts: dict[str, Any], tmp_path: Path) -> None:
@@ -154,7 +163,7 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     name: str, checkpointing: bool, data: dict[str, str], masked_lm: str, tmp_path: Path
 ) -> None:
     options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8, "gradient_checkpointing": checkpointing}
-    settings = {"search_steps": 2} if name == "spt" else {}
+    settings = {"searcher": "fair", "search_steps": 2} if name == "spt" else {}
     spec = run_of(name, options, **settings)
     plan = prepare("compare", spec.run_options(tmp_path), Monitor())
     job = stages.load(plan)
@@ -310,13 +319,15 @@ def test_the_command_line_compares_on_the_users_own_files(
     assert "--output is missing" in capsys.readouterr().err
 
 
-def test_ray_does_the_same_runs(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_ray_does_the_same_runs(parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     cluster = pytest.importorskip("ray.cluster_utils").Cluster(
         initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
     )
     try:
-        on_ray = compare({**parts, "seeds": [0]}, tmp_path / "ray", ray=cluster.address)
+        with monkeypatch.context() as patch:
+            patch.setattr(comparing, "work", None)  # nothing is done in this process
+            on_ray = compare({**parts, "seeds": [0]}, tmp_path / "ray", ray=cluster.address)
     finally:
         ray.shutdown()
         cluster.shutdown()

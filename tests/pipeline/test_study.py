@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,18 @@ def test_a_local_backbone_is_known_by_what_is_in_it(parts: dict[str, Any], tmp_p
     assert first(tmp_path / "here") != first(tmp_path / "there")
 
 
+def test_local_data_are_known_by_what_is_in_their_folders(parts: dict[str, Any], tmp_path: Path) -> None:
+    def first(folder: Path) -> str:
+        return Study.from_mapping({**parts, "tasks": {"own": {"data": str(folder)}}}, "study").final_runs({})[0].id
+
+    for name in ("here", "there"):
+        (tmp_path / name / "train").mkdir(parents=True)
+        (tmp_path / name / "train" / "data.arrow").write_bytes(b"rows")
+    assert first(tmp_path / "here") == first(tmp_path / "there")
+    (tmp_path / "there" / "train" / "data.arrow").write_bytes(b"other rows")
+    assert first(tmp_path / "here") != first(tmp_path / "there")
+
+
 def test_what_is_taken_out_of_a_method_stays_out(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": None}}}, "study")
     assert study.methods["lpt"].searches
@@ -238,11 +251,12 @@ def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None
     log = RunLog(tmp_path)
     log.append({"run": "a", "state": "done"})
     with log.path.open("a") as file:
-        file.write('{"run": "b", "sta')
+        file.write('{"run": "b", "task": "ü')
+    os.truncate(log.path, log.path.stat().st_size - 1)  # in the middle of a letter
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
     log.append({"run": "c", "state": "failed"})
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a", "c"]
-    log.forget(["c"])
+    log.forget_failed(["a", "c"])
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
 
 

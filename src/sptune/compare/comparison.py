@@ -66,7 +66,7 @@ def compare(
         output_dir: folder for what the study writes; it may hold runs of other studies.
         only: methods whose runs are done now, such as those that this environment has the libraries for; None for all.
             What is there of the others is in the result too.
-        retry_failed: do runs that failed again.
+        retry_failed: do runs that failed again, of the methods whose runs are done now.
         ray: address of a Ray cluster to do the runs on; None to do them here.
         watcher: is told about progress.
 
@@ -82,20 +82,24 @@ def compare(
     folder = Path(output_dir)
     check_output(folder)
     begun = read_rows(folder)
-    failed = {row["run"] for row in study.own(begun) if row["state"] == FAILED and retry_failed}
+    failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
     check_libraries(study, [row for row in begun if row["run"] not in failed], only)
     check_data(study)
     log = RunLog(folder)
     if failed:
-        log.forget(failed)
+        log.forget_failed(failed)
     with log.lock:
         outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
     watcher = watcher or Watcher()
-    rows = work_on_ray(study, folder, watcher, only, ray) if ray else work(study, folder, watcher, only)
+    if ray:
+        work_on_ray(study, folder, watcher, only, ray)
+    else:
+        work(study, folder, watcher, only)
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
-    comparison = Comparison(study, folder, study.own(rows), summarise(study, rows))
-    with log.lock:
+    with log.lock:  # the last of several processes that end together writes what all have done
+        rows = log.read()
+        comparison = Comparison(study, folder, study.own(rows), summarise(study, rows))
         write_results(comparison)
     return comparison
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptune import outputs
+from sptune.compare.run import FAILED
 from sptune.compare.study import Row
 from sptune.errors import InputError
 
@@ -55,10 +56,10 @@ class RunLog:
         """Add a row; it is on the disk when this returns."""
         outputs.append_json_line(self.path, row)
 
-    def forget(self, runs: Collection[str]) -> None:
-        """Take the rows of these runs out, so that they are done again."""
+    def forget_failed(self, runs: Collection[str]) -> None:
+        """Take those of these runs out that failed, and that no other process has done since, to be done again."""
         with self.lock:
-            kept = [row for row in self.read() if row["run"] not in runs]
+            kept = [row for row in self.read() if row["run"] not in runs or row["state"] != FAILED]
             outputs.write_json_lines(self.path, kept)
 
     def claim(self, run: str) -> FileLock | None:

@@ -50,7 +50,9 @@ class Method:
 
 
 _TABLE = (
-    Method("spt", PROMPTS, GENERATOR_RATES, {}, "Selective Prompt Tuning: prompts at layers that a search chooses"),
+    Method(
+        "spt", PROMPTS, GENERATOR_RATES, {}, "Selective Prompt Tuning: prompts at layers as sptune fit chooses them"
+    ),
     Method("zero-shot", ZERO_SHOT, (1.0,), {}, "the language model as it is; verbalizer tasks only"),
     Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "the classifier's head alone on the frozen backbone"),
     Method("full", WEIGHTS, (2e-5, 5e-5, 2e-4), {"train": "all"}, "all weights of the backbone"),

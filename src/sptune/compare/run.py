@@ -69,10 +69,10 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         folder: of its own; what an interrupted run left in it is removed first, and the folder in the end.
 
     Returns:
-        `run` (its id), `task`, `method`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or "skipped") and
-        `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on development
-        data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds` (of the
-        search, all steps of the training, both, and a step), `peak_memory` and `adapter_bytes`.
+        `run` (its id), `task`, `method`, `settings`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or
+        "skipped") and `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on
+        development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds`
+        (of the search, all steps of the training, both, and a step), `peak_memory` and `adapter_bytes`.
     """
     folder = Path(folder)
     # Continuing would save little, and neither times nor what AdaLoRA knows of its ranks outlive an interruption.
@@ -106,6 +106,7 @@ def _about(spec: RunSpec) -> Row:
         "run": spec.id,
         "task": spec.task,
         "method": spec.name,
+        "settings": {"method": spec.method.name, **spec.method.settings},
         "seed": spec.seed,
         "learning_rate": spec.learning_rate,
         "tuning": spec.tuning,

@@ -62,7 +62,7 @@ class RunSpec:
             "kind": self.method.kind,
             "settings": {} if prompts else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
-            "content": {key: _content(given.pop(key)) for key in PLACES if key in given},
+            "content": {key: _content(given.pop(key), nested=key == "data") for key in PLACES if key in given},
             "options": {**given, "prefix_cache": options.prefix_cache},
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
@@ -228,23 +228,35 @@ class Study:
         wanted = self.methods if only is None else only
         return [spec for spec in (*self.tuning_runs(), *final) if spec.id not in known and spec.name in wanted]
 
-    def own(self, rows: Iterable[Row]) -> list[Row]:
-        """The rows that are runs of this study."""
+    def own(self, rows: Iterable[Row], only: Sequence[str] | None = None) -> list[Row]:
+        """The rows that are runs of this study.
+
+        Args:
+            rows: what is there.
+            only: methods whose runs are wanted; None for all.
+        """
         rows = list(rows)
-        ids = {spec.id for spec in (*self.tuning_runs(), *self.final_runs(self.chosen_rates(rows)))}
+        specs = (*self.tuning_runs(), *self.final_runs(self.chosen_rates(rows)))
+        ids = {spec.id for spec in specs if only is None or spec.name in only}
         return [row for row in rows if row["run"] in ids]
 
     def _spec(self, task: str, name: str, seed: int, rate: float, *, tuning: bool) -> RunSpec:
         return RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
 
 
-def _content(place: str) -> Any:
-    """What a file or a local folder holds; the name itself where it is a hub id, or nothing that is there."""
+def _content(place: str, *, nested: bool) -> Any:
+    """What a file or a local folder holds; the name itself where it is a hub id, or nothing that is there.
+
+    Args:
+        place: file, folder or hub id.
+        nested: whether what lies in folders inside of a folder counts, as it does for data and not for a backbone.
+    """
     path = Path(place)
     if path.is_file():
         return _digest_of_version(place, path.stat().st_mtime_ns)
     if path.is_dir():
-        return {file.name: _content(str(file)) for file in sorted(path.iterdir()) if file.is_file()}
+        files = sorted(file for file in (path.rglob("*") if nested else path.iterdir()) if file.is_file())
+        return {file.relative_to(path).as_posix(): _content(str(file), nested=nested) for file in files}
     return place
 
 

@@ -30,7 +30,7 @@ class Watcher:
         """These rows are there now."""
 
 
-def work(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> list[Row]:
+def work(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> None:
     """Do the runs that are not there yet and that no other process is at work on; return when all are there.
 
     Args:
@@ -38,9 +38,6 @@ def work(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | Non
         folder: of the study, which all processes share.
         watcher: is told about progress.
         only: methods whose runs are wanted; None for all.
-
-    Returns:
-        All rows of the folder.
     """
     log = RunLog(folder)
     while True:
@@ -48,7 +45,7 @@ def work(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | Non
         watcher.changed(rows)
         pending = study.pending(rows, only)
         if not pending:
-            return rows
+            return
         if not any(_do(spec, log, watcher) for spec in pending):
             time.sleep(WAIT_SECONDS)
 
@@ -67,7 +64,7 @@ def _do(spec: RunSpec, log: RunLog, watcher: Watcher) -> bool:
         lock.release()
 
 
-def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None, address: str) -> list[Row]:
+def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None, address: str) -> None:
     """Do the runs that are not there yet as tasks of a Ray cluster, each on one CPU, and on one GPU if there are any.
 
     Args:
@@ -89,13 +86,13 @@ def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str
     except (ConnectionError, ValueError) as error:
         raise InputError(f"ray={address!r}: there is no such cluster ({error}); start one with 'ray start'.") from None
     try:
-        return _work_with(ray, study, folder, watcher, only)
+        _work_with(ray, study, folder, watcher, only)
     finally:
         if not connected:
             ray.shutdown()
 
 
-def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> list[Row]:
+def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> None:
     resources = ray.cluster_resources()
     gpus = 1 if resources.get("GPU") else 0
     # A claim is an open file, so no more runs are claimed than can soon be begun.
@@ -121,7 +118,7 @@ def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Seq
             under_way[reference] = (spec, lock)
         if not under_way:
             if not pending:
-                return rows
+                return
             time.sleep(WAIT_SECONDS)
             continue
         finished, _ = ray.wait(list(under_way), timeout=WAIT_SECONDS)

@@ -25,7 +25,7 @@ class SearchResult:
         prompt_layers: the layers chosen, ascending.
         candidate_layers: the layers that could have been chosen, ascending.
         scores: what the layers were chosen by, one for each candidate, the larger the better: gates, or what the
-            selection measured; 1 and 0 for a fixed setting.
+            selection measured; 1 and 0 where nothing was trained.
         gates: final gate value of each candidate; None where no gates were trained.
         history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values
             after the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
@@ -83,6 +83,8 @@ class SearchResult:
     @property
     def score_name(self) -> str:
         """What `scores` are, in words."""
+        if not self.history:
+            return "chosen"
         if self.search.reading == "gates":
             return "final gate"
         if self.search.reading == "perturbation":

@@ -46,7 +46,8 @@ def search_prompt_layers(
 ) -> SearchResult:
     """Train a search network and choose the prompt layers by it.
 
-    The fixed settings "all", "middle" and "first" need no training and return at once; "all" are all candidates.
+    The fixed settings "all", "middle" and "first" need no training and return at once; "all" are all candidates. Nor do
+    "spaced" and "random", and the default, "auto", with few examples.
 
     Args:
         network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; what is to be trained of it, is.

@@ -36,8 +36,8 @@ class FairTrainer(SearchTrainer):
         super().__init__(*args, **kwargs)
         if cast(SPTConfig, self.tuner.peft_config[self.tuner.active_adapters[0]]).visibility != "gated":
             raise InputError(
-                "visibility='always' is a way for gates to act, and searcher='fair' has none; leave it out, or search "
-                "with spt_darts."
+                f"visibility='always' is a way for gates to act, and searcher={self.search.searcher!r} has none; leave "
+                "it out, or search with spt_darts."
             )
         self._step_loss = torch.zeros((), device=self.args.device)
 
