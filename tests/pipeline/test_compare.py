@@ -313,6 +313,8 @@ def test_the_command_line_compares_on_the_users_own_files(
     assert "minus lora (95 % interval)" in captured.out
     assert "head on train, seed 0" in captured.err
     assert len(read_rows(tmp_path / "out")) == 8
+    told = {line["method"] for line in json.loads((tmp_path / "out" / "summary.json").read_text()) if line["outermost"]}
+    assert {name for name in ("lora", "head") if f"{name} (train)" in captured.out} == told
     with pytest.raises(SystemExit) as left:
         main([*command])
     assert left.value.code == 2
