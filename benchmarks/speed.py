@@ -339,7 +339,7 @@ def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> di
         save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=DEVICE.type == "cpu",
     )  # fmt: skip
     timed = AgainstPlainPasses(batches[0])
-    search = SearchConfig(warmup_ratio=0.0)
+    search = SearchConfig(searcher="spt_darts", warmup_ratio=0.0)
     SPTSearchTrainer(network, arguments, train_dataset=examples, search=search, callbacks=[timed]).train()
     step, passes = statistics.median(timed.steps[1:]), statistics.median(timed.passes[1:])
     return {"search_step_seconds": step, "four_passes_seconds": passes, "ratio": step / passes}

@@ -13,7 +13,7 @@ FIXED_SETTINGS = ("all", "middle", "first")
 SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
 
-# Of the searches the one that proved best at equal price, where there are data enough (docs/search.md).
+# The search that proved best at equal price where data are enough to tell layers apart, else none (docs/search.md).
 DEFAULT_SEARCHER = "auto"
 # What trains no network to find the layers, whatever the data.
 UNTRAINED = (*FIXED_SETTINGS, "random", "spaced")
