@@ -94,7 +94,9 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             function(*args, **kwargs)
         except SptuneError as error:
-            messages.print(f"[bold red]Error:[/] {escape(_in_flags(str(error)))}", soft_wrap=True)
+            # What is wrong with a study file is said in the file's own words.
+            message = str(error) if kwargs.get("study") else _in_flags(str(error))
+            messages.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
             raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED) from None
 
     return wrapped
@@ -253,9 +255,9 @@ def _compare(
     options = {name: _parse(name, value) for name, value in given.items() if value is not None}
     if output is None and not dry_run:
         raise InputError("--output is missing: name a folder for what the comparison writes.")
-    with _running(f"the same command; what is done in {output} is not repeated" if output else None):
+    with _running(f"the same command; what is done in {output} is not repeated" if output else None) as stages:
+        from sptune.compare import Study
         from sptune.compare import compare as run_study
-        from sptune.compare.comparison import as_study
 
         if study is not None and options:
             named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
@@ -266,12 +268,12 @@ def _compare(
             values["methods"] = only
         if seeds is not None:
             values["seeds"] = _integers("--seeds", seeds)
-        wanted = as_study(values)
+        wanted = Study.from_mapping(values, str(study) if study is not None else ORIGIN)
         if dry_run:
             print_study(wanted, only, as_json)
             return
         assert output is not None
-        with StudyProgress(wanted) as progress:
+        with StudyProgress(wanted, stages) as progress:
             comparison = run_study(wanted, output, only=only, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
     if as_json:
         print_json([line.to_dict() for line in comparison.summary])

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -411,17 +412,25 @@ class RunOptions:
         Raises:
             InputError: a key that is no option, or what the constructor raises.
         """
+        cls.check_names(values, where)
+        try:
+            return cls(**{key: value for key, value in values.items() if key not in RECORDS})
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def check_names(cls, values: Iterable[str], where: str) -> None:
+        """Refuse what is no option's name; `where` is named in errors.
+
+        Raises:
+            InputError: which one, and what it may have been meant to be.
+        """
         names = [one.name for one in dataclasses.fields(cls)]
         for key in values:
             if key not in names and key not in RECORDS:
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else f" Options are: {', '.join(names)}."
                 raise InputError(f"{where}: {key!r} is not an option.{hint}")
-        given = {key: value for key, value in values.items() if key in names}
-        try:
-            return cls(**given)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
 
     def lasting(self) -> dict[str, Any]:
         """The options that say what the run is, as plain values for config.yaml."""

@@ -6,8 +6,10 @@ import contextlib
 import io
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,16 +133,24 @@ def head_alone(
         job: a classifier task.
         splits: what it is evaluated on.
         callbacks: besides the one that counts steps.
+
+    Returns:
+        `kind`, `parameters`, metrics by split, and `pooling_seconds`: what the one pass of the training texts through
+        the backbone took, where one is enough.
     """
     plan = job.plan
     heads = [name for name in HEADS if isinstance(getattr(job.backbone, name, None), nn.Module)]
     alone = HeadAlone(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
     arguments = training_arguments(job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate)
-    encoded, collator = job.encoded, plan.encoder.collator
+    encoded, collator, pooling_seconds = job.encoded, plan.encoder.collator, 0.0
     if alone.pools_once:
         plan.monitor.stage("Running the backbone once over all texts, for the head alone")
-        size = arguments.per_device_eval_batch_size
-        encoded = {name: alone.pool(split, collator, size, arguments.device) for name, split in encoded.items()}
+        pool = partial(alone.pool, collator=collator, batch_size=arguments.per_device_eval_batch_size,
+                       device=arguments.device)  # fmt: skip
+        started = time.monotonic()
+        pooled = {"train": pool(encoded["train"])}
+        pooling_seconds = time.monotonic() - started
+        encoded = pooled | {name: pool(split) for name, split in encoded.items() if name != "train"}
     plan.monitor.stage("Training the head alone, for comparison", plan.max_steps)
     set_seed(plan.options.seed)
     trainer = make_trainer(
@@ -151,7 +161,7 @@ def head_alone(
     results = evaluated(job, trainer, encoded, splits)
     parameters = sum(parameter.numel() for parameter in alone.parameters())
     alone.restore()
-    return {"kind": "head alone", "parameters": parameters, **results}
+    return {"kind": "head alone", "parameters": parameters, "pooling_seconds": round(pooling_seconds, 2), **results}
 
 
 def search(job: Job) -> tuple[SearchResult, PeftModel | None]:

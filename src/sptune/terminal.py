@@ -97,8 +97,9 @@ class StudyProgress:
     It is a `sptune.compare.work.Watcher`; not by inheritance, because importing that takes seconds.
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, stages: Stages) -> None:
         self.study = study
+        self.stages = stages
         self.rows: list[dict[str, Any]] | None = None
         self.under_way: dict[str, Any] = {}
         self._live = Live(console=messages, auto_refresh=False, transient=True)
@@ -114,6 +115,7 @@ class StudyProgress:
     def began(self, spec: RunSpec) -> None:
         """This process began a run."""
         self.under_way[spec.id] = spec
+        self.stages.title = _spec_title(spec)
         self._show()
 
     def changed(self, rows: list[dict[str, Any]]) -> None:
@@ -154,8 +156,12 @@ class StudyProgress:
                 str(line.failed or ""),
             )
         for spec in self.under_way.values():
-            table.caption = f"now: {spec.name} on {spec.task}, seed {spec.seed}, rate {spec.learning_rate:g}"
+            table.caption = f"now: {_spec_title(spec)}"
         return table
+
+
+def _spec_title(spec: RunSpec) -> str:
+    return f"{spec.name} on {spec.task}, seed {spec.seed}, rate {spec.learning_rate:g}"
 
 
 def _run_title(row: dict[str, Any]) -> str:
@@ -214,6 +220,7 @@ def print_comparison(comparison: Comparison) -> None:
             f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             style=style,
         )
+        kind = comparison.study.methods[line.method].kind
         costs.add_row(
             line.method,
             _number(line.parameters, ",.0f"),
@@ -222,7 +229,7 @@ def print_comparison(comparison: Comparison) -> None:
             _number(line.speed, ".2f"),
             _number(line.memory and line.memory / 1e6, ",.0f"),
             _number(line.adapter_bytes / 1e3, ",.0f"),
-            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if line.parameters else "",
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if kind != "zero-shot" else "",
             style=style,
         )
     results.print(scores)
@@ -266,10 +273,10 @@ def print_run(run: Run, as_json: bool) -> None:
         from sptune.search import SearchResult
 
         found = SearchResult.load(search_file)
-        if found.history:
-            _print_layers(found)
         for remark in found.remarks:
             results.print(remark)
+        if found.history:
+            _print_layers(found)
     results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
     if run.metrics:
         _print_scores(run.metrics)
@@ -312,7 +319,9 @@ def _print_scores(metrics: dict[str, Any]) -> None:
             style="bold" if title == "prompts" else "",
         )
     results.print(table)
-    results.print(f"Test examples: {metrics['test']['examples']:,}")
+    accuracy, count = metrics["test"]["accuracy"], metrics["test"]["examples"]
+    error = math.sqrt(accuracy * (1 - accuracy) / count)
+    results.print(f"Test examples: {count:,} (standard error of the accuracy: {error:.4f})")
 
 
 def shown(value: Any) -> str:

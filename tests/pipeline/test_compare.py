@@ -312,6 +312,13 @@ def test_the_command_line_compares_on_the_users_own_files(
     assert not left.value.code, captured.err
     assert "minus lora (95 % interval)" in captured.out
     assert "head on train, seed 0" in captured.err
+    costs = captured.out[captured.out.index("rates") :].splitlines()
+    assert {
+        line.split()[0]: float(line.split()[-1]) in METHODS[line.split()[0]].learning_rates for line in costs[1:3]
+    } == {
+        "lora": True,
+        "head": True,
+    }
     assert len(read_rows(tmp_path / "out")) == 8
     told = {line["method"] for line in json.loads((tmp_path / "out" / "summary.json").read_text()) if line["outermost"]}
     assert {name for name in ("lora", "head") if f"{name} (train)" in captured.out} == told
@@ -319,6 +326,34 @@ def test_the_command_line_compares_on_the_users_own_files(
         main([*command])
     assert left.value.code == 2
     assert "--output is missing" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_a_study_file_is_said_in_its_own_words(
+    parts: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**parts, "options": {"text_column": ["review"]}}))
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "--study", str(file), "--output", str(tmp_path / "out")])
+    assert left.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{file}: options: 'text_column' is not an option. Did you mean 'text_columns'?" in error
+
+
+def test_ctrl_c_names_the_run_that_was_under_way(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({**parts, "methods": {"head": {"learning_rates": 1e-2}}}))
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "load", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main(["compare", "--study", str(file), "--output", str(tmp_path / "out")])
+    assert left.value.code == 130
+    assert "Interrupted (head on words, seed 0, rate 0.01)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_ray_does_the_same_runs(parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,12 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a\n- b\n", "holds list"), ("a: [1\n", "not valid YAML"), (None, "no such file")]
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "holds list"),
+        ("a: 1\nb: [1\nc: 2", r"run.yaml, line 3, column 2: is not valid YAML: expected ',' or ']'"),
+        (None, "no such file"),
+    ],
 )
 def test_broken_config_files_are_reported(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"

@@ -139,6 +139,28 @@ def test_a_given_class_without_examples_is_noted(train_file):
     assert any("'ugly' has no example" in note for note in splits.notes)
 
 
+def test_a_class_that_is_another_in_capitals_or_spaces_is_a_slip(tmp_path):
+    rows = [{"text": f"text {index}", "label": ("New York", "Rome")[index % 2]} for index in range(40)]
+    rows[6]["label"] = "new  york"
+    file = write_jsonl(tmp_path / "train.jsonl", rows)
+    message = refusal(train_file=file)
+    assert f"{file}:7, field 'label', value 'new  york'" in message
+    assert "'New York', too, with 19 examples" in message
+    labels, _ = load_splits(train_file=file, labels=["New York", "Rome", "new  york"])
+    assert labels == ("New York", "Rome", "new  york")
+
+
+def test_a_class_with_hardly_an_example_is_noted(tmp_path):
+    rows = [{"text": f"text {index}", "label": ("a", "b")[index % 2]} for index in range(200)]
+    rows[6]["label"] = "c"
+    _, splits = load_splits(train_file=write_jsonl(tmp_path / "train.jsonl", rows))
+    assert [note for note in splits.notes if note.endswith("hardly be learned.")] == [
+        f"The class 'c' has 1 of the 200 examples in {tmp_path / 'train.jsonl'}: it will hardly be learned."
+    ]
+    _, splits = load_splits(train_file=write_jsonl(tmp_path / "few.jsonl", as_dicts(ROWS)))
+    assert not any(note.endswith("hardly be learned.") for note in splits.notes)
+
+
 def test_numbers_in_one_file_and_digits_in_another_are_the_same_labels(tmp_path):
     train = write_jsonl(tmp_path / "train.jsonl", [{"text": f"t{i}", "label": i % 2} for i in range(20)])
     test = write_separated(tmp_path / "test.csv", [("x", "0"), ("y", "1")])

@@ -31,11 +31,10 @@ DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 
 class Timer(TrainerCallback):
-    """Measures how long each optimiser step takes, and all evaluations together."""
+    """Measures how long each optimiser step takes."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
-        self.evaluations = 0.0
         self._begun = 0.0
 
     def on_step_begin(
@@ -49,16 +48,6 @@ class Timer(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.steps.append(time.monotonic() - self._begun)
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """An evaluation during the training is done."""
-        self.evaluations += kwargs["metrics"]["eval_runtime"]
-
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **kwargs: Any
-    ) -> None:
-        """A split has been predicted."""
-        self.evaluations += metrics["test_runtime"]
 
 
 def execute(spec: RunSpec, folder: str | Path) -> Row:
@@ -124,9 +113,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
     timer = Timer()
     network = None
     if spec.method.kind in (HEAD, ZERO_SHOT):
-        with plan.clock.stage("train"):
-            results = (stages.head_alone if is_classifier else stages.zero_shot)(job, splits, [timer])
-        train_seconds = plan.clock.seconds["train"] - timer.evaluations
+        results = (stages.head_alone if is_classifier else stages.zero_shot)(job, splits, [timer])
         parameters = {"trainable": results["parameters"], "added": 0}
         size = 4 * results["parameters"]
     else:
@@ -134,11 +121,11 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         parameters = trained_parameters(network.module, job)
         title = f"Training {spec.name} on {spec.task}"
         trainer = stages.train(job, network.module, title, [timer, *network.callbacks])
-        train_seconds = sum(timer.steps)
         results = stages.evaluated(job, trainer, job.encoded, splits)
         size = saved_bytes(network.module, folder / outputs.ADAPTER_FOLDER)
     device = processes().device.type
     search_seconds = plan.clock.seconds.get("search", 0.0)
+    train_seconds = results.get("pooling_seconds", 0.0) + sum(timer.steps)
     return {
         "state": DONE,
         "score": results["validation"]["score"],

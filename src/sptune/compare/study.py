@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,14 +125,14 @@ class Study:
             raise InputError(f"{where}: {unknown[0]!r} is no part of a study; parts are: {', '.join(FIELDS)}.")
         methods = _methods(values.get("methods") or list(DEFAULT_METHODS), where)
         shared = _mapping(values.get("options"), f"{where}: options")
+        _check_shared(shared, f"{where}: options")
         tasks = _mapping(values.get("tasks"), f"{where}: tasks")
         if not tasks:
             raise InputError(f"{where}: a study needs tasks, such as 'tasks: {{sst2: {{task: sst2}}}}'.")
-        tasks = {
-            str(name): _with_paths({**shared, **_mapping(own, f"{where}: task {name}")}) for name, own in tasks.items()
-        }
+        tasks = {str(name): _mapping(own, f"{where}: task {name}") for name, own in tasks.items()}
         for name, options in tasks.items():
             _check_shared(options, f"{where}: task {name}")
+        tasks = {name: _with_paths({**shared, **options}) for name, options in tasks.items()}
         seeds = values.get("seeds", list(DEFAULT_SEEDS))
         if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
             raise InputError(f"{where}: seeds={seeds!r} is not allowed; give a list such as [0, 1, 2].")
@@ -294,9 +293,9 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 
 def _check_shared(options: Mapping[str, Any], where: str) -> None:
-    names = [one.name for one in dataclasses.fields(RunOptions)]
+    RunOptions.check_names(options, where)
     for key in options:
-        if key in names and key not in SHARED_OPTIONS:
+        if key not in SHARED_OPTIONS:
             raise InputError(
                 f"{where}: {key!r} does not hold for all methods; write it under a method, such as "
                 f"'methods: {{spt: {{{key}: ...}}}}', or leave it out."

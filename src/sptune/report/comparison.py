@@ -43,10 +43,11 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
         axes.annotate(
             line.method, (x, 100 * line.mean), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour
         )
-    axes.set_xscale("symlog", linthresh=1000 if cost == "parameters" else 1)
-    axes.xaxis.set_major_locator(
-        SymmetricalLogLocator(linthresh=1000 if cost == "parameters" else 1, base=10, subs=(1, 2, 5))
-    )
+    if cost == "parameters":  # from none to millions
+        axes.set_xscale("symlog", linthresh=1000)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1000, base=10, subs=(1, 2, 5)))
+    else:
+        axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.tick_params(axis="x", labelrotation=30)
     axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %\n(bars: one standard deviation over seeds)")
@@ -62,7 +63,7 @@ def searching(lines: Sequence[Any]) -> list[Any]:
 
 
 def plot_layers(lines: Sequence[Any], path: str | os.PathLike[str]) -> Figure:
-    """Draw how often the methods that search chose each layer, by task.
+    """Draw how often the methods that choose layers themselves, by a search or not, put prompts at each, by task.
 
     Args:
         lines: the summary; methods whose layers are given are left out.
@@ -83,7 +84,7 @@ def plot_layers(lines: Sequence[Any], path: str | os.PathLike[str]) -> Figure:
                 axes.annotate(str(times), (layer, len(labels)), ha="center", va="center", fontsize=8, color="white")
             labels.append(task if len(shown) == 1 else f"{line.method}, {task}")
     axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel="layer; in how many runs it was chosen", ylim=(len(labels) - 0.5, -0.5))
+    axes.set(xlabel="layer; in how many runs it got prompts", ylim=(len(labels) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", color=PASSED_OVER, alpha=0.3, linewidth=0.6)
     tidy(axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ SPLIT_NAMES = {
 Opener = Callable[[], RowSource]
 
 MOST_LABELS = 50  # more classes than this, most with one example, are no classes
+FEW_OF_A_CLASS = 5  # fewer examples than this, and less than a tenth of an even share, deserve a note
 
 
 def load_splits(
@@ -94,6 +96,9 @@ def load_splits(
             reports.append(source.problems)
     raise_if_any(reports)
     _check_classes(train, train_source.name, label_column, classes, notes)
+    if labels is None and label_column not in train_source.class_names:
+        _check_spelling(train, train_source.name, label_column)
+        notes.extend(_scarce(train, train_source.name))
     splits = divide(
         train, others["validation"], others["test"], few_shot_count=few_shot, seed=seed, source=train_source.name
     )
@@ -358,6 +363,32 @@ def _check_classes(
         for name in classes
         if name not in seen
     )
+
+
+def _check_spelling(train: Sequence[Example], source: str, column: str) -> None:
+    """Refuse classes whose names differ only in case or spaces: most often one of them is a slip."""
+    count = Counter(example.label for example in train if example.label is not None)
+    spellings: dict[str, str] = {}
+    for name in count:
+        other = spellings.setdefault("".join(name.split()).casefold(), name)
+        if other != name:
+            rare, common = sorted((name, other), key=lambda one: count[one])
+            place = next(example.where for example in train if example.label == rare)
+            raise InputError(
+                f"{place}, field {column!r}, value {rare!r}: there is the class {common!r}, too, with "
+                f"{count[common]} examples in {source}, and {count[rare]} of {rare!r}. Write them alike, or, if they "
+                "are two classes, name all classes there are (labels=...)."
+            )
+
+
+def _scarce(train: Sequence[Example], source: str) -> list[str]:
+    """A note on each class with so few examples that it may be a slip, and will hardly be learned."""
+    count = Counter(example.label for example in train)
+    return [
+        f"The class {name!r} has {number} of the {len(train)} examples in {source}: it will hardly be learned."
+        for name, number in count.items()
+        if number < FEW_OF_A_CLASS and number * len(count) * 10 < len(train)
+    ]
 
 
 def _files(
