@@ -294,7 +294,10 @@ class RunOptions:
     weight_decay: float = field(default=0.01, metadata=_about("AdamW's weight decay.", "Training"))
     bf16: bool = field(
         default=False,
-        metadata=_about("Compute in bfloat16 where that is safe (autocast); trained weights stay float32.", "Training"),
+        metadata=_about(
+            "Compute in bfloat16 (autocast) where that is safe and the processor has it; trained weights stay float32.",
+            "Training",
+        ),
     )
     prefix_cache: bool = field(
         default=True,

@@ -29,7 +29,7 @@ from sptune.loading import (
     text_config,
 )
 from sptune.options import PLACES, RunOptions
-from sptune.progress import Clock, Monitor, processes
+from sptune.progress import Clock, Monitor, bfloat16_is_fast, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.selection import layers_within
 from sptune.tasks import (
@@ -134,6 +134,8 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         encoder = TaskEncoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
     for note in splits.notes:
         monitor.note(note)
+    if options.bf16 and not bfloat16_is_fast():
+        monitor.note("This CPU has no arithmetic for bfloat16, so it computes in float32, which is faster here.")
     options = _resolved(options, task, spec, config, max_length, len(splits.train))
     if is_main:
         _claim(verb, folder, options)

@@ -30,6 +30,11 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
+def bfloat16_is_fast() -> bool:
+    """Whether this run's device has arithmetic for bfloat16; a CPU that has not emulates it, many times slower."""
+    return not on_cpu() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 class Monitor:
     """Is told how a run goes; this one writes it to the log, the command line's draws progress bars."""
 

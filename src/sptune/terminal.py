@@ -237,6 +237,12 @@ def print_comparison(comparison: Comparison) -> None:
         results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     results.print()
     results.print(costs)
+    elsewhere = [line.method for line in lines if line.runs and math.isnan(line.seconds)]
+    if elsewhere:
+        results.print(
+            f"No times of {escape(', '.join(elsewhere))}: made on another machine, or in another number format, than "
+            f"most runs of {escape(against)}."
+        )
     outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in lines if line.outermost]
     if outermost:
         results.print(

@@ -260,6 +260,13 @@ def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
+@pytest.fixture
+def processor_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this processor had arithmetic for bfloat16; without it all is right, too, and slow."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+
+
+@pytest.mark.usefixtures("processor_with_bfloat16")
 def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> None:
     run = fit(**{**options, "max_steps": 40}, output_dir=tmp_path / "run", bf16=True, candidate_layers=[1, 2])
     assert run.metrics["train"]["accuracy"] > 0.8
@@ -267,6 +274,21 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
     assert all(weights.get_tensor(name).dtype == torch.float32 for name in weights.keys())  # noqa: SIM118
 
 
+def test_a_processor_without_bfloat16_computes_in_float32(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    notes, predictions = Notes(), []
+    for bf16 in (False, True):
+        assert not any("bfloat16" in text for text in notes.texts)
+        folder = tmp_path / f"bf16-{bf16}"
+        train(**options, output_dir=folder, prompt_layers=[2], head_baseline=False, bf16=bf16, monitor=notes)
+        predictions.append(read_lines(folder / "predictions.jsonl"))
+    assert predictions[0] == predictions[1]
+    assert any("This CPU has no arithmetic for bfloat16" in text for text in notes.texts)
+
+
+@pytest.mark.usefixtures("processor_with_bfloat16")
 def test_a_run_in_bf16_leaves_the_next_one_as_it_was(options: dict[str, Any], tmp_path: Path) -> None:
     runs = [
         train(**options, output_dir=tmp_path / name, prompt_layers=[2], head_baseline=False, bf16=name == "short")

@@ -135,6 +135,7 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
     assert first(methods={"spt": {"num_prompt_layers": 1, "num_virtual_tokens": 10}}) == own  # the default
     assert first(options={**parts["options"], "prefix_cache": False}) != own
+    assert first(options={**parts["options"], "bf16": True}) == own  # as on a machine that has no such arithmetic
     assert first(methods={"lpt": {"searcher": "darts"}}) == first(methods={"lpt": None})  # its layer is given
     assert first(methods={"spt": {"searcher": "darts"}}) != first(methods={"spt": None})
     copied = Path(data["train_file"]).with_name("copy.jsonl")
@@ -239,6 +240,26 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
     # Two tasks: standard error .1, one degree of freedom.
     assert (lora.low, lora.high) == pytest.approx((-1.2706, 1.2706), abs=1e-3)
     assert spt.layers == {"words": {2: 2}, "more": {2: 2}}
+
+
+def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> None:
+    parts["methods"] = {"spt": {"learning_rates": 5e-3}, "lora": {"learning_rates": 1e-3}}
+    study = Study.from_mapping({**parts, "seeds": [0, 1, 2]}, "study")
+    rows = rows_of(study, lambda spec: 0.5)
+    for row in rows:
+        row["processor"] = "fast" if row["seed"] == 2 else "slow"
+        row["peak_memory"] = row["seed"]
+        row["seconds"] = {"total": {"spt": 2.0, "lora": 3.0}[row["method"]] * (1 + 99 * row["seed"] // 2), "step": 0.1}
+    spt, lora = summarise(study, rows)
+    assert (spt.seconds, spt.memory) == (51.0, 0.5)  # of seeds 0 and 1
+    assert lora.speed == 1.5
+    for row in rows:
+        if row["method"] == "lora":
+            row["processor"] = "third"
+    spt, lora = summarise(study, rows)
+    assert (lora.runs, lora.difference) == (3, 0.0)
+    assert all(map(math.isnan, (lora.speed, lora.seconds, lora.step_seconds)))
+    assert lora.memory is None
 
 
 def test_the_sample_of_an_interval_are_the_tasks_and_of_a_single_task_its_seeds() -> None:

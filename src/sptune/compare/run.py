@@ -7,6 +7,7 @@ import ctypes
 import gc
 import importlib
 import importlib.util
+import platform
 import shutil
 import statistics
 import sys
@@ -25,7 +26,7 @@ from sptune.compare.networks import attach, saved_bytes, trained_parameters
 from sptune.compare.study import Row, RunSpec
 from sptune.loading import CLASSIFIER
 from sptune.preparation import prepare
-from sptune.progress import Monitor, on_cpu, processes
+from sptune.progress import Monitor, bfloat16_is_fast, on_cpu, processes
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
@@ -61,7 +62,8 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         `run` (its id), `task`, `method`, `settings`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or
         "skipped") and `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on
         development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds`
-        (of the search, all steps of the training, both, and a step), `peak_memory` and `adapter_bytes`.
+        (of the search, all steps of the training, both, and a step), `peak_memory`, `adapter_bytes`, and `device`,
+        `processor` and `bf16`: on what it was computed, and whether in bfloat16.
     """
     folder = Path(folder)
     # Continuing would save little, and neither times nor what AdaLoRA knows of its ranks outlive an interruption.
@@ -140,7 +142,19 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         },
         "adapter_bytes": size,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "processor": ", ".join(
+            (_processor(), torch.backends.cpu.get_cpu_capability(), f"threads: {torch.get_num_threads()}")
+        ),
+        "bf16": plan.options.bf16 and bfloat16_is_fast(),
     }
+
+
+def _processor() -> str:
+    """The name of the CPU's model, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Quiet(Monitor):

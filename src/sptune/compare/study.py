@@ -51,11 +51,12 @@ class RunSpec:
         """The hash of all that says what the run is: of files and local backbones the content, not where they are.
 
         Names in the study are no part of it, nor what is left open (of that, later versions may choose otherwise), nor
-        options of prompts or of a search where there is none.
+        options of prompts or of a search where there is none, nor on what it is computed and in which number format:
+        rows say that.
         """
         options = self.run_options("")
         prompts = self.method.kind == PROMPTS
-        without = () if self.method.searches else SEARCH_OPTIONS if prompts else PROMPT_OPTIONS
+        without = {"bf16", *(() if self.method.searches else SEARCH_OPTIONS if prompts else PROMPT_OPTIONS)}
         given = {key: value for key, value in options.lasting().items() if value is not None and key not in without}
         about = {
             "kind": self.method.kind,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ class Line:
         low, high: 95 % interval of that: for another task, of one task for another seed.
         pairs: how many tasks and seeds that is.
         parameters: trained ones without the head, median over runs.
-        step_seconds: of one step, median.
+        step_seconds: of one step, median. Times and memory are those of runs on one machine, see `timed_on`; not
+            numbers if the method has none there.
         seconds: of search and training, median.
         speed: seconds by those of the reference on the same task and seed, median.
         memory: most bytes in use, median; None where it is not known.
@@ -111,7 +113,19 @@ def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
         row = known.get(spec.id)
         failed[spec.name] += row is not None and row["state"] == FAILED
     reference = done[study.against]
-    return [_line(name, done[name], failed[name], reference, study, rates) for name in study.methods]
+    timed = timed_on(reference.values() or [row for own in done.values() for row in own.values()])
+    return [_line(name, done[name], failed[name], reference, study, rates, timed) for name in study.methods]
+
+
+def machine(row: Row) -> tuple[Any, ...]:
+    """On what a run was computed, and how: the device, the processor and the number format."""
+    return tuple(row.get(name) for name in ("device", "processor", "bf16"))
+
+
+def timed_on(rows: Iterable[Row]) -> tuple[Any, ...] | None:
+    """The machine that did the most of these runs, so that times of one machine are compared; None without any run."""
+    counts = Counter(map(machine, rows))
+    return max(counts, key=lambda one: counts[one]) if counts else None
 
 
 def _line(
@@ -121,6 +135,7 @@ def _line(
     reference: Mapping[tuple[str, int], Row],
     study: Study,
     rates: Mapping[tuple[str, str], float],
+    timed: tuple[Any, ...] | None,
 ) -> Line:
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
     scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
@@ -130,7 +145,12 @@ def _line(
     differences: dict[str, list[float]] = {}
     for key in paired:
         differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
-    slower = [own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9) for key in paired]
+    there = {key: row for key, row in own.items() if machine(row) == timed}
+    slower = [
+        there[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9)
+        for key in paired
+        if key in there and machine(reference[key]) == timed
+    ]
     low, high = interval(differences)
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
@@ -138,7 +158,7 @@ def _line(
             layers.setdefault(task, {})[layer] = layers.get(task, {}).get(layer, 0) + 1
     chosen = {task: rate for (task, method), rate in rates.items() if method == name}
     tried = study.methods[name].learning_rates
-    memory = [row["peak_memory"] for row in own.values() if row["peak_memory"] is not None]
+    memory = [row["peak_memory"] for row in there.values() if row["peak_memory"] is not None]
     return Line(
         method=name,
         runs=len(own),
@@ -151,8 +171,8 @@ def _line(
         high=high,
         pairs=len(paired),
         parameters=_median([row["parameters"]["added"] for row in own.values()]),
-        step_seconds=_median([row["seconds"]["step"] for row in own.values()]),
-        seconds=_median([row["seconds"]["total"] for row in own.values()]),
+        step_seconds=_median([row["seconds"]["step"] for row in there.values()]),
+        seconds=_median([row["seconds"]["total"] for row in there.values()]),
         speed=_median(slower),
         memory=statistics.median(memory) if memory else None,
         adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
