@@ -295,7 +295,8 @@ class RunOptions:
     bf16: bool = field(
         default=False,
         metadata=_about(
-            "Compute in bfloat16 (autocast) where that is safe and the processor has it; trained weights stay float32.",
+            "Compute in bfloat16 where that is safe (autocast); trained weights stay float32. Left off on CPUs "
+            "for which PyTorch has no bfloat16 kernels.",
             "Training",
         ),
     )

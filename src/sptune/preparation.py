@@ -29,7 +29,7 @@ from sptune.loading import (
     text_config,
 )
 from sptune.options import PLACES, RunOptions
-from sptune.progress import Clock, Monitor, bfloat16_is_fast, processes
+from sptune.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.selection import layers_within
 from sptune.tasks import (
@@ -134,8 +134,10 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         encoder = TaskEncoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
     for note in splits.notes:
         monitor.note(note)
-    if options.bf16 and not bfloat16_is_fast():
-        monitor.note("This CPU has no arithmetic for bfloat16, so it computes in float32, which is faster here.")
+    if options.bf16 and not has_bfloat16_kernels():
+        monitor.note(
+            "bf16 is left off: PyTorch has no bfloat16 kernels for this CPU, and it would take many times as long."
+        )
     options = _resolved(options, task, spec, config, max_length, len(splits.train))
     if is_main:
         _claim(verb, folder, options)
@@ -299,6 +301,7 @@ def _resolved(
         "head_pooling": spec.pooling,
         "task_kind": task.kind,
         "max_length": max_length,
+        "bf16": options.bf16 and has_bfloat16_kernels(),
         "epochs": None,
         "max_steps": steps,
         "learning_rate": options.learning_rate

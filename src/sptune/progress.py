@@ -30,9 +30,9 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
-def bfloat16_is_fast() -> bool:
-    """Whether this run's device has arithmetic for bfloat16; a CPU that has not emulates it, many times slower."""
-    return not on_cpu() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+def has_bfloat16_kernels() -> bool:
+    """Whether PyTorch computes fast in bfloat16 here: on a GPU, or on a CPU that it has kernels of its own for."""
+    return not on_cpu() or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Monitor:

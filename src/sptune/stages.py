@@ -28,7 +28,7 @@ from sptune.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.model import SPTModel, discretize
 from sptune.prefix_cache import PrefixCacheSettings
 from sptune.preparation import Plan, prompt_config, search_config
-from sptune.progress import StepCallback, bfloat16_is_fast, on_cpu, processes
+from sptune.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.config import trains_network
 from sptune.tasks import compute_metrics
@@ -286,7 +286,7 @@ def training_arguments(
         label_names=["labels"],
         dataloader_pin_memory=not on_cpu(),
         seed=options.seed,
-        bf16=options.bf16 and bfloat16_is_fast(),
+        bf16=options.bf16,
         **more,
     )
 

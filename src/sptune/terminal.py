@@ -240,9 +240,12 @@ def print_comparison(comparison: Comparison) -> None:
     elsewhere = [line.method for line in lines if line.runs and math.isnan(line.seconds)]
     if elsewhere:
         results.print(
-            f"No times of {escape(', '.join(elsewhere))}: made on another machine, or in another number format, than "
-            f"most runs of {escape(against)}."
+            f"No times of {escape(', '.join(elsewhere))}: not all tasks were done on the processor, with the threads "
+            f"and in the number format of most runs of {escape(against)}."
         )
+    formats = {row["bf16"] for row in comparison.rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}
+    if len(formats) > 1:
+        results.print("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")
     outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in lines if line.outermost]
     if outermost:
         results.print(

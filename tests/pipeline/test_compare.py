@@ -74,6 +74,9 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
         assert (row["seconds"]["search"] > 0) is (row["method"] == "spt")
         assert (row["prompt_layers"] is not None) is (row["method"] == "spt")
         assert row["adapter_bytes"] > 0
+        assert row["device"]
+        assert row["processor"].endswith(f"threads: {torch.get_num_threads()}")
+        assert row["bf16"] is False
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [line["method"] for line in summary] == ["spt", "lora", "head"]
     assert [line["runs"] for line in summary] == [2, 2, 2]
@@ -284,6 +287,13 @@ def test_a_backbone_that_is_not_supported_is_told_before_anything_is_trained(
     (tmp_path / "model" / "config.json").write_text('{"model_type": "t5"}')
     parts["options"]["model"] = str(tmp_path / "model")
     with pytest.raises(InputError, match=r"Task words: .*t5"):
+        compare(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_tasks_that_are_the_same_runs_are_refused(parts: dict[str, Any], tmp_path: Path) -> None:
+    parts["tasks"]["again"] = {**parts["tasks"]["words"], "bf16": True}
+    with pytest.raises(InputError, match="Tasks words and again are the same runs"):
         compare(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

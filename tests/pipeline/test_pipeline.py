@@ -12,7 +12,7 @@ import yaml
 from peft import PeftModel
 from safetensors import safe_open
 
-from sptune import SPTConfig
+from sptune import SPTConfig, preparation
 from sptune.cli import main
 from sptune.errors import InputError, SptuneError
 from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
@@ -262,8 +262,8 @@ def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_
 
 @pytest.fixture
 def processor_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if this processor had arithmetic for bfloat16; without it all is right, too, and slow."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    """As if PyTorch had kernels for bfloat16 on this processor; without them all is right, too, and slow."""
+    monkeypatch.setattr(preparation, "has_bfloat16_kernels", lambda: True)
 
 
 @pytest.mark.usefixtures("processor_with_bfloat16")
@@ -274,10 +274,10 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
     assert all(weights.get_tensor(name).dtype == torch.float32 for name in weights.keys())  # noqa: SIM118
 
 
-def test_a_processor_without_bfloat16_computes_in_float32(
+def test_a_processor_without_bfloat16_leaves_it_off(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.setattr(preparation, "has_bfloat16_kernels", lambda: False)
     notes, predictions = Notes(), []
     for bf16 in (False, True):
         assert not any("bfloat16" in text for text in notes.texts)
@@ -285,7 +285,8 @@ def test_a_processor_without_bfloat16_computes_in_float32(
         train(**options, output_dir=folder, prompt_layers=[2], head_baseline=False, bf16=bf16, monitor=notes)
         predictions.append(read_lines(folder / "predictions.jsonl"))
     assert predictions[0] == predictions[1]
-    assert any("This CPU has no arithmetic for bfloat16" in text for text in notes.texts)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["bf16"] is False
+    assert any("bf16 is left off" in text for text in notes.texts)
 
 
 @pytest.mark.usefixtures("processor_with_bfloat16")

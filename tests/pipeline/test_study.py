@@ -244,22 +244,42 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
 
 def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> None:
     parts["methods"] = {"spt": {"learning_rates": 5e-3}, "lora": {"learning_rates": 1e-3}}
-    study = Study.from_mapping({**parts, "seeds": [0, 1, 2]}, "study")
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks, "seeds": [0, 1, 2]}, "study")
     rows = rows_of(study, lambda spec: 0.5)
+    here = {"device": "cpu", "processor": "one", "bf16": False}
     for row in rows:
-        row["processor"] = "fast" if row["seed"] == 2 else "slow"
-        row["peak_memory"] = row["seed"]
-        row["seconds"] = {"total": {"spt": 2.0, "lora": 3.0}[row["method"]] * (1 + 99 * row["seed"] // 2), "step": 0.1}
+        row.update(here, peak_memory=7, seconds={"total": {"spt": 2.0, "lora": 3.0}[row["method"]], "step": 0.1})
+
+    def change(method: str, where: dict[str, Any], times: float = 100.0, **chosen: Any) -> None:
+        for row in rows:
+            if row["method"] == method and all(row[key] == value for key, value in chosen.items()):
+                row.update(where, seconds={"total": times, "step": times}, peak_memory=times)
+
+    # One seed of both on a faster machine: its ratio counts, its times do not.
+    for method, times in (("spt", 0.2), ("lora", 0.2)):
+        change(method, {"processor": "another"}, times, seed=2)
     spt, lora = summarise(study, rows)
-    assert (spt.seconds, spt.memory) == (51.0, 0.5)  # of seeds 0 and 1
+    assert (spt.seconds, lora.seconds, spt.memory) == (2.0, 3.0, 7)
     assert lora.speed == 1.5
-    for row in rows:
-        if row["method"] == "lora":
-            row["processor"] = "third"
-    spt, lora = summarise(study, rows)
-    assert (lora.runs, lora.difference) == (3, 0.0)
-    assert all(map(math.isnan, (lora.speed, lora.seconds, lora.step_seconds)))
-    assert lora.memory is None
+    # No task without times, so that medians are over the same ones.
+    for where in ({"processor": "another"}, {"bf16": True}, {"device": "a GPU"}):
+        change("lora", {**here, **where}, task="more")
+        spt, lora = summarise(study, rows)
+        assert (spt.seconds, lora.runs, lora.difference) == (2.0, 6, 0.0)
+        assert math.isnan(lora.seconds)
+        assert math.isnan(lora.step_seconds)
+        assert lora.memory is None
+        assert lora.to_dict()["seconds"] is None
+    # What is left when nothing was timed together.
+    change("lora", {"device": "a GPU"})
+    assert math.isnan(summarise(study, rows)[1].speed)
+    # Hosts of the same GPU do not matter.
+    change("spt", {"device": "a GPU", "processor": "third"})
+    assert summarise(study, rows)[1].seconds == 100.0
+    # Without the reference's runs, the machine with the most of all.
+    (alone,) = [line for line in summarise(study, [row for row in rows if row["method"] == "lora"]) if line.runs]
+    assert alone.seconds == 100.0
 
 
 def test_the_sample_of_an_interval_are_the_tasks_and_of_a_single_task_its_seeds() -> None:

@@ -167,8 +167,14 @@ def check_data(study: Study) -> None:
     Raises:
         InputError: what is wrong with them.
     """
+    same: dict[str, str] = {}
     for task in study.tasks:
         spec = next(one for one in study.final_runs({}) if one.task == task)
+        if (other := same.setdefault(spec.id, task)) != task:
+            raise InputError(
+                f"Tasks {other} and {task} are the same runs: of the same data with the same options (bf16 "
+                "aside, which is no part of what a run is). Take one of them out, or change it."
+            )
         try:
             options = spec.run_options("")
             source = find_source(options.model, options.gguf_file, options.revision, options.dtype)

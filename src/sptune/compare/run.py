@@ -26,7 +26,7 @@ from sptune.compare.networks import attach, saved_bytes, trained_parameters
 from sptune.compare.study import Row, RunSpec
 from sptune.loading import CLASSIFIER
 from sptune.preparation import prepare
-from sptune.progress import Monitor, bfloat16_is_fast, on_cpu, processes
+from sptune.progress import Monitor, on_cpu, processes
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
@@ -63,7 +63,7 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         "skipped") and `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on
         development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds`
         (of the search, all steps of the training, both, and a step), `peak_memory`, `adapter_bytes`, and `device`,
-        `processor` and `bf16`: on what it was computed, and whether in bfloat16.
+        `processor` (with its threads) and `bf16`: on what it was computed, and whether with autocast to bfloat16.
     """
     folder = Path(folder)
     # Continuing would save little, and neither times nor what AdaLoRA knows of its ranks outlive an interruption.
@@ -145,16 +145,17 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         "processor": ", ".join(
             (_processor(), torch.backends.cpu.get_cpu_capability(), f"threads: {torch.get_num_threads()}")
         ),
-        "bf16": plan.options.bf16 and bfloat16_is_fast(),
+        "bf16": plan.options.bf16,
     }
 
 
 def _processor() -> str:
     """The name of the CPU's model, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class Quiet(Monitor):

@@ -51,7 +51,7 @@ class RunSpec:
         """The hash of all that says what the run is: of files and local backbones the content, not where they are.
 
         Names in the study are no part of it, nor what is left open (of that, later versions may choose otherwise), nor
-        options of prompts or of a search where there is none, nor on what it is computed and in which number format:
+        options of prompts or of a search where there is none, nor on what it is computed and whether with autocast:
         rows say that.
         """
         options = self.run_options("")

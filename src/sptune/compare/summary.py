@@ -30,10 +30,10 @@ class Line:
         low, high: 95 % interval of that: for another task, of one task for another seed.
         pairs: how many tasks and seeds that is.
         parameters: trained ones without the head, median over runs.
-        step_seconds: of one step, median. Times and memory are those of runs on one machine, see `timed_on`; not
-            numbers if the method has none there.
+        step_seconds: of one step, median. This, seconds and memory are those of runs on one machine, the one that did
+            the most of the reference's; not numbers if the method lacks runs there of a task for which that has some.
         seconds: of search and training, median.
-        speed: seconds by those of the reference on the same task and seed, median.
+        speed: seconds by those of the reference on the same task, seed and machine, median.
         memory: most bytes in use, median; None where it is not known.
         adapter_bytes: size of what is saved, median.
         layers: by task, how often each layer was chosen; empty for methods without prompt layers.
@@ -118,8 +118,9 @@ def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
 
 
 def machine(row: Row) -> tuple[Any, ...]:
-    """On what a run was computed, and how: the device, the processor and the number format."""
-    return tuple(row.get(name) for name in ("device", "processor", "bf16"))
+    """On what a run was computed, and how: the device, the processor if it is that, and the number format."""
+    device = row.get("device")
+    return device, row.get("processor") if device == "cpu" else None, row.get("bf16")
 
 
 def timed_on(rows: Iterable[Row]) -> tuple[Any, ...] | None:
@@ -145,12 +146,14 @@ def _line(
     differences: dict[str, list[float]] = {}
     for key in paired:
         differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
-    there = {key: row for key, row in own.items() if machine(row) == timed}
     slower = [
-        there[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9)
+        own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9)
         for key in paired
-        if key in there and machine(reference[key]) == timed
+        if machine(own[key]) == machine(reference[key])
     ]
+    there = {key: row for key, row in own.items() if machine(row) == timed}
+    if not {task for (task, _), row in reference.items() if machine(row) == timed} <= {task for task, _ in there}:
+        there = {}  # a median over other tasks would not compare
     low, high = interval(differences)
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
