@@ -58,9 +58,10 @@ def test_a_source_mask_column_reaches_the_model(build_network, some_causal_case,
     assert seen == [True]
 
 
-def test_a_model_that_holds_another_adapter_is_refused(build_backbone, build_config, bert):
+def test_a_model_that_holds_another_adapter_is_refused(build_backbone, build_config, bert, tmp_path):
+    get_peft_model(build_backbone(bert), LoraConfig(target_modules=["query"])).save_pretrained(tmp_path)
     backbone = build_backbone(bert)
-    backbone.add_adapter(LoraConfig(target_modules=["query"]))
+    backbone.load_adapter(str(tmp_path))
     with pytest.raises(ValueError, match="another PEFT adapter"):
         get_peft_model(backbone, build_config(bert))
 

@@ -17,7 +17,7 @@ from torch import nn
 from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.flow import AdapterSettings, PromptFlow, argument_positions
+from sptune.flow import CACHE_NAMES, AdapterSettings, PromptFlow, argument_positions
 from sptune.gates import at_least_float32, mix_prompts, mixing_weights
 from sptune.generators import INSTANCE_AWARE, build_generator
 from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
@@ -127,7 +127,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
             # What stands above this layer is known, and nothing else of its output is looked at.
             hidden_states = call["hidden_states"]
             return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
-        refuse_prompted_cache(call.get("past_key_values"), self.index)
+        refuse_prompted_cache(call.cache, self.index)
         if self.weighted_probabilities is not None:
             call["attention_mask"] = call["attention_mask"].to(torch.bool)
         return self._run(call)
@@ -196,7 +196,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
             source.record(call["hidden_states"])
 
     def _cache_layer(self, call: _Call, m: int, adapter: str) -> PromptedCacheLayer | None:
-        cache = call.get("past_key_values")
+        cache = call.cache
         return None if cache is None else prompted_cache_layer(cache, self.index, m, adapter)
 
     def _pass_gate(
@@ -282,6 +282,11 @@ class _Call:
         return self.kwargs.get(name)
 
     __getitem__ = get
+
+    @property
+    def cache(self) -> Any:
+        """Keys and values of what came before, by whichever name they are given; None without any."""
+        return next((value for name in CACHE_NAMES if (value := self.get(name)) is not None), None)
 
     def __setitem__(self, name: str, value: Any) -> None:
         index = self.positions.get(name)

@@ -26,6 +26,9 @@ from sptune.prefix_cache import PrefixSource
 
 logger = logging.getLogger(__name__)
 
+# What transformers calls the keys and values of what came before: since 5.24, and earlier.
+CACHE_NAMES = ("cache", "past_key_values")
+
 
 @dataclass(frozen=True)
 class AdapterSettings:
@@ -144,7 +147,7 @@ class PromptFlow:
             wanted = inputs.get(name)
             if getattr(config, name, False) if wanted is None else wanted:
                 return False
-        if inputs.get("past_key_values") is not None:
+        if any(inputs.get(name) is not None for name in CACHE_NAMES):
             return False
         mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
         if positions is not None:
