@@ -134,11 +134,12 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         encoder = TaskEncoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
     for note in splits.notes:
         monitor.note(note)
-    if options.bf16 and not has_bfloat16_kernels():
+    asked_for_bf16 = options.bf16
+    options = _resolved(options, task, spec, config, max_length, len(splits.train))
+    if asked_for_bf16 and not options.bf16:
         monitor.note(
             "bf16 is left off: PyTorch has no bfloat16 kernels for this CPU, and it would take many times as long."
         )
-    options = _resolved(options, task, spec, config, max_length, len(splits.train))
     if is_main:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
