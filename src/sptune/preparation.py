@@ -140,6 +140,10 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(
             "bf16 is left off: PyTorch has no bfloat16 kernels for this CPU, and it would take many times as long."
         )
+    if options.dtype == "bfloat16" and not has_bfloat16_kernels():
+        monitor.note(
+            "dtype is bfloat16, for which PyTorch has no kernels on this CPU: float32 takes a fraction of the time."
+        )
     if is_main:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)

@@ -237,6 +237,8 @@ def print_comparison(comparison: Comparison) -> None:
         results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     results.print()
     results.print(costs)
+    for machine in dict.fromkeys(line.machine for line in lines if line.machine):
+        results.print(f"Times and memory: {escape(machine)}.")
     elsewhere = [line.method for line in lines if line.runs and math.isnan(line.seconds)]
     if elsewhere:
         results.print(

@@ -287,6 +287,10 @@ def test_a_processor_without_bfloat16_leaves_it_off(
     assert predictions[0] == predictions[1]
     assert yaml.safe_load((folder / "config.yaml").read_text())["bf16"] is False
     assert any("bf16 is left off" in text for text in notes.texts)
+    assert not any("dtype" in text for text in notes.texts)
+    settings = {**options, "prompt_layers": [2], "head_baseline": False, "max_steps": 1}
+    train(**settings, output_dir=tmp_path / "weights", dtype="bfloat16", monitor=notes)
+    assert any("dtype is bfloat16" in text and "float32" in text for text in notes.texts)
 
 
 @pytest.mark.usefixtures("processor_with_bfloat16")

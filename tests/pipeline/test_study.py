@@ -261,6 +261,7 @@ def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> 
         change(method, {"processor": "another"}, times, seed=2)
     spt, lora = summarise(study, rows)
     assert (spt.seconds, lora.seconds, spt.memory) == (2.0, 3.0, 7)
+    assert spt.machine == lora.machine == "one, no autocast"
     assert lora.speed == 1.5
     # No task without times, so that medians are over the same ones.
     for where in ({"processor": "another"}, {"bf16": True}, {"device": "a GPU"}):
@@ -270,6 +271,7 @@ def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> 
         assert math.isnan(lora.seconds)
         assert math.isnan(lora.step_seconds)
         assert lora.memory is None
+        assert lora.machine == ""
         assert lora.to_dict()["seconds"] is None
     # What is left when nothing was timed together.
     change("lora", {"device": "a GPU"})
@@ -277,6 +279,7 @@ def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> 
     # Hosts of the same GPU do not matter.
     change("spt", {"device": "a GPU", "processor": "third"})
     assert summarise(study, rows)[1].seconds == 100.0
+    assert summarise(study, rows)[1].machine == "a GPU, no autocast"
     # Without the reference's runs, the machine with the most of all.
     (alone,) = [line for line in summarise(study, [row for row in rows if row["method"] == "lora"]) if line.runs]
     assert alone.seconds == 100.0

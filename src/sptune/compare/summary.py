@@ -32,6 +32,7 @@ class Line:
         parameters: trained ones without the head, median over runs.
         step_seconds: of one step, median. This, seconds and memory are those of runs on one machine, the one that did
             the most of the reference's; not numbers if the method lacks runs there of a task for which that has some.
+        machine: that machine, and the number format; empty if the method has no times there.
         seconds: of search and training, median.
         speed: seconds by those of the reference on the same task, seed and machine, median.
         memory: most bytes in use, median; None where it is not known.
@@ -54,6 +55,7 @@ class Line:
     pairs: int
     parameters: float
     step_seconds: float
+    machine: str
     seconds: float
     speed: float
     memory: float | None
@@ -123,6 +125,11 @@ def machine(row: Row) -> tuple[Any, ...]:
     return device, row.get("processor") if device == "cpu" else None, row.get("bf16")
 
 
+def machine_name(device: str, processor: str | None, bf16: bool | None) -> str:
+    """A machine in words; rows of old versions do not tell the processor."""
+    return f"{processor or device}, {'bfloat16 (autocast)' if bf16 else 'no autocast'}"
+
+
 def timed_on(rows: Iterable[Row]) -> tuple[Any, ...] | None:
     """The machine that did the most of these runs, so that times of one machine are compared; None without any run."""
     counts = Counter(map(machine, rows))
@@ -175,6 +182,7 @@ def _line(
         pairs=len(paired),
         parameters=_median([row["parameters"]["added"] for row in own.values()]),
         step_seconds=_median([row["seconds"]["step"] for row in there.values()]),
+        machine=machine_name(*timed) if timed and there else "",
         seconds=_median([row["seconds"]["total"] for row in there.values()]),
         speed=_median(slower),
         memory=statistics.median(memory) if memory else None,
