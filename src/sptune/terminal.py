@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from sptune.pipeline import Run
     from sptune.search import SearchResult
 
-# With fewer, the interval of a comparison on one task is too wide to tell much.
-FEW_SEEDS = 5
-
 results = Console(soft_wrap=True, highlight=False)
 messages = Console(stderr=True, highlight=False)
 
@@ -202,68 +199,26 @@ def print_study(study: Study, only: list[str] | None, as_json: bool) -> None:
 
 def print_comparison(comparison: Comparison) -> None:
     """Scores and costs of all methods, and what failed."""
-    against, tasks = comparison.study.against, list(comparison.study.tasks)
-    lines = [line for line in comparison.summary if line.runs or line.failed]
-    over = f"minus {against} (95 % interval)"
-    scores = Table("method", *tasks, *(["mean"] if len(tasks) > 1 else []), "sd", over, "runs", box=None)
-    costs = Table("method", "parameters", "s/step", "seconds", f"by {against}'s", "memory, MB", "saved, kB", "rates",
-                  box=None)  # fmt: skip
-    for line in lines:
-        style = "bold" if line.method == against else ""
-        means = [line.scores.get(task) for task in tasks] + ([line.mean] if len(tasks) > 1 else [])
-        scores.add_row(
-            line.method,
-            *(_number(value, ".4f") for value in means),
-            _number(line.deviation, ".4f"),
-            _number(line.difference, "+.4f")
-            + ("" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"),
-            f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
-            style=style,
-        )
-        kind = comparison.study.methods[line.method].kind
-        costs.add_row(
-            line.method,
-            _number(line.parameters, ",.0f"),
-            _number(line.step_seconds, ".3f"),
-            _number(line.seconds, ".1f"),
-            _number(line.speed, ".2f"),
-            _number(line.memory and line.memory / 1e6, ",.0f"),
-            _number(line.adapter_bytes / 1e3, ",.0f"),
-            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values())) if kind != "zero-shot" else "",
-            style=style,
-        )
-    results.print(scores)
-    if len(tasks) == 1 and len(comparison.study.seeds) < FEW_SEEDS:
-        results.print(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
-    results.print()
-    results.print(costs)
-    for machine in dict.fromkeys(line.machine for line in lines if line.machine):
-        results.print(f"Times and memory: {escape(machine)}.")
-    elsewhere = [line.method for line in lines if line.runs and math.isnan(line.seconds)]
-    if elsewhere:
-        results.print(
-            f"No times of {escape(', '.join(elsewhere))}: not all tasks were done on the processor, with the threads "
-            f"and in the number format of most runs of {escape(against)}."
-        )
+    from sptune.report.tables import cost_table, score_table
+
+    study, lines = comparison.study, comparison.summary
+    for shown in (score_table(study, lines), cost_table(study, lines)):
+        table = Table(*shown.columns, box=None)
+        for cells in shown.rows:
+            table.add_row(*map(escape, cells), style="bold" if cells[0] == study.against else "")
+        results.print(table)
+        for note in shown.notes:
+            results.print(escape(note))
+        results.print()
     formats = {row["bf16"] for row in comparison.rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}
     if len(formats) > 1:
         results.print("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")
-    outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in lines if line.outermost]
-    if outermost:
-        results.print(
-            "Best at the lowest or highest learning rate that was tried, so another may be better (learning_rates): "
-            f"{escape('; '.join(outermost))}."
-        )
     failed = [row for row in comparison.rows if row["state"] == "failed"]
     for row in failed[:5]:
         messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
     if failed:
         messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
     results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or math.isnan(value) else format(value, form)
 
 
 def print_json(value: Any) -> None:

@@ -51,7 +51,7 @@ def run_of(method: str, options: dict[str, Any], **settings: Any) -> Any:
     return spec
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "summary.json", "layers.png", "runs.jsonl"])
+@pytest.mark.parametrize("name", ["study.yaml", "summary.json", "summary.md", "layers.png", "runs.jsonl"])
 def test_a_study_replaces_no_file_of_others(name: str, parts: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / name).write_text("mine\n")
     with pytest.raises(InputError, match=f"{name}.*name another *\n?folder"):
@@ -83,6 +83,12 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     own = [row["test"]["score"] for row in rows if row["method"] == "spt"]
     assert summary[0]["scores"]["words"] == pytest.approx(sum(own) / 2)
     assert comparison.summary[2].parameters == 0
+    tables = [line.strip("|").split("|") for line in (tmp_path / "summary.md").read_text().splitlines() if "|" in line]
+    scores, costs = ([[cell.strip() for cell in line] for line in part] for part in (tables[:5], tables[5:]))
+    assert scores[0] == ["method", "words", "sd", "minus spt (95 % interval)", "runs"]
+    assert [line[0] for line in scores[2:]] == [line[0] for line in costs[2:]] == ["spt", "lora", "head"]
+    assert [line[1] for line in scores[2:]] == [f"{line['scores']['words']:.4f}" for line in summary]
+    assert len({len(line) for line in costs}) == 1
     kept = {path.name for path in tmp_path.iterdir()}
     assert {"study.yaml", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
     assert not (tmp_path / "runs").exists()

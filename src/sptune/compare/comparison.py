@@ -23,9 +23,10 @@ from sptune.loading import check_supported, find_source, load_config
 from sptune.preparation import read_data
 from sptune.progress import processes
 from sptune.report.comparison import plot_layers, plot_scores, searching
+from sptune.report.tables import cost_table, score_table
 
 STUDY_FILE = "study.yaml"
-SUMMARY_FILE = "summary.json"
+SUMMARY_FILE, TABLES_FILE = "summary.json", "summary.md"
 PICTURES = BY_PARAMETERS, BY_TIME, LAYERS = "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"
 
 
@@ -123,7 +124,7 @@ def check_output(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
-    held = [name for name in (STUDY_FILE, SUMMARY_FILE, *PICTURES) if (folder / name).exists()]
+    held = [name for name in (STUDY_FILE, SUMMARY_FILE, TABLES_FILE, *PICTURES) if (folder / name).exists()]
     if held and not any((folder / name).exists() for name in (ROWS_FILE, LOCKS_FOLDER)):
         raise InputError(
             f"{folder}: has no runs of a study, but {', '.join(held)}, which this one would replace; name another "
@@ -185,10 +186,12 @@ def check_data(study: Study) -> None:
 
 
 def write_results(comparison: Comparison) -> None:
-    """Write summary.json and the pictures of a comparison."""
-    folder, summary = comparison.output_dir, comparison.summary
+    """Write the summary, as JSON and as tables in Markdown, and the pictures of a comparison."""
+    folder, study, summary = comparison.output_dir, comparison.study, comparison.summary
     outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
-    against = comparison.study.against
+    tables = score_table(study, summary), cost_table(study, summary)
+    outputs.write_text(folder / TABLES_FILE, "\n".join(table.to_markdown() for table in tables))
+    against = study.against
     drawers: dict[str, Callable[[Path], Any]] = {
         BY_PARAMETERS: lambda path: plot_scores(summary, "parameters", against, path),
         BY_TIME: lambda path: plot_scores(summary, "seconds", against, path),

@@ -1,0 +1,109 @@
+"""The tables of a comparison as text, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# With fewer, the interval of a comparison on one task is too wide to tell much.
+FEW_SEEDS = 5
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of text, one row a method.
+
+    Attributes:
+        columns: their titles; the first names the method.
+        rows: a cell for each column.
+        notes: what to say below it.
+    """
+
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+    def to_markdown(self) -> str:
+        """The table and its notes in Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return "\n".join([table, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
+
+
+def score_table(study: Any, lines: Sequence[Any]) -> TextTable:
+    """Scores by task and how much better than the reference each method is.
+
+    Args:
+        study: the study.
+        lines: its summary; methods without a run are left out.
+    """
+    tasks = list(study.tasks)
+    means = ["mean"] if len(tasks) > 1 else []
+    columns = ["method", *tasks, *means, "sd", f"minus {study.against} (95 % interval)", "runs"]
+    rows = []
+    for line in _begun(lines):
+        scores = [line.scores.get(task) for task in tasks] + [line.mean] * len(means)
+        between = "" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"
+        rows.append(
+            [
+                line.method,
+                *(_number(score, ".4f") for score in scores),
+                _number(line.deviation, ".4f"),
+                _number(line.difference, "+.4f") + between,
+                f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
+            ]
+        )
+    few = len(tasks) == 1 and len(study.seeds) < FEW_SEEDS
+    return TextTable(
+        columns, rows, [f"An interval needs two seeds at least, and says little below {FEW_SEEDS}."] if few else []
+    )
+
+
+def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
+    """Parameters, time, memory and size of each method, and the learning rates that were chosen.
+
+    Args:
+        study: the study.
+        lines: its summary; methods without a run are left out.
+    """
+    columns = ["method", "parameters", "s/step", "seconds", f"by {study.against}'s", "memory, MB", "saved, kB", "rates"]
+    begun = _begun(lines)
+    rows = [
+        [
+            line.method,
+            _number(line.parameters, ",.0f"),
+            _number(line.step_seconds, ".3f"),
+            _number(line.seconds, ".1f"),
+            _number(line.speed, ".2f"),
+            _number(line.memory and line.memory / 1e6, ",.0f"),
+            _number(line.adapter_bytes / 1e3, ",.0f"),
+            ", ".join(f"{rate:g}" for rate in dict.fromkeys(line.rates.values()))
+            if study.methods[line.method].kind != "zero-shot"
+            else "",
+        ]
+        for line in begun
+    ]
+    notes = [f"Times and memory: {one}." for one in dict.fromkeys(line.machine for line in begun if line.machine)]
+    elsewhere = [line.method for line in begun if line.runs and math.isnan(line.seconds)]
+    if elsewhere:
+        notes.append(
+            f"No times of {', '.join(elsewhere)}: not all tasks were done on the processor, with the threads and in "
+            f"the number format of most runs of {study.against}."
+        )
+    outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in begun if line.outermost]
+    if outermost:
+        notes.append(
+            "Best at the lowest or highest learning rate that was tried, so another may be better (learning_rates): "
+            f"{'; '.join(outermost)}."
+        )
+    return TextTable(columns, rows, notes)
+
+
+def _begun(lines: Sequence[Any]) -> list[Any]:
+    return [line for line in lines if line.runs or line.failed]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)
