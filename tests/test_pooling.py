@@ -1,6 +1,7 @@
 """The mean-pooled classifier: its formula, saving and loading, and adapters on it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     BertConfig,
+    DebertaV2Config,
+    DynamicCache,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 
-from sptune import SPTConfig
+from sptune import InputError, SPTConfig
 from sptune.pooling import MeanPooledClassifier, MeanPooledConfig
 
 CONFIGS = {
@@ -44,6 +47,37 @@ def batch() -> dict[str, Tensor]:
     ids = torch.randint(5, 40, (3, 6))
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]])
     return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_what_stands_before_the_text_arrives_by_either_name(
+    backbone: PreTrainedModel, batch: dict[str, Tensor], name: str
+) -> None:
+    model = MeanPooledClassifier.from_backbone(backbone, num_labels=3)
+    mask = torch.cat([torch.ones(3, 2, dtype=torch.long), batch["attention_mask"]], dim=1)
+
+    def logits(**before: Any) -> Tensor:
+        return model(input_ids=batch["input_ids"], attention_mask=mask, **before).logits
+
+    torch.manual_seed(0)
+    states = [torch.randn(2, 3, 2, 2, 8) for _ in range(2)]
+    caches = []
+    for scale in (1, 5):
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(states):
+            cache.update(scale * keys, scale * values, index)
+        caches.append(cache)
+    with torch.no_grad():
+        assert not torch.allclose(logits(**{name: caches[0]}), logits(**{name: caches[1]}), atol=1e-4)
+
+
+def test_a_backbone_that_takes_nothing_before_the_text_says_so(batch: dict[str, Tensor]) -> None:
+    config = DebertaV2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model = MeanPooledClassifier.from_backbone(AutoModel.from_config(config).eval(), num_labels=3)
+    with pytest.raises(InputError, match="DebertaV2Model takes no keys and values"):
+        model(**batch, past_key_values=DynamicCache())
 
 
 def test_logits_are_the_head_on_the_mean_of_the_real_tokens(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import Cache
 
 from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.config import SPTConfig
@@ -285,8 +286,15 @@ class _Call:
 
     @property
     def cache(self) -> Any:
-        """Keys and values of what came before, by whichever name they are given; None without any."""
-        return next((value for name in CACHE_NAMES if (value := self.get(name)) is not None), None)
+        """Keys and values of what came before; None without any.
+
+        They are what the block takes by a known name, else whatever is a cache: were one overlooked because it has
+        been renamed, text after the first would be read wrongly, and nothing would tell.
+        """
+        own = next((name for name in CACHE_NAMES if name in self.positions), None)
+        if own is not None:
+            return self.get(own)
+        return next((value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Cache)), None)
 
     def __setitem__(self, name: str, value: Any) -> None:
         index = self.positions.get(name)

@@ -26,8 +26,8 @@ from sptune.prefix_cache import PrefixSource
 
 logger = logging.getLogger(__name__)
 
-# What transformers calls the keys and values of what came before: since 5.24, and earlier.
-CACHE_NAMES = ("cache", "past_key_values")
+# What transformers calls the keys and values of what came before: since 5.24, earlier, and in blocks of old families.
+CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
 @dataclass(frozen=True)

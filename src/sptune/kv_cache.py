@@ -70,27 +70,26 @@ def prompted_cache_layer(cache: Cache, index: int, num_prompts: int, adapter_nam
         InputError: the cache is of a kind that cannot hold prompts, or was filled without them or by another adapter.
     """
     if not isinstance(getattr(cache, "layers", None), list):
-        raise InputError(f"past_key_values is a {type(cache).__name__}; prompts need a transformers.DynamicCache.")
+        raise InputError(f"The cache is a {type(cache).__name__}; prompts need a transformers.DynamicCache.")
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())  # type: ignore[misc]
     layer: Any = cache.layers[index]
     if isinstance(layer, PromptedCacheLayer):
         if layer.holds_prompts and layer.adapter_name != adapter_name:
             raise InputError(
-                f"past_key_values was filled by adapter {layer.adapter_name!r} and is used with {adapter_name!r}; "
+                f"The cache was filled by adapter {layer.adapter_name!r} and is used with {adapter_name!r}; "
                 "start with an empty cache after switching adapters."
             )
         if layer.holds_prompts:
             return layer
     elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise InputError(
-            f"past_key_values has layers of type {type(layer).__name__}, which cannot hold prompts (static and "
+            f"The cache has layers of type {type(layer).__name__}, which cannot hold prompts (static and "
             "quantised caches); use the default, cache_implementation='dynamic'."
         )
     elif layer.get_seq_length() > 0:
         raise InputError(
-            "past_key_values was filled without prompts (adapter disabled, or another model); start with an empty "
-            "cache."
+            "The cache was filled without prompts (adapter disabled, or another model); start with an empty cache."
         )
     prompted = PromptedCacheLayer(num_prompts, adapter_name, getattr(layer, "sliding_window", None))
     cache.layers[index] = prompted
@@ -107,6 +106,6 @@ def refuse_prompted_cache(cache: Any, index: int) -> None:
     layer = layers[index] if isinstance(layers, list) and index < len(layers) else None
     if isinstance(layer, PromptedCacheLayer) and layer.holds_prompts:
         raise InputError(
-            f"past_key_values was filled with the prompts of adapter {layer.adapter_name!r}, which is not active (or "
+            f"The cache was filled with the prompts of adapter {layer.adapter_name!r}, which is not active (or "
             "disabled); start with an empty cache."
         )

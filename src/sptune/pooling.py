@@ -11,6 +11,9 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from sptune.errors import InputError
+from sptune.flow import CACHE_NAMES, argument_positions
+
 
 class MeanPooledConfig(PretrainedConfig):
     """Configuration of a `MeanPooledClassifier`.
@@ -126,17 +129,38 @@ class MeanPooledClassifier(PreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given."""
-        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids, "past_key_values": past_key_values}
+        """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given.
+
+        `past_key_values` and `cache` are two names of the keys and values that stand before the text.
+
+        Raises:
+            InputError: there are such, and the backbone takes none.
+        """
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         given = {name: value for name, value in optional.items() if value is not None}
+        before = past_key_values if cache is None else cache
+        if before is not None:
+            given[self._cache_name()] = before
         kwargs.pop("return_dict", None)
         pooled = self.pool(input_ids, attention_mask, inputs_embeds, **given, **kwargs)
         logits = self.classifier(pooled)
         loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _cache_name(self) -> str:
+        """By which name the backbone takes keys and values; given by another, it might ignore them."""
+        takes = argument_positions(self.backbone.forward)
+        for name in CACHE_NAMES:
+            if name in takes:
+                return name
+        raise InputError(
+            f"{type(self.backbone).__name__} takes no keys and values of what stands before the text, which prefix "
+            "tuning trains; use another method, or another backbone."
+        )
 
 
 def _without_pooler(backbone: Any) -> PreTrainedModel:

@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Olmo2Config, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Olmo2Config,
+    Phi3Config,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from sptune import SPTConfig, discretize
 
@@ -18,8 +26,20 @@ class RenamedConfig(LlamaConfig):
     model_type = "renamed"
 
 
+class NamelessLayer(LlamaDecoderLayer):
+    """Takes its cache by any name, as if transformers had given it one that nobody knows yet."""
+
+    def forward(self, hidden_states, attention_mask=None, **kwargs):
+        return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+
+
 class RenamedForCausalLM(LlamaForCausalLM):
     config_class = RenamedConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.__class__ = NamelessLayer
 
 
 def _backbone(name, shape):
@@ -27,11 +47,13 @@ def _backbone(name, shape):
         torch.manual_seed(1)
         if name == "renamed":
             return RenamedForCausalLM(RenamedConfig(**shape)).eval()
-        config = {"olmo2": Olmo2Config, "phi3": Phi3Config}[name](**shape)
+        if name == "gpt_neox":  # its blocks call the cache layer_past
+            shape = {key: value for key, value in shape.items() if key != "num_key_value_heads"}
+        config = {"olmo2": Olmo2Config, "phi3": Phi3Config, "gpt_neox": GPTNeoXConfig}[name](**shape)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
-@pytest.fixture(params=["renamed", "olmo2", "phi3"])
+@pytest.fixture(params=["renamed", "olmo2", "phi3", "gpt_neox"])
 def name(request):
     return request.param
 
@@ -46,7 +68,8 @@ def backbone(name, decoder_shape):
 def build(randomise, name, decoder_shape):
     def network(**options):
         options = {"prompt_layers": [1, 3], "num_virtual_tokens": 3, "bottleneck_dim": 8, **options}
-        config = SPTConfig(task_type="CAUSAL_LM", layers_path="model.layers", **options)
+        path = "gpt_neox.layers" if name == "gpt_neox" else "model.layers"
+        config = SPTConfig(task_type="CAUSAL_LM", layers_path=path, **options)
         network = get_peft_model(_backbone(name, decoder_shape), config)
         randomise(network)
         return network.eval()

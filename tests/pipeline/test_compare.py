@@ -1,5 +1,6 @@
 """`sptune compare` on tiny backbones: every method trains what it should, and a study can be cut off and shared."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import peft
 import pytest
 import torch
 import yaml
+from transformers import LlamaForSequenceClassification
 
 from sptune import outputs, stages
 from sptune.cli import main
@@ -204,6 +206,22 @@ def test_prefixes_are_seen_by_a_mean_pooled_classifier(data: dict[str, str], mas
     logits = network(**batch).logits
     assert logits.shape == (4, 2)
     assert not torch.allclose(logits, network.base_model(**batch).logits, atol=1e-4)
+
+
+def test_prefixes_that_would_not_arrive_are_refused(
+    data: dict[str, str], masked_lm: str, causal_lm: str, tmp_path: Path
+) -> None:
+    spec = run_of("prefix-tuning", {**data, "model": masked_lm, "max_steps": 2, "gradient_checkpointing": True})
+    row = execute(spec, tmp_path / "run")
+    assert row["state"] == "failed"
+    assert "gradient_checkpointing" in row["error"]
+    own = {**data, "model": causal_lm, "max_steps": 2, "task_kind": "classifier", "head_pooling": "own"}
+    row = execute(run_of("prefix-tuning", own), tmp_path / "run")
+    if row["state"] == "failed":  # PEFT asks for the name that transformers has given up
+        assert "past_key_values" not in inspect.signature(LlamaForSequenceClassification.forward).parameters
+        assert "head_pooling: mean" in row["error"]
+    mean = run_of("prefix-tuning", {**own, "head_pooling": "mean"})
+    assert execute(mean, tmp_path / "run")["state"] == "done"
 
 
 def test_adalora_has_the_gradient_of_its_own_regulariser() -> None:

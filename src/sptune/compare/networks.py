@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
+from sptune.flow import argument_positions
 from sptune.loading import longest_input
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
@@ -108,10 +109,28 @@ def _peft(settings: Mapping[str, Any], job: Job) -> Network:
         )
         if config.is_prompt_learning:
             _check_room(job, config.num_virtual_tokens)
+        if kind == peft.PeftType.PREFIX_TUNING:
+            _check_prefix(job)
         set_seed(job.plan.options.seed)
         return Network(peft.get_peft_model(job.backbone, config), callbacks=callbacks)
     except (TypeError, ValueError) as error:
         raise InputError(f"PEFT refuses {kind.value} on {job.plan.spec.source.model}: {error}") from error
+
+
+def _check_prefix(job: Job) -> None:
+    """Refuse prefix tuning where its keys and values would not arrive."""
+    if job.plan.options.gradient_checkpointing:
+        raise InputError(
+            "Prefix tuning does not go with gradient checkpointing, which drops the keys and values that it trains; "
+            "take gradient_checkpointing out of the study."
+        )
+    forwards = (job.backbone.forward, job.backbone.base_model.forward)
+    if job.peft_task_type == "SEQ_CLS" and not any("past_key_values" in argument_positions(one) for one in forwards):
+        raise InputError(
+            f"PEFT {peft.__version__} looks for past_key_values in what {type(job.backbone).__name__} takes, which "
+            "transformers has renamed since 5.24 (or the backbone never took it); give the study head_pooling: mean, "
+            "or install transformers below 5.24."
+        )
 
 
 def _check_room(job: Job, tokens: int) -> None:
