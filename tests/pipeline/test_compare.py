@@ -277,8 +277,11 @@ def test_a_missing_library_is_told_before_anything_is_trained(
 
     both = {**parts["methods"], "houlsby": None}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"houlsby: needs the library adapters.*pip install"):
+    told = r"houlsby: needs the library adapters.*--methods spt,lora,head\).*pip install"
+    with pytest.raises(InputError, match=told):
         compare({**parts, "methods": both}, tmp_path / "out")
+    with pytest.raises(InputError, match="only: do these in an environment"):
+        compare({**parts, "methods": both}, tmp_path / "out", only=["houlsby"])
     with pytest.raises(InputError, match=r"needs Ray.*pip install"):
         compare(parts, tmp_path / "other", ray="auto")
     assert not (tmp_path / "out").exists()

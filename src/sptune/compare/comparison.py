@@ -155,10 +155,11 @@ def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | Non
     left = study.pending(rows, only)
     wanted = list(dict.fromkeys(spec.name for spec in left if spec.method.kind == ADAPTERS))
     if wanted and importlib.util.find_spec("adapters") is None:
+        others = ",".join(name for name in only or study.methods if name not in wanted)
+        here = f"do the others here (--methods {others}), and these" if others else "do these"
         raise InputError(
             f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
-            "4.57 only: do the other methods here (--methods), and these in an environment of their own, with the same "
-            "output: pip install 'sptune[adapters]'"
+            f"4.57 only: {here} in an environment of their own, with the same output: pip install 'sptune[adapters]'"
         )
 
 
