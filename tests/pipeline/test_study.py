@@ -4,11 +4,14 @@ import inspect
 import json
 import math
 import os
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
+from matplotlib.text import Text
 
 from sptune.cli import main
 from sptune.compare import METHODS, Study
@@ -16,6 +19,7 @@ from sptune.compare.log import RunLog
 from sptune.compare.summary import interval, mean_of_means, summarise
 from sptune.errors import InputError
 from sptune.options import RunOptions
+from sptune.report.comparison import plot_scores
 from sptune.tasks import BENCHMARK_TASKS
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -315,3 +319,24 @@ def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
     assert RunLog(tmp_path).claim("b") is not None
     own.release()
     assert RunLog(tmp_path).claim("a") is not None
+
+
+def test_names_of_methods_in_a_picture_can_be_read(tmp_path: Path) -> None:
+    """None covers another or leaves the picture, however close the points are; the picture is a file."""
+    lines = [
+        SimpleNamespace(method=f"method-{index}", mean=0.8 + 0.001 * (index % 5), deviation=0.01,
+                        parameters=0 if index == 0 else 10_000 * 1.1**index, seconds=10.0 + index)
+        for index in range(18)
+    ]  # fmt: skip
+    for cost in ("parameters", "seconds"):
+        path = tmp_path / f"{cost}.png"
+        figure = plot_scores(lines, cost, "method-3", path)
+        assert path.stat().st_size > 0
+        (axes,) = figure.axes
+        renderer = cast(Any, figure.canvas).get_renderer()
+        boxes = {text.get_text(): Text.get_window_extent(text, renderer) for text in axes.texts}
+        assert set(boxes) == {line.method for line in lines}
+        for (one, box), (other, beside) in combinations(boxes.items(), 2):
+            assert not box.overlaps(beside), (one, other)
+        for box in boxes.values():
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, SymmetricalLogLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Bbox
 
 from sptune.report.plots import INK, PASSED_OVER, tidy
 
@@ -18,6 +20,9 @@ COSTS = {
     "seconds": "seconds of search and training, median over runs",
 }
 HIGHLIGHT = "#21908c"
+# Where a point's name may stand, the best place first: how far away in points of print, to the right and up.
+DIRECTIONS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
+PLACES = [(distance, right, up) for distance in (4, 14, 24, 36, 50) for right, up in DIRECTIONS]
 
 
 def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.PathLike[str]) -> Figure:
@@ -32,29 +37,76 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
     figure = Figure(figsize=(8, 4.6), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for line in lines:
-        x = getattr(line, cost)
-        if math.isnan(line.mean) or math.isnan(x):
-            continue
-        colour = HIGHLIGHT if line.method == against else INK
+    shown = [line for line in lines if not math.isnan(line.mean) and not math.isnan(getattr(line, cost))]
+    points = {line.method: (getattr(line, cost), 100 * line.mean) for line in shown}
+    for line in shown:
+        colour, bar, size = (HIGHLIGHT, HIGHLIGHT, 7) if line.method == against else (INK, PASSED_OVER, 5)
         spread = 0 if math.isnan(line.deviation) else 100 * line.deviation
-        size = 7 if line.method == against else 5
-        axes.errorbar(x, 100 * line.mean, yerr=spread, fmt="o", color=colour, markersize=size, elinewidth=0.8)
-        axes.annotate(
-            line.method, (x, 100 * line.mean), xytext=(5, 4), textcoords="offset points", fontsize=8, color=colour
-        )
+        x, y = points[line.method]
+        axes.errorbar(x, y, yerr=spread, fmt="o", color=colour, markersize=size, elinewidth=0.8, ecolor=bar)
     if cost == "parameters":  # from none to millions
         axes.set_xscale("symlog", linthresh=1000)
-        axes.xaxis.set_major_locator(SymmetricalLogLocator(linthresh=1000, base=10, subs=(1, 2, 5)))
+        most = max((x for x, _ in points.values()), default=0)
+        axes.minorticks_off()
+        axes.set_xticks([0, *(10**power for power in range(3, 1 + math.ceil(math.log10(max(most, 1000)))))])
     else:
         axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.tick_params(axis="x", labelrotation=30)
     axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %\n(bars: one standard deviation over seeds)")
     axes.margins(x=0.12, y=0.1)
     tidy(axes)
+    _name_points(axes, points, against)
     figure.savefig(path)
     return figure
+
+
+def _name_points(axes: Any, points: Mapping[str, tuple[float, float]], against: str) -> None:
+    """Write each point's name beside it, where neither points nor other names are; the reference's first."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # only then is it known where in the picture things are
+    renderer = figure.canvas.get_renderer()
+    room = axes.get_window_extent(renderer)
+    marks = {
+        name: Bbox.from_extents(*[*axes.transData.transform(point)] * 2).padded(8) for name, point in points.items()
+    }
+    names: list[Bbox] = []
+    for name in sorted(points, key=lambda one: one != against):
+        label = axes.annotate(
+            name,
+            points[name],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=HIGHLIGHT if name == against else INK,
+            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": PASSED_OVER, "shrinkA": 0, "shrinkB": 3},
+        )
+        label.set_in_layout(False)  # the axes shall stay where they are
+        others = [*names, *(mark for other, mark in marks.items() if other != name)]
+        boxes = [_box_at(label, place, renderer) for place in PLACES]
+        covered = [sum(_common(box, one) for one in others) + _area(box) - _common(box, room) for box in boxes]
+        best = covered.index(min(covered))
+        names.append(_box_at(label, PLACES[best], renderer))
+
+
+def _area(box: Bbox) -> float:
+    return float(box.width * box.height)
+
+
+def _common(one: Bbox, other: Bbox) -> float:
+    both = Bbox.intersection(one, other)
+    return _area(both) if both else 0.0
+
+
+def _box_at(label: Any, place: tuple[int, int, int], renderer: Any) -> Bbox:
+    """Put a name somewhere; where in the picture it is then."""
+    distance, right, up = place
+    label.set(
+        position=(distance * right, distance * up),
+        horizontalalignment={1: "left", 0: "center", -1: "right"}[right],
+        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
+    )
+    label.update_positions(renderer)
+    return Text.get_window_extent(label, renderer).padded(2)
 
 
 def searching(lines: Sequence[Any]) -> list[Any]:
