@@ -15,6 +15,7 @@ from safetensors import safe_open
 from sptune import SPTConfig, preparation
 from sptune.cli import main
 from sptune.errors import InputError, SptuneError
+from sptune.options import RunOptions
 from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
 from sptune.progress import Monitor
 from sptune.search import SearchResult
@@ -242,6 +243,8 @@ def test_steps_of_a_search_follow_from_those_of_the_training(options: dict[str, 
     run = search(**{**options, "search_steps": None, "max_steps": 20}, output_dir=tmp_path / "run")
     assert yaml.safe_load((run.output_dir / "config.yaml").read_text())["search_steps"] == 5
     assert len(SearchResult.load(run.output_dir / "search.json").history) == 5
+    long = RunOptions(**{**options, "search_steps": None, "max_steps": 4000, "output_dir": str(tmp_path / "long")})
+    assert preparation.prepare("search", long, Monitor()).search_steps == 150
 
 
 def test_settings_of_a_search_are_kept_where_it_has_them(options: dict[str, Any], tmp_path: Path) -> None:
