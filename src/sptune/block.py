@@ -7,6 +7,7 @@ takes the prompts off after the last block.
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -288,13 +289,12 @@ class _Call:
     def cache(self) -> Any:
         """Keys and values of what came before; None without any.
 
-        They are what the block takes by a known name, else whatever is a cache: were one overlooked because it has
-        been renamed, text after the first would be read wrongly, and nothing would tell.
+        They are what the block takes by a known name, else what has such a name, else whatever is a cache: were one
+        overlooked because it has been renamed, text after the first would be read wrongly, and nothing would tell.
         """
-        own = next((name for name in CACHE_NAMES if name in self.positions), None)
-        if own is not None:
-            return self.get(own)
-        return next((value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Cache)), None)
+        named = (self.get(name) for name in sorted(CACHE_NAMES, key=lambda name: name not in self.positions))
+        others = (value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Cache))
+        return next((value for value in chain(named, others) if value is not None), None)
 
     def __setitem__(self, name: str, value: Any) -> None:
         index = self.positions.get(name)

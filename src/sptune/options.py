@@ -234,7 +234,7 @@ class RunOptions:
     search_steps: int | None = field(
         default=None,
         metadata=_about(
-            "Optimiser steps of the search. Default: a quarter of those of the final training, at most 150.",
+            "Optimiser steps of the search. Default: 150, or a quarter of those of the final training if that is less.",
             "Search",
             verbs=SEARCHING,
         ),

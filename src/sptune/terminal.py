@@ -202,7 +202,7 @@ def print_comparison(comparison: Comparison) -> None:
     from sptune.report.tables import cost_table, score_table
 
     study, lines = comparison.study, comparison.summary
-    for shown in (score_table(study, lines), cost_table(study, lines)):
+    for shown in (score_table(study, lines, comparison.rows), cost_table(study, lines)):
         table = Table(*shown.columns, box=None)
         for cells in shown.rows:
             table.add_row(*map(escape, cells), style="bold" if cells[0] == study.against else "")
@@ -210,9 +210,6 @@ def print_comparison(comparison: Comparison) -> None:
         for note in shown.notes:
             results.print(escape(note))
         results.print()
-    formats = {row["bf16"] for row in comparison.rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}
-    if len(formats) > 1:
-        results.print("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")
     failed = [row for row in comparison.rows if row["state"] == "failed"]
     for row in failed[:5]:
         messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)

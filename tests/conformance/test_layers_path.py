@@ -33,27 +33,37 @@ class NamelessLayer(LlamaDecoderLayer):
         return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
 
 
+class MisnamedLayer(LlamaDecoderLayer):
+    """Takes its cache by one known name and is given it by another, as after a renaming that both names survive."""
+
+    def forward(self, hidden_states, attention_mask=None, layer_past=None, **kwargs):
+        assert layer_past is None
+        return super().forward(hidden_states, attention_mask=attention_mask, **kwargs)
+
+
 class RenamedForCausalLM(LlamaForCausalLM):
     config_class = RenamedConfig
 
-    def __init__(self, config):
-        super().__init__(config)
-        for layer in self.model.layers:
-            layer.__class__ = NamelessLayer
+
+def _renamed(shape, layer_class):
+    backbone = RenamedForCausalLM(RenamedConfig(**shape)).eval()
+    for layer in backbone.model.layers:
+        layer.__class__ = layer_class
+    return backbone
 
 
 def _backbone(name, shape):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        if name == "renamed":
-            return RenamedForCausalLM(RenamedConfig(**shape)).eval()
+        if name in ("renamed", "misnamed"):
+            return _renamed(shape, NamelessLayer if name == "renamed" else MisnamedLayer)
         if name == "gpt_neox":  # its blocks call the cache layer_past
             shape = {key: value for key, value in shape.items() if key != "num_key_value_heads"}
         config = {"olmo2": Olmo2Config, "phi3": Phi3Config, "gpt_neox": GPTNeoXConfig}[name](**shape)
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
-@pytest.fixture(params=["renamed", "olmo2", "phi3", "gpt_neox"])
+@pytest.fixture(params=["renamed", "misnamed", "olmo2", "phi3", "gpt_neox"])
 def name(request):
     return request.param
 

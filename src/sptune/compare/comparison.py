@@ -190,7 +190,7 @@ def write_results(comparison: Comparison) -> None:
     """Write the summary, as JSON and as tables in Markdown, and the pictures of a comparison."""
     folder, study, summary = comparison.output_dir, comparison.study, comparison.summary
     outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
-    tables = score_table(study, summary), cost_table(study, summary)
+    tables = score_table(study, summary, comparison.rows), cost_table(study, summary)
     outputs.write_text(folder / TABLES_FILE, "\n".join(table.to_markdown() for table in tables))
     against = study.against
     drawers: dict[str, Callable[[Path], Any]] = {

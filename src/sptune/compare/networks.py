@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
-from sptune.flow import argument_positions
+from sptune.flow import CACHE_NAMES, argument_positions
 from sptune.loading import longest_input
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
@@ -124,13 +125,28 @@ def _check_prefix(job: Job) -> None:
             "Prefix tuning does not go with gradient checkpointing, which drops the keys and values that it trains; "
             "take gradient_checkpointing out of the study."
         )
-    forwards = (job.backbone.forward, job.backbone.base_model.forward)
+    backbone: Any = job.backbone
+    inner = backbone.backbone if isinstance(backbone, MeanPooledClassifier) else backbone.base_model
+    masked_head = () if job.peft_task_type else (backbone,)
+    for module in (inner, *masked_head):
+        named = any(name in argument_positions(module.forward) for name in CACHE_NAMES)
+        open_ended = module is not inner and _takes_any_name(module.forward)
+        if not named and not open_ended:
+            raise InputError(
+                f"{type(module).__name__} takes no keys and values of what stands before the text, which prefix tuning "
+                "trains; use another method, another backbone, or task_kind: classifier."
+            )
+    forwards = (backbone.forward, backbone.base_model.forward)
     if job.peft_task_type == "SEQ_CLS" and not any("past_key_values" in argument_positions(one) for one in forwards):
         raise InputError(
             f"PEFT {peft.__version__} looks for past_key_values in what {type(job.backbone).__name__} takes, which "
             "transformers has renamed since 5.24 (or the backbone never took it); give the study head_pooling: mean, "
             "or install transformers below 5.24."
         )
+
+
+def _takes_any_name(function: Any) -> bool:
+    return any(one.kind == one.VAR_KEYWORD for one in inspect.signature(function).parameters.values())
 
 
 def _check_room(job: Job, tokens: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,21 +32,22 @@ class TextTable:
         return "\n".join([table, "", *(f"- {note}" for note in self.notes)]).rstrip() + "\n"
 
 
-def score_table(study: Any, lines: Sequence[Any]) -> TextTable:
+def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> TextTable:
     """Scores by task and how much better than the reference each method is.
 
     Args:
         study: the study.
         lines: its summary; methods without a run are left out.
+        rows: its runs.
     """
     tasks = list(study.tasks)
     means = ["mean"] if len(tasks) > 1 else []
     columns = ["method", *tasks, *means, "sd", f"minus {study.against} (95 % interval)", "runs"]
-    rows = []
+    cells = []
     for line in _begun(lines):
         scores = [line.scores.get(task) for task in tasks] + [line.mean] * len(means)
         between = "" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"
-        rows.append(
+        cells.append(
             [
                 line.method,
                 *(_number(score, ".4f") for score in scores),
@@ -55,10 +56,12 @@ def score_table(study: Any, lines: Sequence[Any]) -> TextTable:
                 f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             ]
         )
-    few = len(tasks) == 1 and len(study.seeds) < FEW_SEEDS
-    return TextTable(
-        columns, rows, [f"An interval needs two seeds at least, and says little below {FEW_SEEDS}."] if few else []
-    )
+    notes = []
+    if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
+        notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
+    if len({row["bf16"] for row in rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}) > 1:
+        notes.append("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")
+    return TextTable(columns, cells, notes)
 
 
 def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
