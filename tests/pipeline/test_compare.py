@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 import yaml
-from transformers import LlamaForSequenceClassification
+from transformers import BertForMaskedLM, LlamaForSequenceClassification
 
 from sptune import outputs, stages
 from sptune.cli import main
@@ -222,6 +222,12 @@ def test_prefixes_that_would_not_arrive_are_refused(
         assert "head_pooling: mean" in row["error"]
     mean = run_of("prefix-tuning", {**own, "head_pooling": "mean"})
     assert execute(mean, tmp_path / "run")["state"] == "done"
+    words = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
+    row = execute(run_of("prefix-tuning", {**data, **words, "model": masked_lm, "max_steps": 2}), tmp_path / "run")
+    parameters = inspect.signature(BertForMaskedLM.forward).parameters
+    takes = bool({"cache", "past_key_values", "kwargs"} & set(parameters))
+    assert (row["state"] == "done") is takes
+    assert takes or "BertForMaskedLM takes no keys and values" in row["error"]
 
 
 def test_adalora_has_the_gradient_of_its_own_regulariser() -> None:
