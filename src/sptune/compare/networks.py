@@ -130,11 +130,11 @@ def _check_prefix(job: Job) -> None:
     masked_head = () if job.peft_task_type else (backbone,)
     for module in (inner, *masked_head):
         named = any(name in argument_positions(module.forward) for name in CACHE_NAMES)
-        open_ended = module is not inner and _takes_any_name(module.forward)
-        if not named and not open_ended:
+        if not named and (module is inner or not _takes_any_name(module.forward)):
+            otherwise = "" if module is inner else ", or task_kind: classifier"
             raise InputError(
                 f"{type(module).__name__} takes no keys and values of what stands before the text, which prefix tuning "
-                "trains; use another method, another backbone, or task_kind: classifier."
+                f"trains; use another method or another backbone{otherwise}."
             )
     forwards = (backbone.forward, backbone.base_model.forward)
     if job.peft_task_type == "SEQ_CLS" and not any("past_key_values" in argument_positions(one) for one in forwards):
