@@ -61,6 +61,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the study and the data that are drawn")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text(encoding="utf-8"))
+    missing = [task for task in study["tasks"] if not (given.data / task / "train.jsonl").is_file()]
+    if missing:
+        parser.error(f"{given.data / missing[0] / 'train.jsonl'} is not there; how data must lie: --help")
     options = study["options"]
     if "SmolLM2" in options["model"]:
         source = smollm2(options["dtype"])

@@ -260,10 +260,10 @@ def _compare(
         from sptune.compare import compare as run_study
 
         if study is not None and options:
-            named = ", ".join(f"--{name.replace('_', '-')}" for name in options)
+            named = ", ".join(_FLAGS[name] for name in options)
             raise InputError(f"--study {study} says what to compare; write {named} into it.")
         values = read_config(study) if study is not None else _one_task(options)
-        only = None if methods is None else methods.split(",")
+        only = None if methods is None else [name.strip() for name in methods.split(",")]
         if study is None and only is not None:
             values["methods"] = only
         if seeds is not None:
@@ -273,7 +273,7 @@ def _compare(
             print_study(wanted, only, as_json)
             return
         assert output is not None
-        with StudyProgress(wanted, stages) as progress:
+        with StudyProgress(wanted, only, stages) as progress:
             comparison = run_study(wanted, output, only=only, retry_failed=retry_failed, ray=ray, watcher=progress)  # type: ignore[arg-type]
     if as_json:
         print_json([line.to_dict() for line in comparison.summary])

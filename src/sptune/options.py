@@ -340,7 +340,10 @@ class RunOptions:
         for one in dataclasses.fields(self):
             value = _coerce(getattr(self, one.name), hints[one.name])
             if not _fits(value, hints[one.name]):
-                raise InputError(f"{one.name}={value!r} has the wrong type; it takes {_describe(hints[one.name])}.")
+                listed = f" Write [{value!r}]." if _fits([value], hints[one.name]) else ""
+                raise InputError(
+                    f"{one.name}={value!r} has the wrong type; it takes {_describe(hints[one.name])}.{listed}"
+                )
             choices = one.metadata["choices"]
             if choices and value is not None and value not in choices:
                 raise InputError(f"{one.name}={value!r} is not allowed; choose one of {', '.join(choices)}.")

@@ -124,8 +124,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.stage(f"Reading the configuration and the tokenizer of {source.model}")
         config = load_config(source)
         check_supported(config, options.layers_path)
-        _check_layers(options, config)
-        _check_prompts(options, config)
+        check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
             task = task.as_classifier()
@@ -249,6 +248,16 @@ def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
     )
 
 
+def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
+    """Refuse layers and generators that do not fit the backbone.
+
+    Raises:
+        InputError: which, and what would fit.
+    """
+    _check_layers(options, config)
+    _check_generators(options, config)
+
+
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
     """Refuses layers that the backbone has not, and more layers than may be chosen from."""
     count = text_config(config).num_hidden_layers
@@ -282,7 +291,7 @@ def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
         raise InputError(str(error)) from error
 
 
-def _check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
+def _check_generators(options: RunOptions, config: PretrainedConfig) -> None:
     """Refuses generators that do not fit the backbone, and a budget that does not pay for one of them."""
     try:
         with torch.device("meta"):

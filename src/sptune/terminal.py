@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -94,8 +95,9 @@ class StudyProgress:
     It is a `sptune.compare.work.Watcher`; not by inheritance, because importing that takes seconds.
     """
 
-    def __init__(self, study: Study, stages: Stages) -> None:
+    def __init__(self, study: Study, only: Sequence[str] | None, stages: Stages) -> None:
         self.study = study
+        self.only = only
         self.stages = stages
         self.rows: list[dict[str, Any]] | None = None
         self.under_way: dict[str, Any] = {}
@@ -109,6 +111,11 @@ class StudyProgress:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
+    def read(self, task: str, notes: list[str]) -> None:
+        """A task's data were read and checked, and there may be something to say about them."""
+        for note in notes:
+            self.stages.note(f"{task}: {note}")
+
     def began(self, spec: RunSpec) -> None:
         """This process began a run."""
         self.under_way[spec.id] = spec
@@ -118,6 +125,8 @@ class StudyProgress:
     def changed(self, rows: list[dict[str, Any]]) -> None:
         """These rows are there now."""
         before = None if self.rows is None else {row["run"] for row in self.rows}
+        if before is None and not self.study.pending(rows, self.only):
+            messages.print("All runs are there; nothing is left to do.")
         self.rows = rows
         new = [row for row in rows if before is not None and row["run"] not in before]
         for row in new:
@@ -210,11 +219,18 @@ def print_comparison(comparison: Comparison) -> None:
         for note in shown.notes:
             results.print(escape(note))
         results.print()
+    for reason in dict.fromkeys(row["error"] for row in comparison.rows if row["state"] == "skipped"):
+        messages.print(f"[yellow]Skipped:[/] {escape(reason)}", soft_wrap=True)
     failed = [row for row in comparison.rows if row["state"] == "failed"]
     for row in failed[:5]:
         messages.print(f"[yellow]Failed:[/] {escape(_run_title(row))}: {escape(row['error'])}", soft_wrap=True)
     if failed:
         messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
+    if comparison.others:
+        results.print(
+            f"The folder holds {comparison.others} more runs, of other methods, tasks or settings; to see them here, "
+            "too, name all methods and tasks in one call or study file. Nothing is repeated."
+        )
     results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
 
 

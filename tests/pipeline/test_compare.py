@@ -340,6 +340,53 @@ def test_bad_data_are_told_before_anything_is_trained(parts: dict[str, Any], tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_prompts_that_do_not_fit_the_backbone_are_told_before_anything_is_trained(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
+    for settings, message in (
+        ({"num_prompt_layers": 9}, r"num_prompt_layers=9 is more than the 3 layers"),
+        ({"prompt_layers": [7]}, r"prompt_layers=\[7\] names a layer that is not there"),
+        ({"projection": "phm", "phm_dim": 5}, "phm_dim"),
+    ):
+        parts["methods"] = {"head": None, "mine": {"method": "spt", **settings}}
+        with pytest.raises(InputError, match=f"mine on words: .*{message}"):
+            compare(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
+    data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = Path(data["train_file"]).read_text().splitlines()
+    odd = json.dumps({**json.loads(lines[0]), "label": "godo"})
+    file = tmp_path / "words.jsonl"
+    file.write_text("\n".join([*lines, odd]) + "\n")
+    study = tmp_path / "mine.yaml"
+    parts = {"methods": {name: {"learning_rates": 1e-3} for name in ("head", "zero-shot")},
+             "tasks": {"words": {"train_file": str(file)}}, "seeds": [0],
+             "options": {"model": masked_lm, "max_steps": 1}}  # fmt: skip
+    study.write_text(yaml.safe_dump(parts))
+
+    def told(*more: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["compare", "--study", str(study), "--output", str(tmp_path / "out"), *more])
+        captured = capsys.readouterr()
+        assert not left.value.code, captured.err
+        return " ".join((captured.err + captured.out).split())
+
+    first = told("--methods", "head, zero-shot")
+    assert "words: The class 'godo' has 1" in first
+    row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "head")
+    assert f"Test examples: words {row['test']['examples']}." in first
+    assert "nothing is left to do" not in first
+    again = told()
+    assert "nothing is left to do" in again
+    assert "zero-shot needs label words" in again
+    assert "more runs" not in again
+    study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
+    assert "The folder holds 2 more runs" in told()
+
+
 def test_the_command_line_compares_on_the_users_own_files(
     data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

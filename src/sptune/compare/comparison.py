@@ -13,14 +13,14 @@ import yaml
 
 from sptune import outputs
 from sptune.compare.log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
-from sptune.compare.methods import ADAPTERS
+from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, Study
 from sptune.compare.summary import Line, summarise
 from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
 from sptune.errors import InputError
 from sptune.loading import check_supported, find_source, load_config
-from sptune.preparation import read_data
+from sptune.preparation import check_prompts, read_data
 from sptune.progress import processes
 from sptune.report.comparison import plot_layers, plot_scores, searching
 from sptune.report.tables import cost_table, score_table
@@ -39,12 +39,14 @@ class Comparison:
         output_dir: its folder.
         rows: one for each run.
         summary: one line for each method.
+        others: how many runs the folder holds that are not of this study.
     """
 
     study: Study
     output_dir: Path
     rows: list[Row]
     summary: list[Line]
+    others: int
 
 
 def compare(
@@ -85,13 +87,14 @@ def compare(
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
     check_libraries(study, [row for row in begun if row["run"] not in failed], only)
-    check_data(study)
+    watcher = watcher or Watcher()
+    for task, notes in check_data(study).items():
+        watcher.read(task, notes)
     log = RunLog(folder)
     if failed:
         log.forget_failed(failed)
     with log.lock:
         outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
-    watcher = watcher or Watcher()
     if ray:
         work_on_ray(study, folder, watcher, only, ray)
     else:
@@ -100,7 +103,8 @@ def compare(
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
     with log.lock:  # the last of several processes that end together writes what all have done
         rows = log.read()
-        comparison = Comparison(study, folder, study.own(rows), summarise(study, rows))
+        own = study.own(rows)
+        comparison = Comparison(study, folder, own, summarise(study, rows), len(rows) - len(own))
         write_results(comparison)
     return comparison
 
@@ -159,19 +163,25 @@ def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | Non
         here = f"do the others here (--methods {others}), and these" if others else "do these"
         raise InputError(
             f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
-            f"4.57 only: {here} in an environment of their own, with the same output: pip install 'sptune[adapters]'"
+            f"4.57 only: {here} in an environment of their own, with the same output. Install sptune there with its "
+            "extra, such as pip install '.[adapters]' in a clone."
         )
 
 
-def check_data(study: Study) -> None:
+def check_data(study: Study) -> dict[str, list[str]]:
     """Read each task's data and its backbone's configuration once, before anything is trained.
 
+    Returns:
+        What is to be said about the data of each task, with the first of the seeds.
+
     Raises:
-        InputError: what is wrong with them.
+        InputError: what is wrong with them, or what prompts do not fit the backbone.
     """
     same: dict[str, str] = {}
+    notes: dict[str, list[str]] = {}
     for task in study.tasks:
-        spec = next(one for one in study.final_runs({}) if one.task == task)
+        specs = [one for one in study.final_runs({}) if one.task == task and one.seed == study.seeds[0]]
+        spec = specs[0]
         if (other := same.setdefault(spec.id, task)) != task:
             raise InputError(
                 f"Tasks {other} and {task} are the same runs: of the same data with the same options (bf16 "
@@ -180,10 +190,17 @@ def check_data(study: Study) -> None:
         try:
             options = spec.run_options("")
             source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
-            read_data(options)
-            check_supported(load_config(source), options.layers_path)
+            notes[task] = read_data(options)[1].notes
+            config = load_config(source)
+            check_supported(config, options.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
+        for prompts in (one for one in specs if one.method.kind == PROMPTS):
+            try:
+                check_prompts(prompts.run_options(""), config)
+            except InputError as error:
+                raise InputError(f"{prompts.name} on {task}: {error}") from error
+    return notes
 
 
 def write_results(comparison: Comparison) -> None:

@@ -149,8 +149,11 @@ class Study:
         if against not in methods:
             raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
         study = cls(methods, tasks, tuple(dict.fromkeys(seeds)), tuning_seed, against)
-        for spec in (*study.tuning_runs(), *study.final_runs({})):
-            spec.run_options("")
+        try:
+            for spec in (*study.tuning_runs(), *study.final_runs({})):
+                spec.run_options("")
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         return study
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,21 +202,39 @@ class Study:
 
         Of equal ones the lower is taken. Where every rate failed, there is none.
         """
-        known = {row["run"]: row for row in rows}
-        chosen: dict[tuple[str, str], float] = {}
-        for task in self.tasks:
-            for name, method in self.methods.items():
-                if len(method.learning_rates) == 1:
-                    chosen[task, name] = method.learning_rates[0]
-                    continue
-                tried = {
-                    rate: known.get(self._spec(task, name, self.tuning_seed, rate, tuning=True).id)
-                    for rate in method.learning_rates
-                }
-                scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
-                if all(tried.values()) and scores:
-                    chosen[task, name] = min(scores, key=lambda rate: (-scores[rate], rate))
+        chosen = {
+            (task, name): method.learning_rates[0]
+            for task in self.tasks
+            for name, method in self.methods.items()
+            if len(method.learning_rates) == 1
+        }
+        for (task, name), tried in self._tuned(rows).items():
+            scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
+            if all(tried.values()) and scores:
+                chosen[task, name] = min(scores, key=lambda rate: (-scores[rate], rate))
         return chosen
+
+    def outermost_rates(self, rows: Iterable[Row]) -> set[tuple[str, str]]:
+        """Tasks and methods whose best rate is the lowest or highest tried, and better than all others.
+
+        A better one may lie beyond.
+        """
+        rows = list(rows)
+        tuned, rates = self._tuned(rows), self.chosen_rates(rows)
+        found = set()
+        for key, tried in tuned.items():
+            scores = [row["score"] for row in tried.values() if row and row["state"] == "done"]
+            if rates.get(key) in (min(tried), max(tried)) and scores.count(max(scores)) == 1:
+                found.add(key)
+        return found
+
+    def _tuned(self, rows: Iterable[Row]) -> dict[tuple[str, str], dict[float, Row | None]]:
+        """By task and method, the row of each rate, or None where there is none yet."""
+        known = {row["run"]: row for row in rows}
+        tuned: dict[tuple[str, str], dict[float, Row | None]] = {}
+        for spec in self.tuning_runs():
+            tuned.setdefault((spec.task, spec.name), {})[spec.learning_rate] = known.get(spec.id)
+        return tuned
 
     def pending(self, rows: Sequence[Row], only: Sequence[str] | None = None) -> list[RunSpec]:
         """The runs that can be done now; those that wait for a learning rate come later.

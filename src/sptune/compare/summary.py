@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class Line:
         adapter_bytes: size of what is saved, median.
         layers: by task, how often each layer was chosen; empty for methods without prompt layers.
         rates: learning rate chosen, by task.
-        outermost: tasks whose chosen rate is the lowest or highest of those tried, so that a better one may lie beyond.
+        outermost: tasks on which the lowest or highest rate did better than all others tried, so that a better one may
+            lie beyond.
         searches: whether the method searches for its layers.
     """
 
@@ -116,7 +117,8 @@ def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
         failed[spec.name] += row is not None and row["state"] == FAILED
     reference = done[study.against]
     timed = timed_on(reference.values() or [row for own in done.values() for row in own.values()])
-    return [_line(name, done[name], failed[name], reference, study, rates, timed) for name in study.methods]
+    outermost = study.outermost_rates(rows)
+    return [_line(name, done[name], failed[name], reference, study, rates, outermost, timed) for name in study.methods]
 
 
 def machine(row: Row) -> tuple[Any, ...]:
@@ -143,6 +145,7 @@ def _line(
     reference: Mapping[tuple[str, int], Row],
     study: Study,
     rates: Mapping[tuple[str, str], float],
+    outermost: Collection[tuple[str, str]],
     timed: tuple[Any, ...] | None,
 ) -> Line:
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
@@ -167,7 +170,6 @@ def _line(
         for layer in row["prompt_layers"] or []:
             layers.setdefault(task, {})[layer] = layers.get(task, {}).get(layer, 0) + 1
     chosen = {task: rate for (task, method), rate in rates.items() if method == name}
-    tried = study.methods[name].learning_rates
     memory = [row["peak_memory"] for row in there.values() if row["peak_memory"] is not None]
     return Line(
         method=name,
@@ -189,7 +191,7 @@ def _line(
         adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
         layers=layers,
         rates=chosen,
-        outermost=[task for task, rate in chosen.items() if len(tried) > 1 and rate in (min(tried), max(tried))],
+        outermost=[task for task in study.tasks if (task, name) in outermost],
         searches=study.methods[name].searches,
     )
 

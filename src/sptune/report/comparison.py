@@ -49,9 +49,9 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
         most = max((x for x, _ in points.values()), default=0)
         axes.minorticks_off()
         axes.set_xticks([0, *(10**power for power in range(3, 1 + math.ceil(math.log10(max(most, 1000)))))])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     else:
         axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set(xlabel=COSTS[cost], ylabel="mean test score over tasks, %\n(bars: one standard deviation over seeds)")
     axes.margins(x=0.12, y=0.1)
     tidy(axes)

@@ -56,7 +56,8 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
                 f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             ]
         )
-    notes = []
+    tests = [f"{task} {size}" for task in tasks if (size := _test_examples(rows, task))]
+    notes = [f"Test examples: {', '.join(tests)}."] if tests else []
     if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     if len({row["bf16"] for row in rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}) > 1:
@@ -88,7 +89,8 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
         ]
         for line in begun
     ]
-    notes = [f"Times and memory: {one}." for one in dict.fromkeys(line.machine for line in begun if line.machine)]
+    machines = dict.fromkeys(line.machine for line in begun if line.machine)
+    notes = [f"Times and memory: {one}; they compare only as far as nothing else ran there." for one in machines]
     elsewhere = [line.method for line in begun if line.runs and math.isnan(line.seconds)]
     if elsewhere:
         notes.append(
@@ -98,10 +100,16 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
     outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in begun if line.outermost]
     if outermost:
         notes.append(
-            "Best at the lowest or highest learning rate that was tried, so another may be better (learning_rates): "
-            f"{'; '.join(outermost)}."
+            "Best at the lowest or highest learning rate that was tried, so another may be better (give more as "
+            f"learning_rates in a study file, such as study.yaml in this folder): {'; '.join(outermost)}."
         )
     return TextTable(columns, rows, notes)
+
+
+def _test_examples(rows: Sequence[Mapping[str, Any]], task: str) -> str:
+    """How many examples the scores of a task are of, which may vary a little between seeds."""
+    tested = [row["test"]["examples"] for row in rows if row["task"] == task and row.get("test")]
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(tested), max(tested)))) if tested else ""
 
 
 def _begun(lines: Sequence[Any]) -> list[Any]:
