@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from sptune.pipeline import Run
     from sptune.search import SearchResult
 
-results = Console(soft_wrap=True, highlight=False)
+# In a file or a pipe tables are as wide as they need to be.
+LONG_LINE = 1000
+
+results = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LONG_LINE)
 messages = Console(stderr=True, highlight=False)
 
 
@@ -215,6 +219,7 @@ def print_comparison(comparison: Comparison) -> None:
         table = Table(*shown.columns, box=None)
         for cells in shown.rows:
             table.add_row(*map(escape, cells), style="bold" if cells[0] == study.against else "")
+        table.columns[0].no_wrap = True
         results.print(table)
         for note in shown.notes:
             results.print(escape(note))
