@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from sptune.search.config import (
     DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
     FEWEST_EXAMPLES,
+    FIXED_SETTINGS,
     SEARCHERS,
     SearchConfig,
     check_settings,
@@ -340,7 +342,7 @@ class RunOptions:
         for one in dataclasses.fields(self):
             value = _coerce(getattr(self, one.name), hints[one.name])
             if not _fits(value, hints[one.name]):
-                listed = f" Write [{value!r}]." if _fits([value], hints[one.name]) else ""
+                listed = f" Write {re.split(r', *', value)}." if _fits([value], hints[one.name]) else ""
                 raise InputError(
                     f"{one.name}={value!r} has the wrong type; it takes {_describe(hints[one.name])}.{listed}"
                 )
@@ -395,6 +397,11 @@ class RunOptions:
         if bool(self.template) != bool(self.label_words):
             given, missing = ("template", "label_words") if self.template else ("label_words", "template")
             raise InputError(f"{given} is given without {missing}; a verbalizer needs both, a classifier neither.")
+        if isinstance(self.prompt_layers, str) and self.prompt_layers not in FIXED_SETTINGS:
+            raise InputError(
+                f"prompt_layers={self.prompt_layers!r} is not allowed; give layers such as [3, 5], or one of "
+                f"{', '.join(FIXED_SETTINGS)}."
+            )
         if self.visibility == "always" and not settings_of(self.searcher):
             raise InputError(
                 f"visibility='always' is a way for gates to act, and searcher={self.searcher!r} has none; leave it "

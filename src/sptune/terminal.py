@@ -130,7 +130,8 @@ class StudyProgress:
         """These rows are there now."""
         before = None if self.rows is None else {row["run"] for row in self.rows}
         if before is None and not self.study.pending(rows, self.only):
-            messages.print("All runs are there; nothing is left to do.")
+            of = f" of {', '.join(self.only)}" if self.only else ""
+            messages.print(escape(f"Nothing{of} is left to do."), soft_wrap=True)
         self.rows = rows
         new = [row for row in rows if before is not None and row["run"] not in before]
         for row in new:
@@ -219,7 +220,7 @@ def print_comparison(comparison: Comparison) -> None:
         table = Table(*shown.columns, box=None)
         for cells in shown.rows:
             table.add_row(*map(escape, cells), style="bold" if cells[0] == study.against else "")
-        table.columns[0].no_wrap = True
+        table.columns[0].overflow = "fold"
         results.print(table)
         for note in shown.notes:
             results.print(escape(note))
@@ -233,8 +234,8 @@ def print_comparison(comparison: Comparison) -> None:
         messages.print(f"{len(failed)} failed runs in all; --retry-failed does them again.")
     if comparison.others:
         results.print(
-            f"The folder holds {comparison.others} more runs, of other methods, tasks or settings; to see them here, "
-            "too, name all methods and tasks in one call or study file. Nothing is repeated."
+            f"Other runs in the folder, which are not of this study (other methods, tasks, seeds, learning rates or "
+            f"settings): {comparison.others}; a study that names them shows them."
         )
     results.print(f"Runs, summary and pictures: {escape(str(comparison.output_dir))}")
 

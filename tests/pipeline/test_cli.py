@@ -166,7 +166,9 @@ def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     code, out, _ = call(["tasks", "--json"], capsys)
     assert code == 0
     assert len(json.loads(out)) == 10
-    assert call(["tasks"], capsys)[0] == 0
+    code, out, _ = call(["tasks"], capsys)
+    assert code == 0
+    assert "negative: terrible, positive: great" in out  # nothing is folded in a pipe
     code, out, _ = call(["models", "--json"], capsys)
     assert code == 0
     assert json.loads(out)["llama"]["attention"] == "causal"

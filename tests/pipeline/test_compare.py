@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -352,6 +353,7 @@ def test_prompts_that_do_not_fit_the_backbone_are_told_before_anything_is_traine
         with pytest.raises(InputError, match=f"mine on words: .*{message}"):
             compare(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    assert compare({**parts, "seeds": [0]}, tmp_path / "out", only=["head"]).summary[0].runs == 1
 
 
 def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
@@ -378,13 +380,14 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     assert "words: The class 'godo' has 1" in first
     row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "head")
     assert f"Test examples: words {row['test']['examples']}." in first
-    assert "nothing is left to do" not in first
+    assert "is left to do" not in first
     again = told()
-    assert "nothing is left to do" in again
+    assert "Nothing is left to do." in again
     assert "zero-shot needs label words" in again
-    assert "more runs" not in again
+    assert "Other runs in the folder" not in again
+    assert "Nothing of head is left to do." in told("--methods", "head")
     study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
-    assert "The folder holds 2 more runs" in told()
+    assert re.search(r"Other runs in the folder.*: 2;", told())
 
 
 def test_the_command_line_compares_on_the_users_own_files(

@@ -20,6 +20,7 @@ from sptune.compare.summary import interval, mean_of_means, summarise
 from sptune.errors import InputError
 from sptune.options import RunOptions
 from sptune.report.comparison import plot_scores
+from sptune.report.tables import score_table
 from sptune.tasks import BENCHMARK_TASKS
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -42,11 +43,13 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
     while pending := study.pending(rows):
         for spec in pending:
             found = score(spec)
-            row: dict[str, Any] = {"run": spec.id, "task": spec.task, "method": spec.name, "seed": spec.seed}
+            row: dict[str, Any] = {"run": spec.id, "task": spec.task, "method": spec.name, "seed": spec.seed,
+                                   "tuning": spec.tuning}  # fmt: skip
             if isinstance(found, str):
                 rows.append({**row, "state": "failed", "error": found})
                 continue
-            measured = {"score": found, "test": {"score": found}, "parameters": {"added": 10}, "prompt_layers": [2],
+            test = {"score": found, "examples": 9 + spec.seed % 2}
+            measured = {"score": found, "test": test, "parameters": {"added": 10}, "prompt_layers": [2],
                         "seconds": {"total": 3.0, "step": 0.1}, "peak_memory": None, "adapter_bytes": 5}  # fmt: skip
             rows.append({**row, "state": "done", **measured})
     return rows
@@ -86,6 +89,8 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"options": {"max_step": 3}}, "options: 'max_step' is not an option. Did you mean 'max_steps'?"),
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
+        ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
+        ({"methods": {"spt": {"prompt_layers": "midle"}}}, "give layers such as [3, 5], or one of all, middle"),
         ({"seeds": 3}, "give a list such as"),
         ({"against": "head"}, "none of the methods (spt, lora)"),
         ({"method": ["lora"]}, "no part of a study; parts are: methods"),
@@ -208,6 +213,12 @@ def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[
     assert study.chosen_rates(rows) == {("words", "spt"): 1e-2, ("words", "lora"): 2e-3}
     reported = [spec for spec in study.final_runs(study.chosen_rates(rows)) if spec.name == "lora"]
     assert {spec.learning_rate for spec in reported} == {2e-3}
+
+
+def test_test_examples_are_counted_whatever_the_task_was_called_when_a_run_was_done(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping(parts, "study")
+    rows = [{**row, "task": "older name"} for row in rows_of(study, lambda spec: 0.5)]
+    assert "Test examples: words 9 to 10." in score_table(study, summarise(study, rows), rows).notes
 
 
 def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:

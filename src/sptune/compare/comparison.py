@@ -15,7 +15,7 @@ from sptune import outputs
 from sptune.compare.log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.run import FAILED
-from sptune.compare.study import Row, Study
+from sptune.compare.study import Row, RunSpec, Study
 from sptune.compare.summary import Line, summarise
 from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
 from sptune.errors import InputError
@@ -86,9 +86,10 @@ def compare(
     check_output(folder)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
-    check_libraries(study, [row for row in begun if row["run"] not in failed], only)
+    left = study.pending([row for row in begun if row["run"] not in failed], only)
+    check_libraries(study, left, only)
     watcher = watcher or Watcher()
-    for task, notes in check_data(study).items():
+    for task, notes in check_data(study, left).items():
         watcher.read(task, notes)
     log = RunLog(folder)
     if failed:
@@ -150,13 +151,12 @@ def check_methods(study: Study, only: Sequence[str] | None) -> None:
         )
 
 
-def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | None) -> None:
-    """Refuse methods that have something left to do, and whose library is missing.
+def check_libraries(study: Study, left: Sequence[RunSpec], only: Sequence[str] | None) -> None:
+    """Refuse runs that are left to do whose library is missing.
 
     Raises:
         InputError: which one, and how to install it.
     """
-    left = study.pending(rows, only)
     wanted = list(dict.fromkeys(spec.name for spec in left if spec.method.kind == ADAPTERS))
     if wanted and importlib.util.find_spec("adapters") is None:
         others = ",".join(name for name in only or study.methods if name not in wanted)
@@ -168,8 +168,12 @@ def check_libraries(study: Study, rows: Sequence[Row], only: Sequence[str] | Non
         )
 
 
-def check_data(study: Study) -> dict[str, list[str]]:
+def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
     """Read each task's data and its backbone's configuration once, before anything is trained.
+
+    Args:
+        study: whose tasks they are.
+        left: the runs that are to be done; their prompts must fit the backbone.
 
     Returns:
         What is to be said about the data of each task, with the first of the seeds.
@@ -180,8 +184,7 @@ def check_data(study: Study) -> dict[str, list[str]]:
     same: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
     for task in study.tasks:
-        specs = [one for one in study.final_runs({}) if one.task == task and one.seed == study.seeds[0]]
-        spec = specs[0]
+        spec = next(one for one in study.final_runs({}) if one.task == task)
         if (other := same.setdefault(spec.id, task)) != task:
             raise InputError(
                 f"Tasks {other} and {task} are the same runs: of the same data with the same options (bf16 "
@@ -195,11 +198,12 @@ def check_data(study: Study) -> dict[str, list[str]]:
             check_supported(config, options.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
-        for prompts in (one for one in specs if one.method.kind == PROMPTS):
+        prompts = {one.name: one for one in left if one.task == task and one.method.kind == PROMPTS}
+        for name, one in prompts.items():
             try:
-                check_prompts(prompts.run_options(""), config)
+                check_prompts(one.run_options(""), config)
             except InputError as error:
-                raise InputError(f"{prompts.name} on {task}: {error}") from error
+                raise InputError(f"{name} on {task}: {error}") from error
     return notes
 
 

@@ -24,6 +24,7 @@ class Line:
         runs: how many are done.
         failed: how many failed.
         scores: mean score on the test data, by task; only tasks with a finished run.
+        examples: by task, how many test examples that is: the fewest and the most.
         mean: mean of these means over the tasks that the reference has done; not a number before all of them are there.
         deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
         difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
@@ -48,6 +49,7 @@ class Line:
     runs: int
     failed: int
     scores: dict[str, float]
+    examples: dict[str, tuple[int, int]]
     mean: float
     deviation: float
     difference: float
@@ -150,6 +152,7 @@ def _line(
 ) -> Line:
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
     scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
+    sizes = {task: [row["test"]["examples"] for (of, _), row in own.items() if of == task] for task in scores}
     deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
     wanted = {task for task, _ in reference} or set(scores)
     paired = sorted(set(own) & set(reference)) if name != study.against else []
@@ -176,6 +179,7 @@ def _line(
         runs=len(own),
         failed=failed,
         scores=scores,
+        examples={task: (min(counts), max(counts)) for task, counts in sizes.items()},
         mean=statistics.mean(scores[task] for task in wanted) if scores and wanted <= set(scores) else math.nan,
         deviation=statistics.mean(deviations) if deviations else math.nan,
         difference=mean_of_means(differences) if differences else math.nan,

@@ -56,7 +56,7 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
                 f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             ]
         )
-    tests = [f"{task} {size}" for task in tasks if (size := _test_examples(rows, task))]
+    tests = [f"{task} {size}" for task in tasks if (size := _test_examples(lines, task))]
     notes = [f"Test examples: {', '.join(tests)}."] if tests else []
     if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
@@ -106,10 +106,10 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
     return TextTable(columns, rows, notes)
 
 
-def _test_examples(rows: Sequence[Mapping[str, Any]], task: str) -> str:
+def _test_examples(lines: Sequence[Any], task: str) -> str:
     """How many examples the scores of a task are of, which may vary a little between seeds."""
-    tested = [row["test"]["examples"] for row in rows if row["task"] == task and row.get("test")]
-    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(tested), max(tested)))) if tested else ""
+    counts = [count for line in lines for count in line.examples.get(task, ())]
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((min(counts), max(counts)))) if counts else ""
 
 
 def _begun(lines: Sequence[Any]) -> list[Any]:
