@@ -26,6 +26,7 @@ from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
 from sptune.options import ORIGIN, SHARED_OPTIONS, RunOptions
 from sptune.outputs import CONFIG_FILE, read_config
+from sptune.search.config import FIXED_SETTINGS
 from sptune.terminal import (
     Stages,
     StudyProgress,
@@ -223,7 +224,7 @@ def _parse(name: str, value: Any) -> Any:
             raise InputError(f"--label-word {wrong[0]!r} is not LABEL=WORD; write for example positive=great.")
         return {label: word for label, _, word in pairs}
     if name in ("prompt_layers", "candidate_layers"):
-        if name == "prompt_layers" and value in ("all", "middle", "first"):
+        if name == "prompt_layers" and value in FIXED_SETTINGS:
             return value
         try:
             return [int(part) for part in value.split(",")]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,9 @@ if TYPE_CHECKING:
 # In a file or a pipe tables are as wide as they need to be.
 LONG_LINE = 1000
 
-results = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else LONG_LINE)
+results = Console(soft_wrap=True, highlight=False)
+if not results.is_terminal:
+    results.width = LONG_LINE
 messages = Console(stderr=True, highlight=False)
 
 
@@ -115,10 +116,9 @@ class StudyProgress:
     def __exit__(self, *error: object) -> None:
         self._live.stop()
 
-    def read(self, task: str, notes: list[str]) -> None:
-        """A task's data were read and checked, and there may be something to say about them."""
-        for note in notes:
-            self.stages.note(f"{task}: {note}")
+    def noted(self, task: str, note: str) -> None:
+        """Something is to be said about a task's data."""
+        self.stages.note(f"{task}: {note}")
 
     def began(self, spec: RunSpec) -> None:
         """This process began a run."""

@@ -385,6 +385,7 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     assert "Nothing is left to do." in again
     assert "zero-shot needs label words" in again
     assert "Other runs in the folder" not in again
+    assert "words: The class" not in again
     assert "Nothing of head is left to do." in told("--methods", "head")
     study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
     assert re.search(r"Other runs in the folder.*: 2;", told())
@@ -431,6 +432,9 @@ def test_what_is_wrong_with_a_study_file_is_said_in_its_own_words(
     assert left.value.code == 2
     error = " ".join(capsys.readouterr().err.split())
     assert f"{file}: options: 'text_column' is not an option. Did you mean 'text_columns'?" in error
+    with pytest.raises(SystemExit):
+        main(["compare", "--study", str(file), "--text-column", "review", "--output", str(tmp_path / "out")])
+    assert "write --text-column into it" in " ".join(capsys.readouterr().err.split())
 
 
 def test_ctrl_c_names_the_run_that_was_under_way(

@@ -90,7 +90,8 @@ def compare(
     check_libraries(study, left, only)
     watcher = watcher or Watcher()
     for task, notes in check_data(study, left).items():
-        watcher.read(task, notes)
+        for note in notes:
+            watcher.noted(task, note)
     log = RunLog(folder)
     if failed:
         log.forget_failed(failed)
@@ -176,7 +177,7 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
         left: the runs that are to be done; their prompts must fit the backbone.
 
     Returns:
-        What is to be said about the data of each task, with the first of the seeds.
+        What is to be said about the data, with the first of the seeds, of each task that has runs left to do.
 
     Raises:
         InputError: what is wrong with them, or what prompts do not fit the backbone.
@@ -193,12 +194,15 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
         try:
             options = spec.run_options("")
             source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
-            notes[task] = read_data(options)[1].notes
+            said = read_data(options)[1].notes
             config = load_config(source)
             check_supported(config, options.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
-        prompts = {one.name: one for one in left if one.task == task and one.method.kind == PROMPTS}
+        own = [one for one in left if one.task == task]
+        if own:
+            notes[task] = said
+        prompts = {one.name: one for one in own if one.method.kind == PROMPTS}
         for name, one in prompts.items():
             try:
                 check_prompts(one.run_options(""), config)

@@ -202,39 +202,37 @@ class Study:
 
         Of equal ones the lower is taken. Where every rate failed, there is none.
         """
-        chosen = {
-            (task, name): method.learning_rates[0]
-            for task in self.tasks
-            for name, method in self.methods.items()
-            if len(method.learning_rates) == 1
-        }
-        for (task, name), tried in self._tuned(rows).items():
-            scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
-            if all(tried.values()) and scores:
-                chosen[task, name] = min(scores, key=lambda rate: (-scores[rate], rate))
-        return chosen
+        return {key: min(best) for key, best in self._best_rates(rows).items()}
 
     def outermost_rates(self, rows: Iterable[Row]) -> set[tuple[str, str]]:
         """Tasks and methods whose best rate is the lowest or highest tried, and better than all others.
 
         A better one may lie beyond.
         """
-        rows = list(rows)
-        tuned, rates = self._tuned(rows), self.chosen_rates(rows)
         found = set()
-        for key, tried in tuned.items():
-            scores = [row["score"] for row in tried.values() if row and row["state"] == "done"]
-            if rates.get(key) in (min(tried), max(tried)) and scores.count(max(scores)) == 1:
-                found.add(key)
+        for (task, name), best in self._best_rates(rows).items():
+            tried = self.methods[name].learning_rates
+            if len(tried) > 1 and best in ({min(tried)}, {max(tried)}):
+                found.add((task, name))
         return found
 
-    def _tuned(self, rows: Iterable[Row]) -> dict[tuple[str, str], dict[float, Row | None]]:
-        """By task and method, the row of each rate, or None where there is none yet."""
+    def _best_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
+        """By task and method, the rates with the best development score; only where all were tried and one worked."""
         known = {row["run"]: row for row in rows}
         tuned: dict[tuple[str, str], dict[float, Row | None]] = {}
         for spec in self.tuning_runs():
             tuned.setdefault((spec.task, spec.name), {})[spec.learning_rate] = known.get(spec.id)
-        return tuned
+        best = {
+            (task, name): set(method.learning_rates)
+            for task in self.tasks
+            for name, method in self.methods.items()
+            if len(method.learning_rates) == 1
+        }
+        for key, tried in tuned.items():
+            scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
+            if all(tried.values()) and scores:
+                best[key] = {rate for rate, score in scores.items() if score == max(scores.values())}
+        return best
 
     def pending(self, rows: Sequence[Row], only: Sequence[str] | None = None) -> list[RunSpec]:
         """The runs that can be done now; those that wait for a learning rate come later.

@@ -23,8 +23,8 @@ WAIT_SECONDS = 2.0
 class Watcher:
     """Is told how a study goes; this one looks away."""
 
-    def read(self, task: str, notes: list[str]) -> None:
-        """A task's data were read and checked, and there may be something to say about them."""
+    def noted(self, task: str, note: str) -> None:
+        """Something is to be said about a task's data."""
 
     def began(self, spec: RunSpec) -> None:
         """This process began a run."""
