@@ -80,6 +80,10 @@ def _running(resume: str | None = None) -> Iterator[Stages]:
         with stages:
             _quiet_libraries()
             yield stages
+            # Not after an error: another process may still wait for this one, which ends as soon as it sees it fail.
+            from sptune.progress import leave_processes
+
+            leave_processes()
     except KeyboardInterrupt:
         messages.print(f"[bold yellow]Interrupted[/] ({escape(stages.where())}). Nothing was left half-written.")
         if resume:

@@ -30,6 +30,11 @@ def processes() -> PartialState:
     return PartialState(cpu=on_cpu())
 
 
+def leave_processes() -> None:
+    """Take leave of the processes that share this run: PyTorch now and then aborts one that ends without."""
+    processes().destroy_process_group()
+
+
 def has_bfloat16_kernels() -> bool:
     """Whether PyTorch computes fast in bfloat16 here: on a GPU, or on a CPU that it has kernels of its own for."""
     return not on_cpu() or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,6 +1,7 @@
 """The command line: exit codes, what goes to which stream, --json, --config, Ctrl-C."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sptune
 from sptune.cli import main
@@ -208,3 +210,30 @@ def test_accelerate_starts_it_as_a_module() -> None:
     )  # fmt: skip
     assert "--output is missing" in done.stderr
     assert done.returncode != 0
+
+
+def test_two_processes_share_a_run(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    """As `accelerate launch` starts them; the result is printed once."""
+    steps = ["--searcher", "fair", "--search-steps", "4", "--max-steps", "6", "--num-prompt-layers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sptune", "fit",
+         "--model", masked_lm, *flags(data), *TINY, *steps, "--output", str(tmp_path / "run"), "--json"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout)
+    assert len(result["prompt_layers"]) == 1
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test"] == result["test"]
+    assert done.stderr.count("Searching for the prompt layers") == 1
+
+
+def test_a_command_leaves_the_processes_it_shared(
+    run: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch may abort a process that ends in a process group."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    code, _, _ = call(
+        ["evaluate", "--adapter", str(run / "adapter"), "--test-file", data["test_file"], "--json"], capsys
+    )
+    assert code == 0
+    assert not torch.distributed.is_initialized()

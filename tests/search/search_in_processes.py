@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
@@ -79,3 +80,5 @@ def main(output: str, batch_size: str, searcher: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    # Without it PyTorch now and then aborts a process that ends.
+    PartialState().destroy_process_group()
