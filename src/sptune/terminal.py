@@ -6,7 +6,6 @@ Nothing here loads PyTorch; what needs sptune's own modules imports them when it
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -290,6 +289,8 @@ def _print_layers(found: SearchResult) -> None:
 
 
 def _print_scores(metrics: dict[str, Any]) -> None:
+    from scipy import stats
+
     names = [name for name in ("accuracy", "f1", "mean") if name in metrics["test"]]
     table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in names), box=None)
     rows = [("prompts", metrics)]
@@ -305,8 +306,11 @@ def _print_scores(metrics: dict[str, Any]) -> None:
         )
     results.print(table)
     accuracy, count = metrics["test"]["accuracy"], metrics["test"]["examples"]
-    error = math.sqrt(accuracy * (1 - accuracy) / count)
-    results.print(f"Test examples: {count:,} (standard error of the accuracy: {error:.4f})")
+    # Wilson's, which does not shrink to a point where all of a few examples are right.
+    interval = stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    results.print(
+        f"Test examples: {count:,} (95 % interval of the accuracy: {interval.low:.4f} to {interval.high:.4f})"
+    )
 
 
 def shown(value: Any) -> str:

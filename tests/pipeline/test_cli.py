@@ -13,6 +13,8 @@ import torch
 
 import sptune
 from sptune.cli import main
+from sptune.pipeline import Run
+from sptune.terminal import print_run
 
 TINY = ["--num-virtual-tokens", "2", "--bottleneck-dim", "4", "--batch-size", "8"]
 
@@ -61,6 +63,14 @@ def test_what_there_is_to_know_about_the_choice_stands_with_the_result(
     assert "evenly spaced" in remark.lower()
     _, out, _ = call(["fit", "--resume", "--output", str(run)], capsys)
     assert remark in out
+
+
+def test_few_right_answers_are_no_certainty(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["test"] |= {"accuracy": 1.0, "examples": 12}
+    print_run(Run(tmp_path, metrics, [1]), as_json=False)
+    # The lower end of Wilson's interval where all are right: n / (n + z²).
+    assert f"{12 / (12 + 1.959964**2):.4f} to 1.0000" in capsys.readouterr().out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,6 +221,17 @@ def test_test_examples_are_counted_whatever_the_task_was_called_when_a_run_was_d
     assert "Test examples: words 9 to 10." in score_table(study, summarise(study, rows), rows).notes
 
 
+def test_it_is_told_when_there_is_nothing_to_compare_with(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping(parts, "study")
+    rows = rows_of(study, lambda spec: 0.5)
+
+    def notes(own: list[dict[str, Any]]) -> str:
+        return " ".join(score_table(study, summarise(study, own), own).notes)
+
+    assert "No differences: spt has no results" in notes([row for row in rows if row["method"] != "spt"])
+    assert "No differences" not in notes(rows)
+
+
 def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
     parts["methods"] = yaml.safe_load("lora: {learning_rates: [1e-3, 2.0e-3]}")
     assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
