@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from sptune import outputs
@@ -247,6 +247,15 @@ def _prompt_config(job: Job, prompt_layers: Any) -> SPTConfig:
     )
 
 
+class LastEvaluation(TrainerCallback):
+    """Evaluates after the last step, too, which transformers 4 does only where the interval divides the steps."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for it."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 def training_arguments(
     job: Job, name: str, steps: int, *, learning_rate: float | None = None, evaluate: bool = True
 ) -> TrainingArguments:
@@ -313,7 +322,7 @@ def make_trainer(
         class_scores=class_scores,
         head_learning_rate=job.plan.options.head_learning_rate,
         prefix_cache=_prefix_cache(job),
-        callbacks=[StepCallback(job.plan.monitor), *callbacks],
+        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
     )
 
 

@@ -45,6 +45,14 @@ def test_adapters_and_the_head_are_trained_and_nothing_else(
     assert 0 < trained_parameters(network, job)["added"] < saved_bytes(network, tmp_path / "saved")
 
 
+def test_the_weights_of_the_last_step_may_be_the_best(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    """Of this version of transformers too, whose trainer evaluates at multiples of the interval only, here of 2."""
+    spec = run_of("pfeiffer", {**data, "model": masked_lm, "max_steps": 7, "batch_size": 8})
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    trainer = stages.train(job, attach(spec.method, job).module, "")
+    assert [entry["step"] for entry in trainer.state.log_history if "eval_score" in entry] == [2, 4, 6, 7]
+
+
 def test_adapterdrop_leaves_the_lower_half_out(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
     sizes = {}
