@@ -10,10 +10,11 @@ import inspect
 import json
 import logging
 import re
+import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
-from sptune.options import ORIGIN, SHARED_OPTIONS, RunOptions
+from sptune.options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, merged
 from sptune.outputs import CONFIG_FILE, read_config
 from sptune.search.config import FIXED_SETTINGS
 from sptune.terminal import (
@@ -156,12 +157,12 @@ def _add_run_command(verb: str, text: str) -> None:
             begun = read_config(config)
             RunOptions.from_mapping(begun, str(config))
         output = values.get("output_dir", begun.get("output_dir"))
-        sptune = "sptune" if shutil.which("sptune") else f"{sys.executable} -m sptune"
-        again = f"{sptune} {verb} --output {output} --resume" if output else None
+        sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
+        again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
         with _running(again) as stages:
             from sptune import pipeline
 
-            run = getattr(pipeline, verb)(**{**begun, **values}, monitor=stages)
+            run = getattr(pipeline, verb)(**merged(begun, values), monitor=stages)
         if stages.is_main:
             print_run(run, as_json)
 
@@ -180,6 +181,17 @@ def _add_run_command(verb: str, text: str) -> None:
         _parameter("as_json", False, as_json),
     ]
     _add_command(verb, text, command, parameters)
+
+
+def _kept(values: Mapping[str, Any]) -> Iterator[str]:
+    """The flags that a run needs again when it is resumed, because its config.yaml does not hold them."""
+    for name in CONDUCT:
+        if name in values and name not in ("output_dir", "resume", "overwrite"):
+            flag, value = _FLAGS[name], values[name]
+            if isinstance(value, bool):
+                yield flag if value else flag.replace("--", "--no-", 1)
+            else:
+                yield from (flag, str(value))
 
 
 def _add_command(verb: str, text: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
@@ -201,7 +213,7 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _annotation(field: dataclasses.Field[Any]) -> Any:
     """The command-line type of an option: repeated for lists and mappings of texts, separated by commas for layers."""
     meta = field.metadata
-    flag = "--" + (meta["flag"] or field.name.replace("_", "-"))
+    flag = _FLAGS[field.name]
     help_text = meta["help"]
     if meta["choices"]:
         help_text += f" One of {', '.join(meta['choices'])}."
@@ -233,8 +245,7 @@ def _parse(name: str, value: Any) -> Any:
         try:
             return [int(part) for part in value.split(",")]
         except ValueError:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} {value!r} is not a list of layers; write indices such as 3,5.") from None
+            raise InputError(f"{_FLAGS[name]} {value!r} is not a list of layers; write indices such as 3,5.") from None
     return value
 
 

@@ -104,6 +104,7 @@ class BackboneSpec:
         files = self.source.python_files()
         if self.head == CLASSIFIER:
             files = f", id2label={dict(enumerate(self.labels))}{files}"
+        files += f", dtype={self.source.dtype!r}"  # transformers 5 would take the checkpoint's
         if self.pooling == "mean":
             return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
         return f"{_auto_class(self.head).__name__}.from_pretrained({self.source.model!r}{files})"
@@ -260,17 +261,22 @@ def check_supported(config: PretrainedConfig, layers_path: str | None) -> None:
     find_backbone(skeleton)
 
 
+def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the backbone takes."""
+    inner = text_config(config)
+    limit = getattr(inner, "max_position_embeddings", None) or LONGEST_DEFAULT
+    if inner.model_type == "roberta":
+        limit -= inner.pad_token_id + 1  # its positions start after the padding index
+    return min(limit, tokenizer.model_max_length)
+
+
 def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
     """The longest input in tokens: `wanted`, or what the backbone takes, at most 512.
 
     Raises:
         InputError: `wanted` is more than the backbone takes.
     """
-    inner = text_config(config)
-    limit = getattr(inner, "max_position_embeddings", None) or LONGEST_DEFAULT
-    if inner.model_type == "roberta":
-        limit -= inner.pad_token_id + 1  # its positions start after the padding index
-    limit = min(limit, tokenizer.model_max_length)
+    limit = position_limit(config, tokenizer)
     if wanted is None:
         return min(limit, LONGEST_DEFAULT)
     if wanted > limit:

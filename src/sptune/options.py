@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,10 @@ ORIGIN = "options"
 
 # What config.yaml holds besides options: records of the run, not read back.
 RECORDS = ("command", "versions", "data_files")
+
+# Ways to say the same thing, of which one is given.
+LENGTHS = ("epochs", "max_steps")
+SELECTIONS = ("num_prompt_layers", "threshold", "parameter_budget")
 
 
 ALL = ("fit", "search", "train")
@@ -338,7 +343,7 @@ class RunOptions:
     keep_checkpoints: bool = field(default=False, metadata=_about("Keep the checkpoints of a finished run.", "Output"))
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(RunOptions)
+        hints = _hints()
         for one in dataclasses.fields(self):
             value = _coerce(getattr(self, one.name), hints[one.name])
             if not _fits(value, hints[one.name]):
@@ -394,9 +399,17 @@ class RunOptions:
             )
         if self.task and self.template:
             raise InputError(f"task={self.task!r} brings its own template; leave out one of task and template.")
+        if self.from_hub:
+            own = ("validation_file", "test_file", "data_config", "label_column", "labels")
+            given = [name for name in own if getattr(self, name)]
+            if given:
+                raise InputError(
+                    f"{given[0]}={getattr(self, given[0])!r} is of your own data, and task={self.task!r} without a "
+                    "train_file takes the hub's; give a train_file too (or data and text_columns), or leave it out."
+                )
         if bool(self.template) != bool(self.label_words):
-            given, missing = ("template", "label_words") if self.template else ("label_words", "template")
-            raise InputError(f"{given} is given without {missing}; a verbalizer needs both, a classifier neither.")
+            there, missing = ("template", "label_words") if self.template else ("label_words", "template")
+            raise InputError(f"{there} is given without {missing}; a verbalizer needs both, a classifier neither.")
         if isinstance(self.prompt_layers, str) and self.prompt_layers not in FIXED_SETTINGS:
             raise InputError(
                 f"prompt_layers={self.prompt_layers!r} is not allowed; give layers such as [3, 5], or one of "
@@ -407,9 +420,7 @@ class RunOptions:
                 f"visibility='always' is a way for gates to act, and searcher={self.searcher!r} has none; leave it "
                 "out, or search with spt_darts."
             )
-        selections = [
-            name for name in ("num_prompt_layers", "threshold", "parameter_budget") if getattr(self, name) is not None
-        ]
+        selections = [name for name in SELECTIONS if getattr(self, name) is not None]
         if len(selections) > 1:
             raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
         defaults = {one.name: one.default for one in dataclasses.fields(SearchConfig)}
@@ -418,6 +429,11 @@ class RunOptions:
         check_settings(
             self.searcher, {name: value for name, value in settings.items() if value not in (None, defaults[name])}
         )
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the data are a benchmark task's as the hub has them, with the hub's columns and classes."""
+        return self.task is not None and not self.train_file and not self.text_columns
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], where: str) -> RunOptions:
@@ -472,6 +488,22 @@ SHARED_OPTIONS = tuple(
     for one in dataclasses.fields(RunOptions)
     if one.metadata["group"] in ("Backbone", "Data", "Training") and one.name not in VARIED
 )
+
+
+def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's file says, but for what is given beside it, and for what that excludes.
+
+    Args:
+        written: options by name, such as a run's config.yaml holds.
+        given: options by name.
+    """
+    excluded = {name for ways in (LENGTHS, SELECTIONS) if any(one in given for one in ways) for name in ways}
+    return {**{name: value for name, value in written.items() if name not in excluded}, **given}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(RunOptions)
 
 
 def _coerce(value: Any, hint: Any) -> Any:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from sptune import outputs, stages
 from sptune.errors import InputError
 from sptune.loading import CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
-from sptune.options import ORIGIN, RunOptions
+from sptune.options import ORIGIN, RunOptions, merged
 from sptune.preparation import prepare
 from sptune.progress import Monitor, processes
 from sptune.search import SearchResult
@@ -110,7 +110,7 @@ def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, 
         InputError, SptuneError: as `fit`.
     """
     options = _options(options, fields)
-    if options.prompt_layers in (None, "search"):
+    if options.prompt_layers is None:
         raise InputError(
             "train needs prompt_layers: indices such as 3,5, or all, middle, first. fit searches for them."
         )
@@ -133,7 +133,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
         return options
     begun = Path(fields.get("output_dir") or "") / outputs.CONFIG_FILE
     if fields.get("resume") and fields.get("output_dir") and begun.exists():
-        fields = {**outputs.read_config(begun), **fields}
+        fields = merged(outputs.read_config(begun), fields)
     return RunOptions.from_mapping(fields, ORIGIN)
 
 

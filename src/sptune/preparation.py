@@ -31,7 +31,7 @@ from sptune.loading import (
 from sptune.options import PLACES, RunOptions
 from sptune.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
-from sptune.search.selection import layers_within
+from sptune.search.selection import fixed_layers, layers_within
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -57,7 +57,6 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        verb: "fit", "search" or "train".
         options: with every choice made.
         folder: the output folder.
         task: what is learned.
@@ -69,7 +68,6 @@ class Plan:
         monitor: is told about progress.
     """
 
-    verb: str
     options: RunOptions
     folder: Path
     task: Task
@@ -147,7 +145,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
-    return Plan(verb, options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
 
 
 def search_config(options: RunOptions) -> SearchConfig:
@@ -169,7 +167,7 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     columns = tuple(options.text_columns)
     if options.task is not None:
         task = benchmark_task(options.task)
-        if _is_hub_benchmark(options):
+        if options.from_hub:
             return task, load_benchmark(options.task, data=options.data, few_shot=options.few_shot, seed=options.seed)
         task = task.with_columns(columns or task.text_fields, options.label_column)
         if options.labels:
@@ -191,10 +189,6 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     words = tuple(options.label_words[label] for label in labels)
     task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)
     return task, splits
-
-
-def _is_hub_benchmark(options: RunOptions) -> bool:
-    return options.task is not None and not options.train_file and not options.text_columns
 
 
 def _load_own(
@@ -249,13 +243,14 @@ def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
 
 
 def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
-    """Refuse layers and generators that do not fit the backbone.
+    """Refuse layers, generators and a search that do not fit the backbone or each other.
 
     Raises:
         InputError: which, and what would fit.
     """
     _check_layers(options, config)
     _check_generators(options, config)
+    search_config(options)
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
@@ -266,6 +261,8 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
         if isinstance(layers, list) and not all(0 <= layer < count for layer in layers):
             raise InputError(f"{name}={layers} names a layer that is not there; this backbone has 0 to {count - 1}.")
     wanted, candidates = options.num_prompt_layers, _candidates(options, config)
+    if options.prompt_layers is None and options.searcher in FIXED_SETTINGS:
+        fixed_layers(options.searcher, candidates, count)
     if wanted is not None and wanted > len(candidates):
         remedy = "name more candidate_layers" if len(candidates) < count else f"choose 1 to {count}"
         raise InputError(
@@ -273,11 +270,12 @@ def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
         )
 
 
-def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
+def prompt_config(options: RunOptions, prompt_layers: Any, **fields: Any) -> SPTConfig:
     """The prompts that the options ask for.
 
     Args:
         options: the run's.
+        prompt_layers: where they are to be; "search" for all candidates, with gates.
         fields: of `SPTConfig`, besides those that are options by the same name.
 
     Raises:
@@ -286,7 +284,12 @@ def prompt_config(options: RunOptions, **fields: Any) -> SPTConfig:
     names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual", "projection", "phm_dim", "activation",
              "mixing_rate", "visibility", "layers_path")  # fmt: skip
     try:
-        return SPTConfig(**fields, **{name: getattr(options, name) for name in names})
+        return SPTConfig(
+            prompt_layers=prompt_layers,
+            candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
+            **fields,
+            **{name: getattr(options, name) for name in names},
+        )
     except ValueError as error:
         raise InputError(str(error)) from error
 
@@ -295,7 +298,8 @@ def _check_generators(options: RunOptions, config: PretrainedConfig) -> None:
     """Refuses generators that do not fit the backbone, and a budget that does not pay for one of them."""
     try:
         with torch.device("meta"):
-            generator = build_generator(prompt_config(options), text_config(config).hidden_size)
+            prompts = prompt_config(options, options.prompt_layers or "search")
+            generator = build_generator(prompts, text_config(config).hidden_size)
     except ValueError as error:
         raise InputError(str(error)) from error
     if options.parameter_budget is not None:
@@ -323,7 +327,7 @@ def _resolved(
         "head_learning_rate": options.head_learning_rate
         or (DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE),
     }
-    if not _is_hub_benchmark(options):
+    if not options.from_hub:
         chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
     for name in ("train_file", "validation_file", "test_file", "data"):
         path = getattr(options, name)

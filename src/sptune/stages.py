@@ -191,10 +191,10 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 tell=plan.monitor.note,
             )
     if job.is_main:
+        result.save(path)
         for name in outputs.SEARCH_PICTURES if result.history else ():
             with outputs.written_whole(plan.folder / name) as partial:
                 result.plot(partial)
-        result.save(path)
     return result, network
 
 
@@ -237,12 +237,10 @@ def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerC
 
 
 def _prompt_config(job: Job, prompt_layers: Any) -> SPTConfig:
-    options = job.plan.options
     return prompt_config(
-        options,
+        job.plan.options,
+        prompt_layers,
         task_type=job.peft_task_type,
-        prompt_layers=prompt_layers,
-        candidate_layers=options.candidate_layers if prompt_layers == "search" else None,
         modules_to_save=job.untrained_modules or None,
     )
 

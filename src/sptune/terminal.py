@@ -136,11 +136,12 @@ class StudyProgress:
         for row in new:
             self.under_way.pop(row["run"], None)
         if not messages.is_terminal:
-            done = len(self.study.own(rows))
-            everything = len(self.study.tuning_runs()) + len(self.study.final_runs({}))
+            specs = (*self.study.tuning_runs(), *self.study.final_runs({}))
+            everything = sum(spec.name in (self.only or self.study.methods) for spec in specs)
+            ended = len(self.study.own(rows, self.only)) if new else 0
             for row in new:
                 title, outcome = _run_title(row), _run_outcome(row)
-                messages.print(escape(f"{title}: {outcome}; {done} of {everything} runs done"), soft_wrap=True)
+                messages.print(escape(f"{title}: {outcome}; {ended} of {everything} runs ended"), soft_wrap=True)
         self._show()
 
     def _show(self) -> None:
@@ -155,18 +156,20 @@ class StudyProgress:
         known = {row["run"] for row in rows}
         lines = summarise(self.study, rows)
         tuning = {name: [spec for spec in self.study.tuning_runs() if spec.name == name] for name in self.study.methods}
-        table = Table("method", "rates tried", *self.study.tasks, "runs done", "failed", box=None)
+        table = Table("method", "rates tried", *map(escape, self.study.tasks), "runs done", "failed", box=None)
         for line in lines:
             tried = tuning[line.method]
             table.add_row(
-                line.method,
+                escape(line.method),
                 f"{sum(spec.id in known for spec in tried)}/{len(tried)}" if tried else "",
                 *(f"{line.scores[task]:.4f}" if task in line.scores else "" for task in self.study.tasks),
                 f"{line.runs}/{len(self.study.tasks) * len(self.study.seeds)}",
                 str(line.failed or ""),
             )
-        for spec in self.under_way.values():
-            table.caption = f"now: {_spec_title(spec)}"
+        if self.under_way:
+            *others, last = self.under_way.values()
+            more = f", and {len(others)} more" if others else ""
+            table.caption = escape(f"now: {_spec_title(last)}{more}")
         return table
 
 
@@ -195,17 +198,23 @@ def print_study(study: Study, only: list[str] | None, as_json: bool) -> None:
     specs = [spec for spec in (*study.tuning_runs(), *study.final_runs({})) if spec.name in methods]
     if as_json:
         for spec in specs:
-            options = {key: value for key, value in spec.run_options("").lasting().items() if value is not None}
-            print(json.dumps({"task": spec.task, "method": spec.name, "tuning": spec.tuning,
-                              "settings": {"kind": spec.method.kind, **spec.method.settings}, "options": options},
-                             ensure_ascii=False))  # fmt: skip
+            print_json(
+                {
+                    "task": spec.task,
+                    "method": spec.name,
+                    "tuning": spec.tuning,
+                    "settings": {"kind": spec.method.kind, **spec.method.settings},
+                    "options": spec.lasting_options(),
+                }
+            )
         return
     table = Table("method", "kind", "learning rates", "settings", box=None)
     for name, method in methods.items():
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
-        table.add_row(name, method.kind, rates, escape(", ".join(f"{k}={v}" for k, v in method.settings.items())))
+        settings = ", ".join(f"{key}={value}" for key, value in method.settings.items())
+        table.add_row(*map(escape, (name, method.kind, rates, settings)))
     results.print(table)
-    results.print(f"Tasks: {', '.join(study.tasks)}; seeds: {', '.join(map(str, study.seeds))}")
+    results.print(f"Tasks: {escape(', '.join(study.tasks))}; seeds: {', '.join(map(str, study.seeds))}")
     tuning = sum(spec.tuning for spec in specs)
     results.print(f"Runs: {tuning} to choose learning rates, {len(specs) - tuning} to report")
 
@@ -216,7 +225,7 @@ def print_comparison(comparison: Comparison) -> None:
 
     study, lines = comparison.study, comparison.summary
     for shown in (score_table(study, lines, comparison.rows), cost_table(study, lines)):
-        table = Table(*shown.columns, box=None)
+        table = Table(*map(escape, shown.columns), box=None)
         for cells in shown.rows:
             table.add_row(*map(escape, cells), style="bold" if cells[0] == study.against else "")
         table.columns[0].overflow = "fold"

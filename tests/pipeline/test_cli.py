@@ -192,7 +192,7 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     steps = ["--searcher", "fair", "--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
     command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
     process = subprocess.Popen(
-        [*command, "--model", masked_lm, *flags(data), *TINY, *steps],
+        [*command, "--model", masked_lm, *flags(data), *TINY, *steps, "--keep-checkpoints", "--no-prefix-cache"],
         stderr=subprocess.PIPE,
         text=True,
         # A test run in the background may have been told to ignore Ctrl-C, and its children inherit that.
@@ -205,7 +205,7 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     process.wait(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in err
-    assert f"sptune fit --output {folder} --resume" in err
+    assert f"sptune fit --output {folder} --resume --keep-checkpoints --no-prefix-cache" in " ".join(err.split())
     again = subprocess.run([*command, "--resume", "--json"], check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(again.stdout)
     assert result["search"]["steps"] == 200

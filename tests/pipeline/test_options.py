@@ -27,6 +27,8 @@ from sptune.search.config import CONSISTENCIES, SEARCHERS
         ({"mixing_rate": 0.0}, "mixing_rate=0.0"),
         ({"resume": True, "overwrite": True}, "only one of them"),
         ({"epochs": 2, "max_steps": 3}, "give one"),
+        ({"task": "sst2", "test_file": "mine.csv"}, "test_file='mine.csv' is of your own data"),
+        ({"task": "sst2", "data": "copy", "labels": ["no", "yes"]}, "give a train_file too"),
         ({"data": "glue", "train_file": "a.csv"}, "leave out data"),
         ({"template": "{text} [MASK]"}, "template is given without label_words"),
         ({"task": "sst2", "template": "{text} [MASK]", "label_words": {"a": "b"}}, "brings its own template"),
@@ -52,6 +54,12 @@ def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:
     assert lasting["seed"] == 4
     assert not set(lasting) & {"output_dir", "resume", "overwrite", "keep_checkpoints"}
     assert RunOptions.from_mapping(lasting, "again").lasting() == lasting
+
+
+def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
+    written = {"max_steps": 157, "num_prompt_layers": 2, "seed": 3}
+    assert options.merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
+    assert options.merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
 
 
 def test_choices_are_those_of_the_modules_they_go_to() -> None:

@@ -434,6 +434,8 @@ def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_pat
         fit(**options, output_dir=tmp_path, monitor=Interrupter("Searching", 2))
     with pytest.raises(InputError, match=r"max_steps was 10 and is now 12"):
         fit(output_dir=tmp_path, resume=True, max_steps=12)
+    with pytest.raises(InputError, match=r"max_steps was 10 and is now 18"):
+        fit(output_dir=tmp_path, resume=True, epochs=3)
     with pytest.raises(InputError, match=r"sptune fit.*resume it with that command"):
         train(output_dir=tmp_path, resume=True, prompt_layers=[0])
 
@@ -465,6 +467,8 @@ def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[st
         ({"prompt_layers": [1]}, "use train"),
         ({"max_length": 100}, "more than the 40 tokens"),
         ({"candidate_layers": [1, 9]}, "this backbone has 0 to 2"),
+        ({"candidate_layers": [1, 1]}, "names a layer twice"),
+        ({"candidate_layers": [0, 2], "searcher": "middle"}, "is layer 1, which is not among the candidate_layers"),
         ({"num_prompt_layers": 2, "searcher": "all"}, "fixes the layers"),
         ({"num_prompt_layers": 7}, "the 3 layers there are"),
         ({"parameter_budget": 10}, "less than the 292 parameters of one layer's generator"),

@@ -88,6 +88,9 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ),
         ({"options": {"max_step": 3}}, "options: 'max_step' is not an option. Did you mean 'max_steps'?"),
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
+        ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
+        ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
+        ({"options": {"head_baseline": False}}, "is not for a comparison, or leave it out"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
         ({"methods": {"spt": {"prompt_layers": "midle"}}}, "give layers such as [3, 5], or one of all, middle"),
@@ -112,10 +115,32 @@ def test_a_study_says_all_that_it_holds_and_can_be_read_again(parts: dict[str, A
     assert [spec.id for spec in again.final_runs({})] == [spec.id for spec in study.final_runs({})]
 
 
-def test_every_method_of_the_table_can_be_named(parts: dict[str, Any]) -> None:
+def test_every_method_of_the_table_can_be_named_and_read_again(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "methods": list(METHODS)}, "study")
     assert list(study.methods) == list(METHODS)
     assert study.against == "spt"
+    assert Study.from_mapping(study.to_dict(), "study") == study
+
+
+def test_paths_may_be_paths(parts: dict[str, Any], data: dict[str, str]) -> None:
+    as_paths = {key: Path(file) for key, file in data.items()}
+    study = Study.from_mapping({**parts, "tasks": {"words": as_paths}}, "study")
+    assert yaml.safe_dump(study.to_dict()) == yaml.safe_dump(Study.from_mapping(parts, "study").to_dict())
+
+
+def test_files_that_are_not_what_they_were_are_refused(parts: dict[str, Any], data: dict[str, str]) -> None:
+    """A run is known by what was in them when the study began."""
+    train = Path(data["train_file"])
+    study, text = Study.from_mapping(parts, "study"), train.read_text()
+    spec = study.pending([])[0]
+    spec.check_files()
+    try:
+        train.write_text(text + text.splitlines()[0] + "\n")
+        assert study.pending([])[0].id == spec.id
+        with pytest.raises(InputError, match=r"words: the data .* were changed"):
+            spec.check_files()
+    finally:
+        train.write_text(text)
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("*.yaml")), ids=lambda file: file.stem)
@@ -232,6 +257,25 @@ def test_it_is_told_when_there_is_nothing_to_compare_with(parts: dict[str, Any])
     assert "No differences" not in notes(rows)
 
 
+def test_differences_over_fewer_tasks_are_told(parts: dict[str, Any]) -> None:
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks}, "study")
+    rows = rows_of(study, lambda spec: 0.5)
+    told = "Not on all tasks of spt: lora."
+    assert not any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    rows = [row for row in rows if (row["method"], row["task"], row["tuning"]) != ("lora", "more", False)]
+    assert any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+
+
+def test_nothing_takes_a_multiple_of_no_time(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping({**parts, "against": "lora"}, "study")
+    rows = rows_of(study, lambda spec: 0.5)
+    assert summarise(study, rows)[0].speed == 1.0
+    for row in rows:
+        row["seconds"]["total"] *= row["method"] != "lora"
+    assert math.isnan(summarise(study, rows)[0].speed)
+
+
 def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
     parts["methods"] = yaml.safe_load("lora: {learning_rates: [1e-3, 2.0e-3]}")
     assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
@@ -321,6 +365,7 @@ def test_the_sample_of_an_interval_are_the_tasks_and_of_a_single_task_its_seeds(
     assert interval(tasks) == pytest.approx((2 - 4.303 / math.sqrt(3), 2 + 4.303 / math.sqrt(3)), abs=1e-3)
     assert interval({"a": [1.0, 2.0, 3.0]}) == pytest.approx(interval(tasks))
     assert all(map(math.isnan, interval({"a": [1.0]})))
+    assert all(map(math.isnan, interval({"a": [0.3 - 0.2, 0.1, 0.1]})))  # equal, which is no certainty
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -43,13 +44,13 @@ def test_a_failed_save_leaves_the_old_file_whole(result, tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"none\.json: cannot be read"):
+    with pytest.raises(InputError, match=r"none\.json: there is no such file"):
         SearchResult.load(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("{", "not a JSON file"), ("[1]", "not a search result"), ('{"gates": []}', "'prompt_layers'")],
+    [("{", "cannot be read as JSON"), ("[1]", "not a search result"), ('{"gates": []}', "'prompt_layers'")],
 )
 def test_another_file_is_refused(tmp_path, text, complaint):
     path = tmp_path / "search.json"
@@ -68,6 +69,12 @@ def test_plot_writes_a_picture(result, tmp_path):
     figure = result.plot(tmp_path / "search.png")
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
     assert "Chosen: layer 1" in [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_what_diverged_lies_beyond_the_picture(result, tmp_path):
+    scores = [-0.5] * (len(result.scores) - 1) + [-math.inf]
+    axes = replace(result, scores=scores, gates=None).plot(tmp_path / "search.png").axes[-1]
+    assert all(map(math.isfinite, axes.get_ylim()))
 
 
 def test_a_fixed_setting_has_nothing_to_plot(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, RunSpec, Study
 from sptune.compare.summary import Line, summarise
-from sptune.compare.work import RUNS_FOLDER, Watcher, work, work_on_ray
+from sptune.compare.work import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
 from sptune.loading import check_supported, find_source, load_config
 from sptune.preparation import check_prompts, read_data
@@ -76,7 +77,7 @@ def compare(
     Raises:
         InputError: the study or its data cannot be right.
     """
-    study = as_study(study)
+    study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
     if processes().num_processes > 1:
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
@@ -92,15 +93,17 @@ def compare(
     for task, notes in check_data(study, left).items():
         for note in notes:
             watcher.noted(task, note)
-    log = RunLog(folder)
-    if failed:
-        log.forget_failed(failed)
-    with log.lock:
-        outputs.write_text(folder / STUDY_FILE, yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True))
-    if ray:
-        work_on_ray(study, folder, watcher, only, ray)
-    else:
-        work(study, folder, watcher, only)
+    with ray_cluster(ray) if ray else contextlib.nullcontext() as cluster:
+        log = RunLog(folder)
+        if failed:
+            log.forget_failed(failed)
+        written = yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True)
+        with log.lock:
+            outputs.write_text(folder / STUDY_FILE, written)
+        if cluster is None:
+            work(study, folder, watcher, only)
+        else:
+            work_on_ray(cluster, study, folder, watcher, only)
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
     with log.lock:  # the last of several processes that end together writes what all have done
@@ -164,8 +167,8 @@ def check_libraries(study: Study, left: Sequence[RunSpec], only: Sequence[str] |
         here = f"do the others here (--methods {others}), and these" if others else "do these"
         raise InputError(
             f"{', '.join(wanted)}: needs the library adapters, which is not installed. It works with transformers "
-            f"4.57 only: {here} in an environment of their own, with the same output. Install sptune there with its "
-            "extra, such as pip install '.[adapters]' in a clone."
+            f"4.57 only: {here} in an environment of their own, with the same output and the same study file. Install "
+            "sptune there with its extra, such as pip install '.[adapters]' in a clone."
         )
 
 

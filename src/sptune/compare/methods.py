@@ -187,7 +187,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         isinstance(rate, float | int) and not isinstance(rate, bool) and rate > 0 for rate in rates
     ):
         raise InputError(f"{where}: learning_rates={list(rates)!r} of {name!r} is not allowed; give numbers above 0.")
-    takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: (), HEAD: (), ZERO_SHOT: ()}
+    takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: ("train",), HEAD: (), ZERO_SHOT: ()}
     unknown = [key for key in changes if key not in takers.get(base.kind, changes)]  # adapters knows its own
     if unknown:
         takes = ("method", "learning_rates", *takers[base.kind])

@@ -20,7 +20,7 @@ from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
 from sptune.flow import CACHE_NAMES, argument_positions
-from sptune.loading import longest_input
+from sptune.loading import position_limit
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
 from sptune.stages import SPLITS, Job
@@ -152,14 +152,12 @@ def _takes_any_name(function: Any) -> bool:
 def _check_room(job: Job, tokens: int) -> None:
     """Refuse texts after which PEFT's prompts, which take positions of their own, would run off the backbone's."""
     longest = max(max(job.encoded[name]["length"]) for name in SPLITS)
-    try:
-        longest_input(job.backbone.config, job.plan.tokenizer, int(longest) + tokens)
-    except InputError:
-        limit = longest_input(job.backbone.config, job.plan.tokenizer, None)
+    limit = position_limit(job.backbone.config, job.plan.tokenizer)
+    if longest + tokens > limit:
         raise InputError(
             f"This method puts {tokens} positions before the text, the longest text has {longest} tokens, and the "
             f"backbone takes {limit}; give the study a max_length of at most {limit - tokens}."
-        ) from None
+        )
 
 
 def _peft_defaults(kind: peft.PeftType, inner: Any) -> dict[str, Any]:

@@ -189,8 +189,10 @@ def _peak_memory() -> Iterator[dict[str, int]]:
     yield found
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        found["bytes"] = int(line.split()[1]) * 1024
+        # Not every kernel that calls itself Linux has this line.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                found["bytes"] = int(line.split()[1]) * 1024
     elif importlib.util.find_spec("resource") is not None:
         resource: Any = importlib.import_module("resource")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -52,15 +53,14 @@ class RunSpec:
 
         Names in the study are no part of it, nor what is left open (of that, later versions may choose otherwise), nor
         options of prompts or of a search where there is none, nor on what it is computed and whether with autocast:
-        rows say that.
+        rows say that. It is of the files as they are when it is asked for first.
         """
         options = self.run_options("")
-        prompts = self.method.kind == PROMPTS
-        without = {"bf16", *(() if self.method.searches else SEARCH_OPTIONS if prompts else PROMPT_OPTIONS)}
-        given = {key: value for key, value in options.lasting().items() if value is not None and key not in without}
+        given = self.lasting_options()
+        del given["bf16"]
         about = {
             "kind": self.method.kind,
-            "settings": {} if prompts else dict(self.method.settings),  # they are options
+            "settings": {} if self.method.kind == PROMPTS else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
             "content": {key: _content(given.pop(key), nested=key == "data") for key in PLACES if key in given},
             "options": {**given, "prefix_cache": options.prefix_cache},
@@ -79,6 +79,26 @@ class RunSpec:
             varied["head_learning_rate"] = self.learning_rate
         where = f"{self.name} on {self.task}"
         return RunOptions.from_mapping({**self.options, **prompts, **varied, "output_dir": str(folder)}, where)
+
+    def lasting_options(self) -> dict[str, Any]:
+        """The options that say what the run is: those that are given, and that its method goes by."""
+        without: Collection[str] = PROMPT_OPTIONS
+        if self.method.kind == PROMPTS:
+            without = () if self.method.searches else SEARCH_OPTIONS
+        options = self.run_options("").lasting()
+        return {key: value for key, value in options.items() if value is not None and key not in without}
+
+    def check_files(self) -> None:
+        """Refuse files that are not what they were when the run's identity was told.
+
+        Raises:
+            InputError: they are not.
+        """
+        if dataclasses.replace(self).id != self.id:
+            raise InputError(
+                f"{self.task}: the data or the backbone were changed while the study was at work; call the same "
+                "command again for a comparison on what is there now."
+            )
 
 
 @dataclass(frozen=True)
@@ -260,7 +280,15 @@ class Study:
         return [row for row in rows if row["run"] in ids]
 
     def _spec(self, task: str, name: str, seed: int, rate: float, *, tuning: bool) -> RunSpec:
-        return RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
+        # Kept, for a study is gone through after each run, and to tell the identity of its runs takes a second.
+        key = (task, name, seed, rate, tuning)
+        if key not in self._specs:
+            self._specs[key] = RunSpec(task, name, self.methods[name], seed, rate, tuning, self.tasks[task])
+        return self._specs[key]
+
+    @cached_property
+    def _specs(self) -> dict[tuple[str, str, int, float, bool], RunSpec]:
+        return {}
 
 
 def _content(place: str, *, nested: bool) -> Any:
@@ -286,6 +314,7 @@ def _digest_of_version(file: str, modified: int) -> str:
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
     """The same with whole paths of local files and folders: runs may be done in another working directory."""
+    options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     local = {key: value for key in PLACES if isinstance(value := options.get(key), str) and Path(value).exists()}
     return {**options, **{key: str(Path(value).resolve()) for key, value in local.items()}}
 
@@ -315,8 +344,15 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 def _check_shared(options: Mapping[str, Any], where: str) -> None:
     RunOptions.check_names(options, where)
     for key in options:
-        if key not in SHARED_OPTIONS:
-            raise InputError(
-                f"{where}: {key!r} does not hold for all methods; write it under a method, such as "
-                f"'methods: {{spt: {{{key}: ...}}}}', or leave it out."
+        if key in PROMPT_OPTIONS:
+            remedy = (
+                f"does not hold for all methods; write it under a method, such as 'methods: {{spt: {{{key}: ...}}}}'"
             )
+        elif key == "learning_rate":
+            remedy = "is chosen for each method; write 'learning_rates: [...]' under a method"
+        elif key == "seed":
+            remedy = "is of a run; write 'seeds: [...]' beside the methods and tasks"
+        else:
+            remedy = "is not for a comparison"
+        if key not in SHARED_OPTIONS:
+            raise InputError(f"{where}: {key!r} {remedy}, or leave it out.")

@@ -81,7 +81,8 @@ def interval(groups: Mapping[Any, Sequence[float]]) -> tuple[float, float]:
             group; where there is but one group, its values are.
     """
     sample = [statistics.mean(own) for own in groups.values()] if len(groups) > 1 else list(*groups.values())
-    if len(sample) < 2:
+    # Equal values, such as three differences of as many questions, are no certainty.
+    if len(sample) < 2 or math.isclose(min(sample), max(sample), abs_tol=1e-12):
         return math.nan, math.nan
     return t_interval(mean_of_means(groups), statistics.stdev(sample) / math.sqrt(len(sample)), len(sample) - 1)
 
@@ -160,9 +161,9 @@ def _line(
     for key in paired:
         differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
     slower = [
-        own[key]["seconds"]["total"] / max(reference[key]["seconds"]["total"], 1e-9)
+        own[key]["seconds"]["total"] / reference[key]["seconds"]["total"]
         for key in paired
-        if machine(own[key]) == machine(reference[key])
+        if machine(own[key]) == machine(reference[key]) and reference[key]["seconds"]["total"] > 0
     ]
     there = {key: row for key, row in own.items() if machine(row) == timed}
     if not {task for (task, _), row in reference.items() if machine(row) == timed} <= {task for task, _ in there}:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def _do(spec: RunSpec, log: RunLog, watcher: Watcher) -> bool:
         return False
     try:
         if all(row["run"] != spec.id for row in log.read()):
+            spec.check_files()
             watcher.began(spec)
             log.append(execute(spec, log.folder / RUNS_FOLDER / spec.id))
         return True
@@ -67,14 +69,11 @@ def _do(spec: RunSpec, log: RunLog, watcher: Watcher) -> bool:
         lock.release()
 
 
-def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None, address: str) -> None:
-    """Do the runs that are not there yet as tasks of a Ray cluster, each on one CPU, and on one GPU if there are any.
+@contextlib.contextmanager
+def ray_cluster(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster inside the block.
 
     Args:
-        study: what to do; its data files and local backbones must be where the tasks run.
-        folder: of the study, on this machine; the runs' own folders are under the same path where they run.
-        watcher: is told about progress.
-        only: methods whose runs are wanted; None for all.
         address: of the cluster, as `ray.init` takes it.
 
     Raises:
@@ -89,13 +88,22 @@ def work_on_ray(study: Study, folder: Path, watcher: Watcher, only: Sequence[str
     except (ConnectionError, ValueError) as error:
         raise InputError(f"ray={address!r}: there is no such cluster ({error}); start one with 'ray start'.") from None
     try:
-        _work_with(ray, study, folder, watcher, only)
+        yield ray
     finally:
         if not connected:
             ray.shutdown()
 
 
-def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> None:
+def work_on_ray(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Sequence[str] | None) -> None:
+    """Do the runs that are not there yet as tasks of a Ray cluster, each on one CPU, and on one GPU if there are any.
+
+    Args:
+        ray: as `ray_cluster` gives it.
+        study: what to do; its data files and local backbones must be where the tasks run.
+        folder: of the study, on this machine; the runs' own folders are under the same path where they run.
+        watcher: is told about progress.
+        only: methods whose runs are wanted; None for all.
+    """
     resources = ray.cluster_resources()
     gpus = 1 if resources.get("GPU") else 0
     # A claim is an open file, so no more runs are claimed than can soon be begun.
@@ -116,6 +124,7 @@ def _work_with(ray: Any, study: Study, folder: Path, watcher: Watcher, only: Seq
             if any(row["run"] == spec.id for row in log.read()):  # another process was faster
                 lock.release()
                 continue
+            spec.check_files()
             watcher.began(spec)
             reference = task.remote(spec, str((folder / RUNS_FOLDER / spec.id).resolve()))
             under_way[reference] = (spec, lock)

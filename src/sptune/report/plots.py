@@ -200,8 +200,12 @@ def _draw_scores(
 
 
 def _limits(values: Sequence[float], most: float) -> tuple[float, float]:
-    """Bounds of an axis: around the values, at least 0.1 apart, not below 0 unless a value is, and at most `most`."""
-    low, high = min(values), max(values)
+    """Bounds of an axis: around the values, at least 0.1 apart, not below 0 unless a value is, and at most `most`.
+
+    What diverged, and is infinite, lies beyond them.
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite), max(finite)
     room = max(0.08 * (high - low), (0.1 - (high - low)) / 2, 0.01)
     return low - room if low < 0 else max(low - room, 0.0), min(high + room, most)
 

@@ -60,7 +60,14 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
     notes = [f"Test examples: {', '.join(tests)}."] if tests else []
     if not any(line.runs for line in lines if line.method == study.against):
         notes.append(f"No differences: {study.against} has no results. A study file may name another method (against).")
-    elif len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
+    wanted = {task for line in lines if line.method == study.against for task in line.scores}
+    partial = [line.method for line in lines if line.scores and wanted - set(line.scores)]
+    if partial:
+        notes.append(
+            f"Not on all tasks of {study.against}: {', '.join(partial)}. Their differences are over the tasks that "
+            "they share with it, and do not compare with those of other methods."
+        )
+    if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     if len({row["bf16"] for row in rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}) > 1:
         notes.append("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")

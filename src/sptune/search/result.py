@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -25,7 +24,7 @@ class SearchResult:
         prompt_layers: the layers chosen, ascending.
         candidate_layers: the layers that could have been chosen, ascending.
         scores: what the layers were chosen by, one for each candidate, the larger the better: gates, or what the
-            selection measured; 1 and 0 where nothing was trained.
+            selection measured; where nothing was trained 1 and 0, of "random" the numbers drawn.
         gates: final gate value of each candidate; None where no gates were trained.
         history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values
             after the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
@@ -65,12 +64,7 @@ class SearchResult:
         Raises:
             InputError: the file is missing, or not a search result.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); give a file that a search wrote.") from error
-        except ValueError as error:
-            raise InputError(f"{path}: not a JSON file ({error}); give a file that a search wrote.") from error
+        values = outputs.read_json(Path(path))
         names = [one.name for one in fields(cls)]
         required = [one.name for one in fields(cls) if one.default_factory is MISSING]
         missing = [name for name in required if not isinstance(values, dict) or name not in values]

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
 from sptune.backbones import find_backbone
-from sptune.config import SPTConfig, resolve_prompt_layers
+from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.model import SPTModel
 from sptune.prefix_cache import PrefixCacheSettings
@@ -22,7 +22,7 @@ from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, Sear
 from sptune.search.problem import SearchProblem
 from sptune.search.result import SearchResult
 from sptune.search.searchers import find_searcher
-from sptune.search.selection import check_number, layers_within, select_layers
+from sptune.search.selection import check_number, fixed_layers, layers_within, select_layers
 
 if TYPE_CHECKING:
     from sptune.training import ClassScores
@@ -135,13 +135,7 @@ def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
 
 def _fixed_result(config: SPTConfig, search: SearchConfig, candidates: list[int], num_layers: int) -> SearchResult:
     started = time.monotonic()
-    wanted = resolve_prompt_layers(_final_config(config, search.searcher), num_layers)
-    prompt_layers = candidates if search.searcher == "all" else wanted
-    if not set(prompt_layers) <= set(candidates):
-        raise InputError(
-            f"searcher={search.searcher!r} is layer {wanted[0]}, which is not among the candidates {candidates}; give "
-            "the search network candidate_layers with it, or choose another searcher."
-        )
+    prompt_layers = fixed_layers(search.searcher, candidates, num_layers)
     return SearchResult(
         prompt_layers=prompt_layers,
         candidate_layers=candidates,

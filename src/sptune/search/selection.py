@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 
 LayerSet = tuple[int, ...]
@@ -52,6 +53,26 @@ def evenly_spaced(candidates: Sequence[int], number: int) -> list[int]:
         number: how many are taken.
     """
     return [candidates[len(candidates) * (place + 1) // (number + 1)] for place in range(number)]
+
+
+def fixed_layers(setting: str, candidates: list[int], num_layers: int) -> list[int]:
+    """The layers of "all", which are all candidates, "middle" or "first".
+
+    Args:
+        setting: which.
+        candidates: layer indices, ascending.
+        num_layers: of the backbone.
+
+    Raises:
+        InputError: the layer is no candidate.
+    """
+    layers = candidates if setting == "all" else resolve_prompt_layers(SPTConfig(prompt_layers=setting), num_layers)
+    if not set(layers) <= set(candidates):
+        raise InputError(
+            f"searcher={setting!r} is layer {layers[0]}, which is not among the candidate_layers {candidates}; name it "
+            "there, or choose another searcher."
+        )
+    return layers
 
 
 def check_number(num_prompt_layers: int, candidates: int) -> None:

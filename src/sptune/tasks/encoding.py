@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
@@ -135,12 +134,11 @@ class TaskEncoder:
 
     # Encoding
 
-    def encode(self, examples: Sequence[Example], progress: bool = False) -> Dataset:
+    def encode(self, examples: Sequence[Example]) -> Dataset:
         """Tokenise examples.
 
         Args:
             examples: with labels, or all without.
-            progress: whether to show a progress bar.
 
         Returns:
             Rows with `input_ids`, `attention_mask`, `token_type_ids` if the tokenizer gives them, `labels` (the class
@@ -154,16 +152,14 @@ class TaskEncoder:
         labels = self._class_indices(examples)
         chunks: list[Dataset] = []
         too_long: list[Example] = []
-        with tqdm(total=len(examples), desc="Tokenising", unit="text", disable=not progress) as bar:
-            for start in range(0, len(examples), CHUNK):
-                chunk = examples[start : start + CHUNK]
-                columns, rows = self._encode_texts([example.fields for example in chunk])
-                too_long.extend(chunk[row] for row in rows)
-                columns["length"] = [len(ids) for ids in columns["input_ids"]]
-                if labels is not None:
-                    columns["labels"] = labels[start : start + CHUNK]
-                chunks.append(Dataset.from_dict(columns))
-                bar.update(len(chunk))
+        for start in range(0, len(examples), CHUNK):
+            chunk = examples[start : start + CHUNK]
+            columns, rows = self._encode_texts([example.fields for example in chunk])
+            too_long.extend(chunk[row] for row in rows)
+            columns["length"] = [len(ids) for ids in columns["input_ids"]]
+            if labels is not None:
+                columns["labels"] = labels[start : start + CHUNK]
+            chunks.append(Dataset.from_dict(columns))
         self.too_long = len(too_long)
         if too_long:
             logger.warning(
