@@ -150,7 +150,7 @@ def test_fixed_settings_keep_to_the_candidates(build_network, bert, tmp_path, se
 def test_a_fixed_setting_outside_the_candidates_is_refused(build_network, bert, tmp_path):
     network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
     arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-    with pytest.raises(ValueError, match="candidates"):
+    with pytest.raises(ValueError, match="not among the candidate_layers"):
         search_prompt_layers(network, None, arguments, SearchConfig(searcher="first"))
 
 
