@@ -24,7 +24,7 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/mypy
 
 conformance: $(VENV4)/.test
-	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_adapters_library.py
+	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_pipeline.py tests/pipeline/test_adapters_library.py
 
 clean:
 	rm -rf $(VENV) $(VENV4) runs/demo
