@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
 from sptune import SPTConfig, SPTTrainer
 from sptune.prefix_cache import PrefixCacheSettings
+from sptune.progress import leave_processes
 from sptune.tasks.encoding import PaddingCollator
 
 
@@ -57,5 +57,4 @@ def main(output: str, cache: str, folder: str) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as own:
         main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else own)
-    # Without it PyTorch now and then aborts a process that ends.
-    PartialState().destroy_process_group()
+    leave_processes()

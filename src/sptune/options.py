@@ -497,7 +497,8 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         written: options by name, such as a run's config.yaml holds.
         given: options by name.
     """
-    excluded = {name for ways in (LENGTHS, SELECTIONS) if any(one in given for one in ways) for name in ways}
+    said = {name for name, value in given.items() if value is not None}
+    excluded = {name for ways in (LENGTHS, SELECTIONS) if said.intersection(ways) for name in ways}
     return {**{name: value for name, value in written.items() if name not in excluded}, **given}
 
 

@@ -59,6 +59,7 @@ def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:
 def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
     written = {"max_steps": 157, "num_prompt_layers": 2, "seed": 3}
     assert options.merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
+    assert options.merged(written, {"epochs": None})["max_steps"] == 157
     assert options.merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
 
 

@@ -90,7 +90,7 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
         ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
         ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
-        ({"options": {"head_baseline": False}}, "is not for a comparison, or leave it out"),
+        ({"options": {"head_baseline": False}}, "is decided by the comparison itself. Leave it out"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
         ({"methods": {"spt": {"prompt_layers": "midle"}}}, "give layers such as [3, 5], or one of all, middle"),

@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
+from sptune.progress import leave_processes
 from sptune.search import SearchConfig, SPTSearchTrainer
 from sptune.search.reading import greedy
 from sptune.search.searchers.fair import FairTrainer
@@ -80,5 +80,4 @@ def main(output: str, batch_size: str, searcher: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    # Without it PyTorch now and then aborts a process that ends.
-    PartialState().destroy_process_group()
+    leave_processes()

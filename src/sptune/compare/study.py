@@ -353,6 +353,6 @@ def _check_shared(options: Mapping[str, Any], where: str) -> None:
         elif key == "seed":
             remedy = "is of a run; write 'seeds: [...]' beside the methods and tasks"
         else:
-            remedy = "is not for a comparison"
+            remedy = "is decided by the comparison itself"
         if key not in SHARED_OPTIONS:
-            raise InputError(f"{where}: {key!r} {remedy}, or leave it out.")
+            raise InputError(f"{where}: {key!r} {remedy}. Leave it out here.")
