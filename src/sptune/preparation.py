@@ -249,9 +249,9 @@ def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
     Raises:
         InputError: which, and what would fit.
     """
+    search_config(options)
     _check_layers(options, config)
     _check_generators(options, config)
-    search_config(options)
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
