@@ -45,8 +45,8 @@ class SPTTrainer(PrefixCachingTrainer):
             these scores with `batch["labels"]`, and the scores are the predictions. Without it the model's own loss is
             used.
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
-        head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one part
-            of a dotted name, such as "pooler".
+        head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
+            part of a dotted name, such as "pooler".
         **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
