@@ -333,9 +333,7 @@ class Bars(Monitor):
 
 
 @pytest.mark.parametrize("searcher", ["fair", "halving", "exhaustive"])
-def test_no_stage_takes_other_steps_than_were_announced(
-    options: dict[str, Any], tmp_path: Path, searcher: str
-) -> None:
+def test_no_stage_takes_other_steps_than_were_announced(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
     bars = Bars()
     fit(**{**options, "searcher": searcher}, output_dir=tmp_path / "run", monitor=bars)
     counted = [(steps, done) for steps, done in zip(bars.announced, bars.done, strict=True) if done]
