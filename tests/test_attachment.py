@@ -55,7 +55,8 @@ def test_a_source_mask_column_reaches_the_model(build_network, some_causal_case,
     )
     arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True)
     SPTTrainer(network, arguments, train_dataset=Dataset.from_list(rows)).train()
-    assert seen == [True]
+    assert seen
+    assert all(seen)  # the prefix cache looks twice before it is used
 
 
 def test_a_model_that_holds_another_adapter_is_refused(build_backbone, build_config, bert, tmp_path):

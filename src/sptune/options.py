@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
+from sptune.prefix_cache import DTYPES
 from sptune.search.config import (
     DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
@@ -25,8 +26,6 @@ from sptune.search.config import (
     settings_of,
 )
 from sptune.search.reading import READINGS
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that may name a local file or folder to read.
 PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")

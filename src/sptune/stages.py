@@ -175,13 +175,15 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
         network = get_peft_model(job.backbone, _prompt_config(job, "search"))
         searches = trains_network(plan.options.searcher, len(job.encoded["train"]))
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
-        plan.monitor.stage(title, plan.search_steps if searches else None)
+        how = search_config(plan.options)
+        # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
+        plan.monitor.stage(title, plan.search_steps if searches and how.reading else None)
         with _quiet_stdout():
             result = search_prompt_layers(
                 network,
                 job.encoded["train"],
                 training_arguments(job, "search", plan.search_steps, evaluate=False),
-                search_config(plan.options),
+                how,
                 class_scores=plan.encoder.class_scores,
                 data_collator=plan.encoder.collator,
                 callbacks=[StepCallback(plan.monitor)],
@@ -319,6 +321,7 @@ def make_trainer(
         compute_metrics=lambda outcome: task_metrics(job.plan, outcome.predictions, outcome.label_ids),
         class_scores=class_scores,
         head_learning_rate=job.plan.options.head_learning_rate,
+        head_modules=job.head_modules,
         prefix_cache=_prefix_cache(job),
         callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
     )

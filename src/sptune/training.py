@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,8 +44,9 @@ class SPTTrainer(PrefixCachingTrainer):
         class_scores: called with the model and a batch, gives (batch, classes); the loss is then the cross entropy of
             these scores with `batch["labels"]`, and the scores are the predictions. Without it the model's own loss is
             used.
-        head_learning_rate: learning rate of what PEFT's `modules_to_save` trains; None for `args.learning_rate`, which
-            is that of everything else.
+        head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
+        head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
+            part of a dotted name, such as "pooler".
         **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
@@ -60,11 +61,13 @@ class SPTTrainer(PrefixCachingTrainer):
         *args: Any,
         class_scores: ClassScores | None = None,
         head_learning_rate: float | None = None,
+        head_modules: Collection[str] = HEADS,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.class_scores = class_scores
         self.head_learning_rate = head_learning_rate
+        self.head_modules = head_modules
         self.model_accepts_loss_kwargs = True
         if class_scores is not None and self.args.label_names is None:
             self.label_names = ["labels"]
@@ -199,7 +202,7 @@ class SPTTrainer(PrefixCachingTrainer):
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
         """Identities of the parameters that go into groups of their own, and those groups' options."""
-        heads = {"modules_to_save", *HEADS}
+        heads = {"modules_to_save", *self.head_modules}
         head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
         rate = self.args.learning_rate if self.head_learning_rate is None else self.head_learning_rate
         return [(head, {"lr": rate})]

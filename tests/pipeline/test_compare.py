@@ -198,6 +198,27 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     assert any("classifier" not in key for key in changed)
 
 
+@pytest.mark.parametrize("name", ["spt", "lora", "full", "bitfit"])
+def test_a_fresh_pooler_learns_at_the_rate_of_the_head(
+    name: str, data: dict[str, str], masked_lm: str, tmp_path: Path
+) -> None:
+    """Whatever the method: a checkpoint of a language model has no pooler, so that it belongs to the head."""
+    options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
+    spec = run_of(name, {**options, "head_learning_rate": 1e-2}, learning_rates=1e-4)
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    trainer = stages.train(job, attach(spec.method, job).module, "")
+    names = {id(parameter): key for key, parameter in trainer.model.named_parameters()}
+    rates = {
+        names[id(parameter)]: group["initial_lr"]
+        for group in trainer.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    head = {key for key in rates if {"pooler", "classifier"} & set(key.split("."))}
+    assert len(head) == 4
+    assert {rates[key] for key in head} == {1e-2}
+    assert {rate for key, rate in rates.items() if key not in head} == {1e-4}
+
+
 def test_prefixes_are_seen_by_a_mean_pooled_classifier(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     """PEFT's prefix tuning hands keys and values through `past_key_values`; the head's mean is over the text alone."""
     spec = run_of("prefix-tuning", {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8})

@@ -317,6 +317,32 @@ def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, sea
     assert (run.output_dir / "search.png").exists() == (searcher != "random")
 
 
+class Bars(Monitor):
+    """Counts the steps of each stage beside the number that was announced."""
+
+    def __init__(self) -> None:
+        self.announced: list[int | None] = []
+        self.done: list[int] = []
+
+    def stage(self, title: str, steps: int | None = None) -> None:
+        self.announced.append(steps)
+        self.done.append(0)
+
+    def step(self) -> None:
+        self.done[-1] += 1
+
+
+@pytest.mark.parametrize("searcher", ["fair", "halving", "exhaustive"])
+def test_no_stage_takes_other_steps_than_were_announced(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
+    bars = Bars()
+    fit(**{**options, "searcher": searcher}, output_dir=tmp_path / "run", monitor=bars)
+    counted = [(steps, done) for steps, done in zip(bars.announced, bars.done, strict=True) if done]
+    head, search, training = counted
+    assert head[0] == head[1]
+    assert training[0] == training[1]
+    assert search[0] == (search[1] if searcher == "fair" else None)  # many networks: nothing is announced
+
+
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
     run = fit(**{**options, "searcher": "middle"}, output_dir=tmp_path / "run", head_baseline=False)
     assert run.prompt_layers == [1]
@@ -443,6 +469,15 @@ def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_pat
 def test_nothing_to_resume_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no run to resume"):
         fit(**options, output_dir=tmp_path, resume=True)
+
+
+def test_an_exhaustive_search_without_end_is_refused_at_once(
+    options: dict[str, Any], deep_lm: str, tmp_path: Path
+) -> None:
+    changes = {"model": deep_lm, "searcher": "exhaustive", "num_prompt_layers": 4, "candidate_layers": list(range(14))}
+    with pytest.raises(InputError, match="would train 1001 networks for 4 of 14 layers"):
+        fit(**{**options, **changes}, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[str, Any], tmp_path: Path) -> None:

@@ -15,10 +15,23 @@ MOST_SETS = 100
 def search(problem: SearchProblem) -> Findings:
     """Train a network for each set of as many layers as are wanted, and take the one with the lowest held-out loss."""
     size = problem.search.num_prompt_layers or 1
-    count = math.comb(len(problem.candidates), size)
+    check_sets(size, len(problem.candidates))
+    return train_sets(problem, all_sets(problem.candidates, size), rungs=1)
+
+
+def check_sets(size: int, candidates: int) -> None:
+    """Refuse a search among more than `MOST_SETS` sets.
+
+    Args:
+        size: layers in a set.
+        candidates: how many layers there are to choose from.
+
+    Raises:
+        InputError: there are more.
+    """
+    count = math.comb(candidates, size)
     if count > MOST_SETS:
         raise InputError(
-            f"searcher='exhaustive' would train {count} networks for {size} of {len(problem.candidates)} layers, more "
-            f"than {MOST_SETS}; choose fewer layers or candidates, or another searcher."
+            f"searcher='exhaustive' would train {count} networks for {size} of {candidates} layers, more than "
+            f"{MOST_SETS}; choose fewer layers or candidates, or another searcher."
         )
-    return train_sets(problem, all_sets(problem.candidates, size), rungs=1)
