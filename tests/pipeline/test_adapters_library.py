@@ -67,3 +67,15 @@ def test_verbalizers_take_adapters_too(data: dict[str, str], causal_lm: str, tmp
     words = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
     row = execute(run_of("pfeiffer", {**data, **words, "model": causal_lm, "max_steps": 2, "batch_size": 8}), tmp_path)
     assert row["state"] == "done", row
+
+
+def test_a_fresh_pooler_learns_at_the_rate_of_the_head(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    """The adapters do not: a checkpoint of a language model has no pooler, so that it belongs to the head."""
+    options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
+    spec = run_of("pfeiffer", {**options, "head_learning_rate": 1e-2})
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    trainer = stages.train(job, attach(spec.method, job).module, "")
+    groups = trainer.optimizer.param_groups
+    assert {group["initial_lr"] for group in groups} == {1e-3, 1e-2}
+    in_head = [len(group["params"]) for group in groups if group["initial_lr"] == 1e-2]
+    assert sum(in_head) == 4  # weights and biases of pooler and classifier
