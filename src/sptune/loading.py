@@ -35,6 +35,9 @@ HEADS = ("classifier", "score")
 
 LONGEST_DEFAULT = 512
 
+# Names of weights that a message gives.
+MOST_SHOWN = 5
+
 Loaded = TypeVar("Loaded")
 
 
@@ -180,38 +183,34 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
         The model, and the names of modules that the checkpoint did not bring, which a run must train and save.
 
     Raises:
-        InputError: it cannot be had, or its checkpoint has no language-model head where one is needed.
+        InputError: it cannot be had, its files lack weights of the backbone itself, or they have no language-model head
+            where one is needed.
     """
     source = spec.source
+    id2label = dict(enumerate(spec.labels))
     options = {**source.files(), "dtype": getattr(torch, source.dtype)}
     if source.gguf_file and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if spec.pooling == "mean":
-        id2label = dict(enumerate(spec.labels))
-        config = load_config(source)
-        if isinstance(config, MeanPooledConfig):
-            saved = _load("model", source, lambda: MeanPooledClassifier.from_pretrained(source.model, **options))
-            return MeanPooledClassifier.from_backbone(_named(saved.backbone, source), id2label=id2label), ["classifier"]
-        backbone = _load("model", source, lambda: AutoModel.from_pretrained(source.model, **options))
+        if isinstance(load_config(source), MeanPooledConfig):
+            saved, _ = _load_weights(MeanPooledClassifier, source, options)
+            backbone = saved.backbone
+        else:
+            backbone, _ = _load_weights(AutoModel, source, options)
         return MeanPooledClassifier.from_backbone(_named(backbone, source), id2label=id2label), ["classifier"]
     if spec.head == CLASSIFIER:
         options |= {
             "num_labels": len(spec.labels),
-            "id2label": dict(enumerate(spec.labels)),
-            "label2id": {label: index for index, label in enumerate(spec.labels)},
+            "id2label": id2label,
+            "label2id": {label: index for index, label in id2label.items()},
             "pad_token_id": tokenizer.pad_token_id,
-            "ignore_mismatched_sizes": True,
         }
-    auto_class = _auto_class(spec.head)
-    model, report = _load(
-        "model", source, lambda: auto_class.from_pretrained(source.model, output_loading_info=True, **options)
-    )
-    mismatched = [entry[0] for entry in report["mismatched_keys"]]
-    absent = sorted({_module_of(key, model.base_model_prefix) for key in [*report["missing_keys"], *mismatched]})
+    model, absent = _load_weights(_auto_class(spec.head), source, options)
     if absent and spec.head != CLASSIFIER:
         raise InputError(
-            f"{source.model} has no trained language-model head (missing in its files: {', '.join(absent)}), which a "
-            "verbalizer task reads; choose a masked or causal language model, or task_kind='classifier'."
+            f"{source.model} has no trained language-model head (missing in its files, or of another shape: "
+            f"{', '.join(absent)}), which a verbalizer task reads; choose a masked or causal language model, or "
+            "task_kind='classifier'."
         )
     model.config.pad_token_id = tokenizer.pad_token_id
     return _named(model, source), absent
@@ -303,10 +302,34 @@ def _named(model: Any, source: BackboneSource) -> PreTrainedModel:
     return model
 
 
-def _module_of(key: str, prefix: str) -> str:
-    """The module that a missing weight belongs to: "classifier", or "bert.pooler" inside the base model."""
-    parts = key.split(".")
-    return ".".join(parts[:2]) if parts[0] == prefix and len(parts) > 2 else parts[0]
+def _load_weights(auto_class: Any, source: BackboneSource, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """A model, and the names of its modules outside the backbone, or its pooler, that the files do not bring.
+
+    Transformers draws at random what is missing, or of another shape than the configuration says. A head may be so,
+    for it is trained; a backbone is frozen and would stay random, so it is refused.
+    """
+    model, report = _load(
+        "model",
+        source,
+        lambda: auto_class.from_pretrained(
+            source.model, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
+    )
+    # An entry is a name on transformers 4, and on 5 begins with one.
+    mismatched = (entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"])
+    keys = sorted({*report["missing_keys"], *mismatched})
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    pooler = f"{prefix}pooler"
+    weights = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    lacking = [key for key in keys if key in weights and not key.startswith(f"{pooler}.")]
+    if lacking:
+        shown = ", ".join(lacking[:MOST_SHOWN]) + (", ..." if len(lacking) > MOST_SHOWN else "")
+        raise InputError(
+            f"The files of {source.model} lack weights of the backbone, or have them in another shape than its "
+            f"configuration says; {len(lacking)} of {len(weights)} would stay random: {shown}. Check that the "
+            "configuration belongs to the weights (number of layers, sizes, vocabulary), or name another model."
+        )
+    return model, sorted({pooler if key.startswith(f"{pooler}.") else key.split(".")[0] for key in keys})
 
 
 def _load(what: str, source: BackboneSource, load: Callable[[], Loaded]) -> Loaded:

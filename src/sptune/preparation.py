@@ -32,7 +32,7 @@ from sptune.options import PLACES, RunOptions
 from sptune.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.searchers.exhaustive import check_sets
-from sptune.search.selection import fixed_layers, layers_within
+from sptune.search.selection import fixed_layers, layers_to_find
 from sptune.tasks import (
     BENCHMARK_TASKS,
     Splits,
@@ -249,9 +249,14 @@ def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
     Raises:
         InputError: which, and what would fit.
     """
-    search_config(options)
+    search = search_config(options)
     _check_layers(options, config)
-    _check_generators(options, config)
+    size = _generator_size(options, config)
+    if options.prompt_layers is None and options.searcher not in FIXED_SETTINGS and options.threshold is None:
+        candidates = len(_candidates(options, config))
+        number = layers_to_find(search, size, candidates)
+        if options.searcher == "exhaustive":
+            check_sets(number, candidates)
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:
@@ -295,23 +300,15 @@ def prompt_config(options: RunOptions, prompt_layers: Any, **fields: Any) -> SPT
         raise InputError(str(error)) from error
 
 
-def _check_generators(options: RunOptions, config: PretrainedConfig) -> None:
-    """Refuses generators that do not fit the backbone, a budget that does not pay for one, and a search without end."""
+def _generator_size(options: RunOptions, config: PretrainedConfig) -> int:
+    """Parameters of one layer's generator; refuses one that does not fit the backbone."""
     try:
         with torch.device("meta"):
             prompts = prompt_config(options, options.prompt_layers or "search")
             generator = build_generator(prompts, text_config(config).hidden_size)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if options.prompt_layers is not None:
-        return
-    candidates = len(_candidates(options, config))
-    number = min(options.num_prompt_layers or DEFAULT_NUM_PROMPT_LAYERS, candidates)
-    if options.parameter_budget is not None:
-        size = sum(parameter.numel() for parameter in generator.parameters())
-        number = layers_within(options.parameter_budget, size, candidates)
-    if options.searcher == "exhaustive":
-        check_sets(number, candidates)
+    return sum(parameter.numel() for parameter in generator.parameters())
 
 
 def _resolved(

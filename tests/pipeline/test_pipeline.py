@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import BertForSequenceClassification
 
 from sptune import SPTConfig, preparation
 from sptune.cli import main
@@ -390,6 +393,17 @@ def test_modules_that_the_checkpoint_lacks_are_trained_and_saved(options: dict[s
     assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
 
 
+def test_a_head_for_other_classes_is_replaced_and_the_pooler_beside_it_kept(
+    options: dict[str, Any], masked_lm: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(masked_lm, tmp_path / "model")
+    BertForSequenceClassification.from_pretrained(masked_lm, num_labels=5).save_pretrained(model)
+    options |= {"model": str(model), "prompt_layers": [1], "head_pooling": "own"}
+    run = train(**options, output_dir=tmp_path / "run")
+    assert run.metrics["parameters"]["head"] == 32 * 2 + 2
+    assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
+
+
 def test_baseline_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> None:
     with_baseline = train(**options, output_dir=tmp_path / "with", prompt_layers=[1])
     without = train(**options, output_dir=tmp_path / "without", prompt_layers=[1], head_baseline=False)
@@ -538,6 +552,46 @@ def test_verbalizer_needs_a_language_model_head(
                 "label_words": {"good": "good", "bad": "bad"}}  # fmt: skip
     with pytest.raises(InputError, match="no language-model head"):
         fit(**options, output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("config", "dropped", "named"),
+    [
+        ({"num_hidden_layers": 4}, None, "encoder.layer.3.attention"),
+        ({"vocab_size": 100}, None, "embeddings.word_embeddings.weight"),
+        ({}, "bert.encoder.layer.1.output.dense.bias", "encoder.layer.1.output.dense.bias"),
+    ],
+    ids=["layers", "vocabulary", "bias"],
+)
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"head_pooling": "mean"},
+        {"head_pooling": "own"},
+        {"template": "{text} [MASK]", "label_words": {"good": "good", "bad": "bad"}},
+    ],
+    ids=["mean", "own", "verbalizer"],
+)
+def test_a_backbone_that_would_be_partly_random_is_refused(
+    config: dict[str, Any],
+    dropped: str | None,
+    named: str,
+    task: dict[str, Any],
+    options: dict[str, Any],
+    masked_lm: str,
+    tmp_path: Path,
+) -> None:
+    model = shutil.copytree(masked_lm, tmp_path / "model")
+    told = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**told, **config}))
+    weights = load_file(model / "model.safetensors")
+    if dropped is not None:
+        del weights[dropped]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="would stay random") as refusal:
+        fit(**{**options, **task, "model": str(model)}, output_dir=tmp_path / "run")
+    assert str(model) in str(refusal.value)
+    assert named in str(refusal.value)
 
 
 def test_diverged_training_says_so(options: dict[str, Any], tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 import pytest
 
 from sptune.errors import InputError
-from sptune.search import select_layers
-from sptune.search.selection import layers_within
+from sptune.search import SearchConfig, select_layers
+from sptune.search.selection import layers_to_find
 
 GATES = [0.2, 0.9, 0.4, 0.7]
 CANDIDATES = [1, 3, 5, 8]
@@ -20,7 +20,7 @@ def test_by_threshold_takes_all_above_it_and_at_least_the_largest(threshold, exp
 
 @pytest.mark.parametrize(("budget", "expected"), [(10, 1), (29, 2), (30, 3), (1000, 4)])
 def test_a_budget_pays_for_whole_layers(budget, expected):
-    assert layers_within(budget, layer_parameters=10, candidates=4) == expected
+    assert layers_to_find(SearchConfig(parameter_budget=budget), layer_parameters=10, candidates=4) == expected
 
 
 def test_between_equal_gates_the_higher_layer_goes_first():
@@ -40,4 +40,4 @@ def test_more_layers_than_candidates_are_refused():
 
 def test_a_budget_below_one_generator_is_refused():
     with pytest.raises(InputError, match=r"parameter_budget=9 .* 10 parameters"):
-        layers_within(9, layer_parameters=10, candidates=4)
+        layers_to_find(SearchConfig(parameter_budget=9), layer_parameters=10, candidates=4)

@@ -18,11 +18,11 @@ from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.model import SPTModel
 from sptune.prefix_cache import PrefixCacheSettings
-from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig
+from sptune.search.config import FIXED_SETTINGS, SearchConfig
 from sptune.search.problem import SearchProblem
 from sptune.search.result import SearchResult
 from sptune.search.searchers import find_searcher
-from sptune.search.selection import check_number, fixed_layers, layers_within, select_layers
+from sptune.search.selection import fixed_layers, layers_to_find, select_layers
 
 if TYPE_CHECKING:
     from sptune.training import ClassScores
@@ -122,14 +122,10 @@ def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
 
 def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
     """The same search with the number of layers that it is to find, unless a threshold says it."""
-    candidates = len(tuner.candidate_layers)
     if search.threshold is not None:
         return search
-    number = search.num_prompt_layers or min(DEFAULT_NUM_PROMPT_LAYERS, candidates)
-    if search.parameter_budget is not None:
-        size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))
-        number = layers_within(search.parameter_budget, size, candidates)
-    check_number(number, candidates)
+    size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))
+    number = layers_to_find(search, size, len(tuner.candidate_layers))
     return dataclasses.replace(search, num_prompt_layers=number, parameter_budget=None)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
+from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, SearchConfig
 
 LayerSet = tuple[int, ...]
 
@@ -88,20 +89,25 @@ def check_number(num_prompt_layers: int, candidates: int) -> None:
         )
 
 
-def layers_within(parameter_budget: int, layer_parameters: int, candidates: int) -> int:
-    """How many layers a budget pays for.
+def layers_to_find(search: SearchConfig, layer_parameters: int, candidates: int) -> int:
+    """How many layers a search without a threshold is to find: what was asked for, what a budget pays for, or two.
 
     Args:
-        parameter_budget: parameters that all generators may have together.
+        search: the user's choices.
         layer_parameters: those of one layer's generator; all candidates have the same kind.
         candidates: how many layers there are to choose from.
 
     Raises:
-        InputError: the budget is below one generator.
+        InputError: the budget is below one generator, or more layers are asked for than there are.
     """
-    if parameter_budget < layer_parameters:
+    budget = search.parameter_budget
+    if budget is None:
+        number = search.num_prompt_layers or min(DEFAULT_NUM_PROMPT_LAYERS, candidates)
+        check_number(number, candidates)
+        return number
+    if budget < layer_parameters:
         raise InputError(
-            f"parameter_budget={parameter_budget} is less than the {layer_parameters} parameters of one layer's "
+            f"parameter_budget={budget} is less than the {layer_parameters} parameters of one layer's "
             "generator; raise the budget, or take a smaller generator (bottleneck_dim, projection='phm')."
         )
-    return min(parameter_budget // layer_parameters, candidates)
+    return min(budget // layer_parameters, candidates)
