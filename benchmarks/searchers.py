@@ -266,7 +266,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     if all(len(table.draws(task, *sizes)) > 1 for task in tasks):
         console.print(_numbers_of_layers(table, tasks, sizes))
     rows = read_json_lines(given.output)
-    for size in SIZES[given.backbone]:
+    for size in SIZES[given.backbone] if rows else ():
         console.print(_table(size, scores_by_setting(rows, size, settings, table, tasks), table, given))
 
 

@@ -126,6 +126,10 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
+            if task.kind == "verbalizer" and options.task_kind is None:
+                monitor.note(
+                    f"{source.model} brings no language-model head that could say label words; a classifier is trained."
+                )
             task = task.as_classifier()
         tokenizer = load_tokenizer(source)
         max_length = longest_input(config, tokenizer, options.max_length)

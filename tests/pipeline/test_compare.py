@@ -78,6 +78,7 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
         assert (row["seconds"]["search"] > 0) is (row["method"] == "spt")
         assert (row["prompt_layers"] is not None) is (row["method"] == "spt")
         assert row["adapter_bytes"] > 0
+        assert row["steps"] == parts["options"]["max_steps"]
         assert row["device"]
         assert row["processor"].endswith(f"threads: {torch.get_num_threads()}")
         assert row["bf16"] is False

@@ -13,7 +13,7 @@ import yaml
 from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import BertForSequenceClassification
+from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from sptune import SPTConfig, preparation
 from sptune.cli import main
@@ -544,14 +544,32 @@ def test_a_run_of_which_nothing_is_said_is_told_all_that_is_missing(tmp_path: Pa
 def test_verbalizer_needs_a_language_model_head(
     options: dict[str, Any], finished: Any, masked_lm: str, tmp_path: Path
 ) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
     AutoModel.from_pretrained(masked_lm).save_pretrained(tmp_path / "headless")
     AutoTokenizer.from_pretrained(masked_lm).save_pretrained(tmp_path / "headless")
     options |= {"model": str(tmp_path / "headless"), "template": "{text} [MASK]",
                 "label_words": {"good": "good", "bad": "bad"}}  # fmt: skip
     with pytest.raises(InputError, match="no language-model head"):
         fit(**options, output_dir=tmp_path / "run")
+
+
+def test_a_task_with_label_words_says_when_a_classifier_is_trained_instead(
+    options: dict[str, Any], masked_lm: str, tmp_path: Path
+) -> None:
+    headless = shutil.copytree(masked_lm, tmp_path / "headless")
+    AutoModel.from_pretrained(masked_lm).save_pretrained(headless)
+    options |= {
+        "model": str(headless),
+        "task": "sst2",
+        "labels": ["bad", "good"],
+        "text_columns": ["text"],
+        "prompt_layers": [1],
+    }
+    told = {}
+    for name, change in {"plain": {}, "asked": {"task_kind": "classifier"}}.items():
+        notes = Notes()
+        train(**options, **change, output_dir=tmp_path / name, monitor=notes)
+        told[name] = any("no language-model head" in text for text in notes.texts)
+    assert told == {"plain": True, "asked": False}
 
 
 @pytest.mark.parametrize(

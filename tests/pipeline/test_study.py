@@ -12,11 +12,12 @@ from typing import Any, cast
 import pytest
 import yaml
 from matplotlib.text import Text
+from scipy import stats
 
 from sptune.cli import main
 from sptune.compare import METHODS, Study
 from sptune.compare.log import RunLog
-from sptune.compare.summary import interval, mean_of_means, summarise
+from sptune.compare.summary import interval, interval_within, mean_of_means, summarise
 from sptune.errors import InputError
 from sptune.options import RunOptions
 from sptune.report.comparison import plot_scores
@@ -44,7 +45,7 @@ def rows_of(study: Study, score: Any) -> list[dict[str, Any]]:
         for spec in pending:
             found = score(spec)
             row: dict[str, Any] = {"run": spec.id, "task": spec.task, "method": spec.name, "seed": spec.seed,
-                                   "tuning": spec.tuning}  # fmt: skip
+                                   "tuning": spec.tuning, "versions": {"sptune": "0.1.0"}}  # fmt: skip
             if isinstance(found, str):
                 rows.append({**row, "state": "failed", "error": found})
                 continue
@@ -267,6 +268,29 @@ def test_differences_over_fewer_tasks_are_told(parts: dict[str, Any]) -> None:
     assert any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
 
 
+def test_of_several_tasks_there_is_an_interval_for_other_seeds_too(parts: dict[str, Any]) -> None:
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks}, "study")
+    # LoRA is ahead by .1 and .2 on one task, by .6 and .9 on the other.
+    ahead = {("words", 0): 0.1, ("words", 1): 0.2, ("more", 0): 0.6, ("more", 1): 0.9}
+    rows = rows_of(study, lambda spec: ahead.get((spec.task, spec.seed), 0.5) * (spec.method.name == "lora"))
+    table = score_table(study, summarise(study, rows), rows)
+    (lora,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == "lora"]
+    low, high = interval_within({"words": [0.1, 0.2], "more": [0.6, 0.9]})
+    assert lora["on other seeds"] == f"[{low:+.4f}, {high:+.4f}]"
+    low, high = interval({"words": [0.15], "more": [0.75]})
+    assert lora["minus spt (95 % interval)"] == f"+0.4500 [{low:+.4f}, {high:+.4f}]"
+
+
+def test_runs_of_several_versions_are_told(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping(parts, "study")
+    rows = rows_of(study, lambda spec: 0.5)
+    told = "several versions of sptune (0.0.9, 0.1.0)"
+    assert not any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    rows[-1]["versions"]["sptune"] = "0.0.9"
+    assert any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+
+
 def test_nothing_takes_a_multiple_of_no_time(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "against": "lora"}, "study")
     rows = rows_of(study, lambda spec: 0.5)
@@ -366,6 +390,17 @@ def test_the_sample_of_an_interval_are_the_tasks_and_of_a_single_task_its_seeds(
     assert interval({"a": [1.0, 2.0, 3.0]}) == pytest.approx(interval(tasks))
     assert all(map(math.isnan, interval({"a": [1.0]})))
     assert all(map(math.isnan, interval({"a": [0.3 - 0.2, 0.1, 0.1]})))  # equal, which is no certainty
+
+
+def test_the_sample_of_an_interval_within_tasks_are_the_seeds_of_each() -> None:
+    """For two tasks it is half of Welch's interval for a sum of means."""
+    tasks = {"a": [0.1, 0.3, 0.2, 0.5], "b": [1.0, 3.0, 1.5]}
+    welch = stats.ttest_ind(tasks["a"], [-value for value in tasks["b"]], equal_var=False).confidence_interval()
+    assert interval_within(tasks) == pytest.approx((welch.low / 2, welch.high / 2))
+    assert interval_within({"a": tasks["a"]}) == pytest.approx(interval({"a": tasks["a"]}))
+    assert interval_within({**tasks, "c": [2.0, 2.0]}) == pytest.approx([2 / 3 + end / 3 for end in welch])
+    assert all(map(math.isnan, interval_within({**tasks, "c": [2.0]})))
+    assert all(map(math.isnan, interval_within({"a": [0.3 - 0.2, 0.1, 0.1], "b": [1.0, 1.0]})))
 
 
 def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None:

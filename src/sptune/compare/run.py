@@ -62,8 +62,9 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
         `run` (its id), `task`, `method`, `settings`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or
         "skipped") and `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on
         development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds`
-        (of the search, all steps of the training, both, and a step), `peak_memory`, `adapter_bytes`, and `device`,
-        `processor` (with its threads) and `bf16`: on what it was computed, and whether with autocast to bfloat16.
+        (of the search, all steps of the training, both, and a step), `steps` of the training, `peak_memory`,
+        `adapter_bytes`, and `device`, `processor` (with its threads) and `bf16`: on what it was computed, and whether
+        with autocast to bfloat16.
     """
     folder = Path(folder)
     # Continuing would save little, and neither times nor what AdaLoRA knows of its ranks outlive an interruption.
@@ -140,6 +141,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
             "total": round(search_seconds + train_seconds, 2),
             "step": round(statistics.median(timer.steps), 5) if timer.steps else 0.0,
         },
+        "steps": len(timer.steps),
         "adapter_bytes": size,
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "processor": ", ".join(

@@ -28,7 +28,8 @@ class Line:
         mean: mean of these means over the tasks that the reference has done; not a number before all of them are there.
         deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
         difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
-        low, high: 95 % interval of that: for another task, of one task for another seed.
+        low, high: 95 % interval of that: for another task, of one task for other seeds.
+        low_on_seeds, high_on_seeds: the same on these tasks, for other seeds.
         pairs: how many tasks and seeds that is.
         parameters: trained ones without the head, median over runs.
         step_seconds: of one step, median. This, seconds and memory are those of runs on one machine, the one that did
@@ -55,6 +56,8 @@ class Line:
     difference: float
     low: float
     high: float
+    low_on_seeds: float
+    high_on_seeds: float
     pairs: int
     parameters: float
     step_seconds: float
@@ -74,17 +77,45 @@ class Line:
 
 
 def interval(groups: Mapping[Any, Sequence[float]]) -> tuple[float, float]:
-    """95 % interval of the mean of the groups' means, by Student's t; not numbers where there is too little to tell.
+    """95 % interval of the mean of the groups' means, for another group; of one group as `interval_within`.
 
     Args:
-        groups: values by group, such as by task. The groups' means are the sample, so that the interval is for another
-            group; where there is but one group, its values are.
+        groups: values by group, such as by task; their means are the sample, by Student's t.
+
+    Returns:
+        Its ends; not numbers where there is too little to tell.
     """
-    sample = [statistics.mean(own) for own in groups.values()] if len(groups) > 1 else list(*groups.values())
-    # Equal values, such as three differences of as many questions, are no certainty.
-    if len(sample) < 2 or math.isclose(min(sample), max(sample), abs_tol=1e-12):
+    if len(groups) < 2:
+        return interval_within(groups)
+    sample = [statistics.mean(own) for own in groups.values()]
+    if _equal(sample):
         return math.nan, math.nan
     return t_interval(mean_of_means(groups), statistics.stdev(sample) / math.sqrt(len(sample)), len(sample) - 1)
+
+
+def interval_within(groups: Mapping[Any, Sequence[float]]) -> tuple[float, float]:
+    """95 % interval of the mean of the groups' means for these groups and other values in each, such as other seeds.
+
+    The error of each group's mean is its own; the degrees of freedom of all together are those of Welch and
+    Satterthwaite (Biometrics Bulletin 2(6), 1946).
+
+    Args:
+        groups: values by group.
+
+    Returns:
+        Its ends; not numbers where a group has one value, or no group has two that differ.
+    """
+    sizes = [len(own) for own in groups.values()]
+    if not sizes or min(sizes) < 2 or all(map(_equal, groups.values())):
+        return math.nan, math.nan
+    errors = [statistics.variance(own) / len(own) for own in groups.values()]
+    freedom = sum(errors) ** 2 / sum(error**2 / (size - 1) for error, size in zip(errors, sizes, strict=True))
+    return t_interval(mean_of_means(groups), math.sqrt(sum(errors)) / len(groups), freedom)
+
+
+def _equal(values: Sequence[float]) -> bool:
+    """Whether values do not differ, which is no certainty: three differences may be of as many questions."""
+    return math.isclose(min(values), max(values), abs_tol=1e-12)
 
 
 def t_interval(middle: float, error: float, freedom: float) -> tuple[float, float]:
@@ -169,6 +200,7 @@ def _line(
     if not {task for (task, _), row in reference.items() if machine(row) == timed} <= {task for task, _ in there}:
         there = {}  # a median over other tasks would not compare
     low, high = interval(differences)
+    low_on_seeds, high_on_seeds = interval_within(differences)
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
         for layer in row["prompt_layers"] or []:
@@ -186,6 +218,8 @@ def _line(
         difference=mean_of_means(differences) if differences else math.nan,
         low=low,
         high=high,
+        low_on_seeds=low_on_seeds,
+        high_on_seeds=high_on_seeds,
         pairs=len(paired),
         parameters=_median([row["parameters"]["added"] for row in own.values()]),
         step_seconds=_median([row["seconds"]["step"] for row in there.values()]),

@@ -41,18 +41,19 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
         rows: its runs.
     """
     tasks = list(study.tasks)
-    means = ["mean"] if len(tasks) > 1 else []
-    columns = ["method", *tasks, *means, "sd", f"minus {study.against} (95 % interval)", "runs"]
+    several = len(tasks) > 1
+    means, seeds = (["mean"], ["on other seeds"]) if several else ([], [])
+    columns = ["method", *tasks, *means, "sd", f"minus {study.against} (95 % interval)", *seeds, "runs"]
     cells = []
     for line in _begun(lines):
         scores = [line.scores.get(task) for task in tasks] + [line.mean] * len(means)
-        between = "" if math.isnan(line.low) else f" [{line.low:+.4f}, {line.high:+.4f}]"
         cells.append(
             [
                 line.method,
                 *(_number(score, ".4f") for score in scores),
                 _number(line.deviation, ".4f"),
-                _number(line.difference, "+.4f") + between,
+                f"{_number(line.difference, '+.4f')} {_interval(line.low, line.high)}".strip(),
+                *([_interval(line.low_on_seeds, line.high_on_seeds)] if several else []),
                 f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             ]
         )
@@ -71,6 +72,12 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     if len({row["bf16"] for row in rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}) > 1:
         notes.append("Some runs were computed in bfloat16 (autocast) and some not; runs.jsonl says which (bf16).")
+    versions = sorted({row["versions"]["sptune"] for row in rows})
+    if len(versions) > 1:
+        notes.append(
+            f"Runs were made by several versions of sptune ({', '.join(versions)}), which may choose otherwise what "
+            "the study leaves open; runs.jsonl says which."
+        )
     return TextTable(columns, cells, notes)
 
 
@@ -123,6 +130,10 @@ def _test_examples(lines: Sequence[Any], task: str) -> str:
 
 def _begun(lines: Sequence[Any]) -> list[Any]:
     return [line for line in lines if line.runs or line.failed]
+
+
+def _interval(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
 
 
 def _number(value: float | None, form: str) -> str:
