@@ -192,11 +192,7 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
     if source.gguf_file and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if spec.pooling == "mean":
-        if isinstance(load_config(source), MeanPooledConfig):
-            saved, _ = _load_weights(MeanPooledClassifier, source, options)
-            backbone = saved.backbone
-        else:
-            backbone, _ = _load_weights(AutoModel, source, options)
+        backbone, _ = _load_weights(AutoModel, source, options)
         return MeanPooledClassifier.from_backbone(_named(backbone, source), id2label=id2label), ["classifier"]
     if spec.head == CLASSIFIER:
         options |= {
@@ -320,14 +316,15 @@ def _load_weights(auto_class: Any, source: BackboneSource, options: dict[str, An
     keys = sorted({*report["missing_keys"], *mismatched})
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     pooler = f"{prefix}pooler"
-    weights = {name for name, _ in model.named_parameters() if name.startswith(prefix)}
+    weights = {key for key in model.state_dict() if key.startswith(prefix)}
     lacking = [key for key in keys if key in weights and not key.startswith(f"{pooler}.")]
     if lacking:
         shown = ", ".join(lacking[:MOST_SHOWN]) + (", ..." if len(lacking) > MOST_SHOWN else "")
         raise InputError(
             f"The files of {source.model} lack weights of the backbone, or have them in another shape than its "
             f"configuration says; {len(lacking)} of {len(weights)} would stay random: {shown}. Check that the "
-            "configuration belongs to the weights (number of layers, sizes, vocabulary), or name another model."
+            "configuration belongs to the weights (number of layers, sizes, vocabulary) and both to this version of "
+            "transformers, or name another model."
         )
     return model, sorted({pooler if key.startswith(f"{pooler}.") else key.split(".")[0] for key in keys})
 

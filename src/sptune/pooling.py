@@ -66,7 +66,8 @@ class MeanPooledClassifier(PreTrainedModel):
         """A classifier with a new head on a pretrained backbone.
 
         Args:
-            backbone: hub id, folder, or a model without a head (as `AutoModel` gives it).
+            backbone: hub id, folder, or a model without a head (as `AutoModel` gives it); of a `MeanPooledClassifier`
+                its backbone.
             num_labels: number of classes, where `id2label` does not say it.
             id2label: names of the classes.
             kwargs: passed to `AutoModel.from_pretrained`.
@@ -81,6 +82,9 @@ class MeanPooledClassifier(PreTrainedModel):
         base: Any = backbone
         if not isinstance(backbone, PreTrainedModel):
             base = AutoModel.from_pretrained(backbone, **kwargs)
+        name = base.name_or_path
+        if isinstance(base, MeanPooledClassifier):
+            base = base.backbone
         label2id = {label: index for index, label in id2label.items()}
         attention = base.config._attn_implementation
         config = MeanPooledConfig(base.config, id2label=id2label, label2id=label2id, attn_implementation=attention)
@@ -91,7 +95,7 @@ class MeanPooledClassifier(PreTrainedModel):
         nn.init.normal_(model.classifier.weight, std=getattr(base.config, "initializer_range", 0.02))
         nn.init.zeros_(model.classifier.bias)
         model.classifier.to(base.device)
-        model.name_or_path = base.name_or_path
+        model.name_or_path = name
         return model.eval()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -170,4 +174,5 @@ def _without_pooler(backbone: Any) -> PreTrainedModel:
 
 
 AutoConfig.register(MeanPooledConfig.model_type, MeanPooledConfig)
+AutoModel.register(MeanPooledConfig, MeanPooledClassifier)
 AutoModelForSequenceClassification.register(MeanPooledConfig, MeanPooledClassifier)

@@ -29,6 +29,7 @@ from sptune.loading import (
     text_config,
 )
 from sptune.options import PLACES, RunOptions
+from sptune.pooling import MeanPooledConfig
 from sptune.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.search.config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.searchers.exhaustive import check_sets
@@ -237,6 +238,8 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     elif options.task_kind == "verbalizer":
         raise InputError("task_kind='verbalizer' needs a template and label words (template, label_words).")
     pooling = options.head_pooling or ("own" if is_causal(config) else "mean")
+    if isinstance(config, MeanPooledConfig):  # whose own pooling is the mean
+        pooling = "mean"
     return BackboneSpec(source, CLASSIFIER, pooling, task.labels)
 
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from sptune import SPTConfig, preparation
+from sptune import MeanPooledClassifier, SPTConfig, preparation
 from sptune.cli import main
 from sptune.errors import InputError, SptuneError
 from sptune.options import RunOptions
@@ -402,6 +402,23 @@ def test_a_head_for_other_classes_is_replaced_and_the_pooler_beside_it_kept(
     run = train(**options, output_dir=tmp_path / "run")
     assert run.metrics["parameters"]["head"] == 32 * 2 + 2
     assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
+
+
+@pytest.mark.parametrize("pooling", [None, "own"])
+def test_a_mean_pooled_classifier_is_a_backbone_with_a_new_head(
+    pooling: str | None, options: dict[str, Any], causal_lm: str, tmp_path: Path
+) -> None:
+    model = shutil.copytree(causal_lm, tmp_path / "model")
+    saved = MeanPooledClassifier.from_backbone(causal_lm, num_labels=5)
+    saved.backbone.layers[0].mlp.up_proj.weight.data.mul_(2)  # as after a training
+    saved.save_pretrained(model)
+    options |= {"model": str(model), "prompt_layers": [1], "head_pooling": pooling}
+    run = train(**options, output_dir=tmp_path / "run")
+    assert run.metrics["parameters"]["head"] == 32 * 2 + 2
+    assert evaluate(run.adapter_dir, options["test_file"]) == run.metrics["test"]
+    again = MeanPooledClassifier.from_backbone(str(model), num_labels=2)
+    assert torch.equal(again.backbone.layers[0].mlp.up_proj.weight, saved.backbone.layers[0].mlp.up_proj.weight)
+    assert again.name_or_path == str(model)
 
 
 def test_baseline_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> None:
