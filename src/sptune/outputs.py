@@ -228,6 +228,14 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         _remove(leftover)
 
 
+def release_folder(folder: Path) -> None:
+    """Takes back `claim_folder` of a run that began nothing, so that the folder is free for the next call."""
+    for name in (CONFIG_FILE, CHECKPOINTS_FOLDER):
+        _remove(folder / name)
+    with contextlib.suppress(OSError):  # something else is in it
+        folder.rmdir()
+
+
 def remove_checkpoints(folder: Path) -> None:
     """Removes the checkpoints of a finished run."""
     _remove(folder / CHECKPOINTS_FOLDER)

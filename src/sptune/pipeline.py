@@ -145,7 +145,12 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
         monitor.note(f"{folder} holds a finished run; nothing was left to do.")
         results = outputs.read_json(finished)
         return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
-    job = load(plan)
+    try:
+        job = load(plan)
+    except InputError:
+        if not options.resume and processes().is_main_process:
+            outputs.release_folder(folder)
+        raise
     baseline = _baseline(job) if plan.options.head_baseline and verb != "search" else None
     result, network = stages.search(job) if verb != "train" else (None, None)
     if verb == "search":
