@@ -152,12 +152,15 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
 
 
 def _processor() -> str:
-    """The name of the CPU's model, as far as the system tells."""
+    """The CPU's model and whether it has AMX, which makes bfloat16 much faster, as far as the system tells."""
+    told: dict[str, str] = {}
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            field, _, value = line.partition(":")
+            told.setdefault(field.strip(), value.strip())
+    name = told.get("model name") or platform.processor() or platform.machine()
+    flags = told.get("flags", "").split()
+    return f"{name} {'with' if 'amx_bf16' in flags else 'without'} AMX" if "avx512f" in flags else name
 
 
 class Quiet(Monitor):
