@@ -81,6 +81,7 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
         assert row["steps"] == parts["options"]["max_steps"]
         assert row["device"]
         assert row["processor"].endswith(f"threads: {torch.get_num_threads()}")
+        assert ("with AMX" in row["processor"]) is torch.cpu._is_amx_tile_supported()  # not where it is read from
         assert row["bf16"] is False
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [line["method"] for line in summary] == ["spt", "lora", "head"]
