@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sptune.errors import InputError
+from sptune.forward_context import ThreadState
 from sptune.gates import at_least_float32
 
 
@@ -296,6 +297,12 @@ def _follow(module: nn.Module, path: str) -> Any:
     return found
 
 
+class _FloatingMask(ThreadState):
+    """The mask on its way from an attention's arguments to its probabilities."""
+
+    weights: torch.Tensor | None = None
+
+
 class WeightedProbabilities:
     """Weighs attention probabilities by a floating mask, where a family's mask cannot carry a bias on the logits.
 
@@ -308,7 +315,7 @@ class WeightedProbabilities:
     """
 
     def __init__(self, attention: nn.Module) -> None:
-        self.weights: torch.Tensor | None = None
+        self.mask = _FloatingMask()
         dropout: Any = attention.dropout
         self._handles = [
             attention.register_forward_pre_hook(self._catch_mask, with_kwargs=True),
@@ -322,12 +329,12 @@ class WeightedProbabilities:
 
     def _catch_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
-        self.weights = mask if mask.is_floating_point() else None
+        self.mask.weights = mask if mask.is_floating_point() else None
 
     def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.weights is None:
+        weights, self.mask.weights = self.mask.weights, None  # kept, it would hold on to the whole graph
+        if weights is None:
             return None
-        weights, self.weights = self.weights, None  # kept, it would hold on to the whole graph
         probabilities = args[0]
         weighted = at_least_float32(probabilities) * weights  # in half precision, small sums have no finite gradient
         total = weighted.sum(-1, keepdim=True)

@@ -19,9 +19,10 @@ from transformers import Cache
 from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.flow import CACHE_NAMES, AdapterSettings, PromptFlow, argument_positions
+from sptune.flow import CACHE_NAMES, AdapterSettings, PromptFlow
+from sptune.forward_context import argument_positions
 from sptune.gates import at_least_float32, mix_prompts, mixing_weights
-from sptune.generators import INSTANCE_AWARE, build_generator
+from sptune.generators import INITIAL_STD, INSTANCE_AWARE, build_generator
 from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 
 
@@ -125,7 +126,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         if adapter is not None:
             return self._prompted(adapter, call)
         outputs = self.flow.block_outputs
-        if self.flow.state.prefix_states is not None and outputs is not None:
+        state = self.flow.context.state
+        if state is not None and state.prefix_states is not None and outputs is not None:
             # What stands above this layer is known, and nothing else of its output is looked at.
             hidden_states = call["hidden_states"]
             return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
@@ -154,12 +156,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose "
                 "one with set_adapter."
             )
-        if not active or self.index < self.spt_settings[active[0]].layers[0]:
+        if not active or self.index < self.flow.settings_of(active[0]).layers[0]:
             return None
         return active[0]
 
     def _prompted(self, adapter: str, call: _Call) -> Any:
-        flow, settings = self.flow, self.spt_settings[adapter]
+        flow, settings = self.flow, self.flow.settings_of(adapter)
         m = settings.config.num_virtual_tokens
         cache_layer = self._cache_layer(call, m, adapter)
         flow.check_inputs()
@@ -207,7 +209,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
         if not settings.config.searching:
             return None, None
-        values = self.flow.gate_values
+        values = self.flow.context.gate_values
         if values is None:
             gate = torch.sigmoid(at_least_float32(self.spt_gate[adapter]))
         else:
@@ -240,9 +242,18 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         generator = self.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
         source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
-        new = generator(text.to(dtype), source, causal=self.flow.backbone.causal).to(text.dtype)
+        reading = text.to(dtype)
+        if source is not None:
+            # A row with nothing to read gets the prompts of a constant: a prompt of zeros would make the gradient of
+            # the norms above overflow, and spoil that of the other rows.
+            blind = ~source.any(-1, keepdim=True)
+            reading = torch.where(blind[..., None], INITIAL_STD, reading)
+            source = source | blind
+        new = generator(reading, source, causal=self.flow.backbone.causal).to(text.dtype)
         if gate is not None and below is not None:
-            propagated = torch.zeros_like(new) if propagated is None else propagated
+            if propagated is None:
+                # Nothing looks at absent slots; those that are always visible must not be zero.
+                propagated = torch.full_like(new, 0.0 if settings.gated else INITIAL_STD)
             if settings.gated:
                 new = mix_prompts(propagated, new, gate, below, config.mixing_rate)
             else:
@@ -264,8 +275,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
     def _take_off(self, output: Any, num_prompts: int) -> Any:
         hidden_states = output[0] if isinstance(output, tuple) else output
         text = self.flow.restore(hidden_states[:, num_prompts:])
-        if self.flow.final_states is not None:
-            self.flow.final_states.append(text)
+        if self.flow.context.final_states is not None:
+            self.flow.context.final_states.append(text)
         return (text, *output[1:]) if isinstance(output, tuple) else text
 
 

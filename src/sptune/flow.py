@@ -1,16 +1,12 @@
 """What one forward pass shares between its prompted blocks: masks, rotary tables, source tokens, presence.
 
-Blocks see hidden states and a mask that has long lost the padding of each example. Hooks on the model keep what was
-passed to it for the length of one forward. Everything extended for the prompts is extended once a forward.
+Everything extended for the prompts is extended once a forward.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,9 +16,9 @@ from torch.nn.functional import pad
 from sptune.backbones import Backbone
 from sptune.config import SPTConfig
 from sptune.errors import InputError
+from sptune.forward_context import ForwardContext, ForwardState, WrappedMethod
 from sptune.gates import presence_bias
 from sptune.generators import INSTANCE_AWARE
-from sptune.prefix_cache import PrefixSource
 
 logger = logging.getLogger(__name__)
 
@@ -48,21 +44,8 @@ class AdapterSettings:
         return self.config.searching and self.config.visibility == "gated"
 
 
-@dataclass
-class ForwardState:
-    """One forward pass. `inputs` are the base model's arguments by name; the rest is filled in by the blocks."""
-
-    inputs: dict[str, Any] = field(default_factory=dict)
-    checked: bool = False
-    presence: torch.Tensor | None = None
-    source_mask: torch.Tensor | None = None
-    prefix_source: PrefixSource | None = None
-    prefix_states: torch.Tensor | None = None
-    extended: dict[Any, Any] = field(default_factory=dict)
-
-
 class PromptFlow:
-    """Shared by all prompted blocks of one model; holds the adapters' settings and the forward under way.
+    """Shared by all prompted blocks of one model; holds the adapters' settings and, by thread, the forward under way.
 
     Args:
         model: the model that was given to PEFT, head included.
@@ -73,69 +56,85 @@ class PromptFlow:
         self.model = model
         self.backbone = backbone
         self.settings: dict[str, AdapterSettings] = {}
-        self.state = ForwardState()
-        self.gate_values: torch.Tensor | None = None
-        self.final_states: list[torch.Tensor] | None = None
-        self.prefix_source: PrefixSource | None = None
+        self.context = ForwardContext()
         self.block_outputs: int | None = None
-        self._labels: torch.Tensor | None = None
-        self._given_source_mask: torch.Tensor | None = None
-        self._generate_length: int | None = None
-        self._handles = [
-            model.register_forward_pre_hook(self._begin_model, with_kwargs=True),
-            model.register_forward_hook(self._end_model, always_call=True),
-            backbone.base_model.register_forward_pre_hook(self._begin_blocks, with_kwargs=True),
-            backbone.base_model.register_forward_hook(self._end_blocks, always_call=True),
+        self._warned = self._warned_of_source = False
+        self._wrapped = [
+            WrappedMethod(backbone.base_model, "forward", self._run_blocks),
+            WrappedMethod(model, "forward", self._run_model),  # outside, where both are one module
         ]
         if hasattr(model, "generate"):
             # Generation without a cache reads the whole text anew at every token, so that a generator would see the
             # tokens generated so far; only `generate` knows where the instruction ends.
-            self._own_generate = model.__dict__.get("generate")
-            self._generate: Any = model.generate
-            model.generate = self.generate  # type: ignore[assignment]
+            self._wrapped.append(WrappedMethod(model, "generate", self._run_generate))
 
     def remove(self) -> None:
-        """Take the hooks off and leave the model as it was found."""
-        for handle in self._handles:
-            handle.remove()
-        self.model.__dict__.pop("generate", None)
-        if getattr(self, "_own_generate", None) is not None:
-            self.model.generate = self._own_generate  # type: ignore[assignment]
+        """Leave the model's methods as they were found."""
+        for method in reversed(self._wrapped):
+            method.remove()
 
-    # -- hooks ---------------------------------------------------------------------------------------------------
+    @property
+    def state(self) -> ForwardState:
+        """The forward under way.
 
-    def _begin_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = _arguments(module, args, kwargs)
-        self._labels = inputs.get("labels")
-        self._given_source_mask = kwargs.get("source_mask")
-        if "source_mask" in kwargs:
-            kwargs = {name: value for name, value in kwargs.items() if name != "source_mask"}
-            return args, kwargs
-        if self._reads_targets_unknowingly(module, inputs):
-            logger.warning(
-                "Training a causal language model without labels: the prompt generators see every token, targets "
-                "included. Pass labels (-100 on the instruction) or source_mask to the model."
+        Raises:
+            InputError: there is none.
+        """
+        state = self.context.state
+        if state is None:
+            raise InputError(
+                f"A block ran outside a forward of {type(self.backbone.base_model).__name__}, so it cannot know which "
+                f"tokens are padding; call the model or its {type(self.backbone.base_model).__name__}, not parts of it."
             )
-        return None
+        return state
 
-    def _end_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._labels = self._given_source_mask = None
+    def settings_of(self, adapter: str) -> AdapterSettings:
+        """The settings of an adapter in the forward under way."""
+        return self.context.adapters.get(adapter) or self.settings[adapter]
 
-    def _begin_blocks(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = _arguments(module, args, kwargs)
-        self.state = ForwardState(inputs=inputs)
-        source, input_ids = self.prefix_source, inputs.get("input_ids")
+    # -- the methods wrapped -------------------------------------------------------------------------------------
+
+    def _run_model(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
+        inputs = forward.arguments(args, kwargs)
+        source_mask = kwargs.pop("source_mask", None)
+        if source_mask is None and inputs.get("labels") is None and not inputs.get("logits_to_keep"):
+            self._warn_of_targets()
+        with self.context.having(model_inputs=inputs, source_mask=source_mask, state=None):
+            return forward.method(*args, **kwargs)
+
+    def _run_blocks(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
+        context, state = self.context, ForwardState(inputs=forward.arguments(args, kwargs))
+        if context.state is not None:
+            # Somebody calls the base model while it runs: these are other tokens than those of the labels.
+            with context.having(model_inputs={}, source_mask=None, state=None):
+                return self._run_blocks(forward, *args, **kwargs)
+        if context.model_inputs is None:
+            self._warn_of_targets()
+        self._read_prefix(forward, state)
+        if state.prefix_states is not None and "use_cache" in forward.positions:
+            kwargs["use_cache"] = False  # the layers below would be missing in it
+        with context.having(state=state):
+            output = forward.method(*args, **kwargs)
+            return self._take_prompts_off(output)
+
+    def _run_generate(self, generate: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
+        inputs = generate.arguments(args, kwargs)
+        given = (inputs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+        text = next((one for one in given if isinstance(one, torch.Tensor)), None)
+        with self.context.having(generate_length=None if text is None else text.shape[1]):
+            return generate.method(*args, **kwargs)
+
+    def _read_prefix(self, forward: WrappedMethod, state: ForwardState) -> None:
+        source, inputs = self.context.prefix_source, state.inputs
         top: Any = self.backbone.layers[-1]
         adapter = None if source is None else top.prompting_adapter()
-        if source is None or adapter is None or self.settings[adapter].layers[0] != source.layer:
-            return None
-        if input_ids is None or not self._states_follow_from_tokens(module, inputs):
-            return None
-        self.state.prefix_source = source
-        self.state.prefix_states = source.read(input_ids, inputs.get("attention_mask"), inputs.get("token_type_ids"))
-        if self.state.prefix_states is not None and "use_cache" in argument_positions(module.forward):
-            return args, {**kwargs, "use_cache": False}  # the layers below would be missing in it
-        return None
+        if source is None or adapter is None or self.settings_of(adapter).layers[0] != source.layer:
+            return
+        input_ids = inputs.get("input_ids")
+        if input_ids is None or not self._states_follow_from_tokens(forward.module, inputs):
+            return
+        state.prefix_source = source
+        state.prefix_states = source.read(input_ids, inputs.get("attention_mask"), inputs.get("token_type_ids"))
 
     def _states_follow_from_tokens(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
         """Whether each row's states are those of its text alone, and whether nothing but the last states is asked for.
@@ -158,19 +157,19 @@ class PromptFlow:
             return bool(((positions == real.cumsum(-1) - 1) | ~real).all())
         return self.backbone.rotary is not None or mask is None or bool(mask[:, 0].all())
 
-    def _end_blocks(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def _take_prompts_off(self, output: Any) -> Any:
         tokens = _text(self.state.inputs)
-        if tokens is not None and self.state.extended:
-            length = tokens.shape[1]
+        if tokens is None or not self.state.extended:
+            return output
+        length = tokens.shape[1]
 
-            def text(hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-                return tuple(self.restore(s[:, -length:]) if s.shape[1] > length else s for s in hidden_states)
+        def text(hidden_states: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return tuple(self.restore(s[:, -length:]) if s.shape[1] > length else s for s in hidden_states)
 
-            if isinstance(output, tuple):  # return_dict=False
-                output = tuple(text(part) if self._are_hidden_states(part) else part for part in output)
-            elif getattr(output, "hidden_states", None) is not None:
-                output.hidden_states = text(output.hidden_states)
-        self.state = ForwardState()
+        if isinstance(output, tuple):  # return_dict=False
+            return tuple(text(part) if self._are_hidden_states(part) else part for part in output)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = text(output.hidden_states)
         return output
 
     def _are_hidden_states(self, part: Any) -> bool:
@@ -178,69 +177,19 @@ class PromptFlow:
             isinstance(s, torch.Tensor) and s.dim() == 3 and s.shape[-1] == self.backbone.hidden_size for s in part
         )
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own `generate`, with the length of the instruction known to the generators."""
-        inputs = _arguments_of(self._generate, args, kwargs)
-        given = inputs.get("inputs")
-        for name in ("input_ids", "inputs_embeds"):
-            given = inputs.get(name) if given is None else given
-        outer, self._generate_length = (
-            self._generate_length,
-            given.shape[1] if isinstance(given, torch.Tensor) else None,
-        )
-        try:
-            return self._generate(*args, **kwargs)
-        finally:
-            self._generate_length = outer
-
-    def _reads_targets_unknowingly(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
-        return (
-            module.training
-            and torch.is_grad_enabled()
-            and self.backbone.causal
-            and _has_language_model_head(module)
-            and self._labels is None
-            and not inputs.get("logits_to_keep")
-            and any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values())
+    def _warn_of_targets(self) -> None:
+        """Warn, once, of a training in which generators that read the text cannot know what is a target."""
+        reading = any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values())
+        training = self.model.training and torch.is_grad_enabled()
+        if self._warned or not (training and reading and self.backbone.causal and _has_language_model_head(self.model)):
+            return
+        self._warned = True
+        logger.warning(
+            "Training a causal language model without labels: the prompt generators see every token, targets "
+            "included. Pass labels (-100 on the instruction) or source_mask to the model."
         )
 
     # -- what blocks ask for -------------------------------------------------------------------------------------
-
-    @contextmanager
-    def gating(self, values: torch.Tensor) -> Iterator[None]:
-        """Let gate i of example b be values[b, i], (batch or 1, candidates), in the forwards inside."""
-        outer, self.gate_values = self.gate_values, values
-        try:
-            yield
-        finally:
-            self.gate_values = outer
-
-    @contextmanager
-    def with_settings(self, adapter: str, settings: AdapterSettings) -> Iterator[None]:
-        """Put an adapter under other settings in the forwards inside."""
-        outer, self.settings[adapter] = self.settings[adapter], settings
-        try:
-            yield
-        finally:
-            self.settings[adapter] = outer
-
-    @contextmanager
-    def recording_final_states(self) -> Iterator[list[torch.Tensor]]:
-        """Collect what leaves the last block, prompts off, in the forwards inside."""
-        self.final_states = []
-        try:
-            yield self.final_states
-        finally:
-            self.final_states = None
-
-    @contextmanager
-    def reading_prefix(self, source: PrefixSource) -> Iterator[None]:
-        """In the forwards inside, take the states at the first prompt layer from a source, or show them to it."""
-        outer, self.prefix_source = self.prefix_source, source
-        try:
-            yield
-        finally:
-            self.prefix_source = outer
 
     def check_inputs(self) -> None:
         """Refuse what cannot be right with prompts, once a forward.
@@ -282,28 +231,50 @@ class PromptFlow:
         batch, length = hidden_states.shape[:2]
         attention_mask = self.state.inputs.get("attention_mask")
         if attention_mask is None:
-            mask = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
+            real = torch.ones(batch, length, dtype=torch.bool, device=hidden_states.device)
         else:
-            mask = attention_mask[:, -length:].to(hidden_states.device, torch.bool)
-        labels = self._labels
-        if self._given_source_mask is not None:
-            mask = mask & self._given_source_mask.to(mask.device, torch.bool)
+            real = attention_mask[:, -length:].to(hidden_states.device, torch.bool)
+        mask = real
+        labels = (self.context.model_inputs or {}).get("labels")
+        if self.context.source_mask is not None:
+            mask = real & self.context.source_mask.to(real.device, torch.bool)
         elif (
             self.backbone.causal
             and labels is not None
             and labels.shape == mask.shape
             and _has_language_model_head(self.model)
         ):
-            mask = mask & before_first_target(labels.to(mask.device))
-        if self._generate_length is not None:
-            if length < self._generate_length:
+            mask = real & before_first_target(labels.to(real.device))
+        self._warn_of_little_to_read(mask, real)
+        generate_length = self.context.generate_length
+        if generate_length is not None:
+            if length < generate_length:
                 raise InputError(
-                    f"The text of {self._generate_length} tokens arrives in pieces ({length} first), but this "
+                    f"The text of {generate_length} tokens arrives in pieces ({length} first), but this "
                     "adapter's generator must see all of it to make the prompts; generate without prefill_chunk_size "
                     "and guidance_scale, or train a generator='static' adapter."
                 )
-            mask = mask & (torch.arange(length, device=mask.device) < self._generate_length)
+            mask = mask & (torch.arange(length, device=mask.device) < generate_length)
         return mask
+
+    def _warn_of_little_to_read(self, source: torch.Tensor, real: torch.Tensor) -> None:
+        """Warn, once, of a training in which generators see next to nothing of what they will see in `generate`."""
+        if self._warned_of_source or not (self.backbone.causal and torch.is_grad_enabled() and self.model.training):
+            return
+        if source is real or torch.compiler.is_compiling():  # a graph cannot look at values
+            return
+        rows = int(((source.sum(-1) <= 1) & (real.sum(-1) > 1)).sum())
+        if rows:
+            self._warned_of_source = True
+            logger.warning(
+                "In %d of %d rows of this batch at most the first token stands before the first label, so the prompt "
+                "generators have nothing to read and make the same prompts for every text, while in generate() they "
+                "will read the whole instruction. Set the labels of the instruction to -100, pass source_mask, or "
+                "train a generator that reads no other tokens: SPTConfig(generator='static') or "
+                "SPTConfig(placement='add').",
+                rows,
+                len(source),
+            )
 
     def attention_mask(
         self,
@@ -484,21 +455,6 @@ class PromptFlow:
 def before_first_target(labels: torch.Tensor) -> torch.Tensor:
     """(batch, length) true before a row's first label: what stands behind a target has seen it."""
     return (labels != -100).cumsum(-1) == 0
-
-
-def argument_positions(function: Any) -> dict[str, int]:
-    """The position of each named argument of a function or bound method."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: i for i, p in enumerate(p for p in parameters if p.kind in kinds)}
-
-
-def _arguments_of(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(argument_positions(function), args, strict=False)), **kwargs}
-
-
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return _arguments_of(module.forward, args, kwargs) if args else kwargs
 
 
 def _text(inputs: dict[str, Any]) -> torch.Tensor | None:

@@ -8,7 +8,7 @@ projection follows Zhang et al. (2021), "Beyond Fully-Connected Layers with Quat
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -73,7 +73,7 @@ def adaptive_pool(
 
     Slot j of an example with n masked-in tokens covers the tokens floor(j n / m) <= t < ceil((j + 1) n / m) in the
     order in which they stand, as `nn.AdaptiveAvgPool1d` and `nn.AdaptiveMaxPool1d` do on the example alone.
-    Examples with n < m repeat tokens; examples with no token give zeros.
+    Examples with n < m repeat tokens; examples with no token give zeros (the caller sees to it that there are none).
 
     Args:
         states: (batch, length, features).
@@ -162,7 +162,7 @@ class TokenGenerator(nn.Module):
         self.slots = config.num_virtual_tokens
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
-        self.up = _projection(config, config.bottleneck_dim, self.slots * hidden_size)
+        self.up = _never_zero(_projection(config, config.bottleneck_dim, self.slots * hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
@@ -231,7 +231,15 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
 
 def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:
     """From the bottleneck to d; zero at first where the result is a change of something."""
-    return _projection(config, config.bottleneck_dim, hidden_size, std=0.0 if config.residual else None)
+    if config.residual:
+        return _projection(config, config.bottleneck_dim, hidden_size, std=0.0)
+    return _never_zero(_projection(config, config.bottleneck_dim, hidden_size))
+
+
+def _never_zero(up: Any) -> nn.Module:
+    """Draw the bias: where no unit of the bottleneck is active, a prompt of zeros would stand before a norm."""
+    nn.init.normal_(up.bias, std=INITIAL_STD)
+    return up
 
 
 def _projection(config: SPTConfig, in_features: int, out_features: int, std: float | None = None) -> nn.Module:

@@ -153,7 +153,7 @@ class SPTModel(BaseTuner):
     @property
     def candidate_layers(self) -> list[int]:
         """The layers with a generator in the active adapter, ascending."""
-        return list(self._flow().settings[self._active()].layers)
+        return list(self._flow().settings_of(self._active()).layers)
 
     def gate_parameters(self) -> dict[int, nn.Parameter]:
         """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
@@ -162,7 +162,7 @@ class SPTModel(BaseTuner):
             InputError: the active adapter is not a search network.
         """
         adapter = self._active()
-        if not self._flow().settings[adapter].config.searching:
+        if not self._flow().settings_of(adapter).config.searching:
             raise InputError(
                 f"Adapter {adapter!r} is a final network without gates; make a search network with "
                 "SPTConfig(prompt_layers='search')."
@@ -207,7 +207,7 @@ class SPTModel(BaseTuner):
             values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. Gradients
                 flow back to them.
         """
-        return self._flow().gating(values)
+        return self._flow().context.having(gate_values=values)
 
     def prompting_at(self, layers: Sequence[int]) -> AbstractContextManager[None]:
         """In the forwards inside, a search network is the discrete one: prompts at just these layers, and no gates.
@@ -219,16 +219,19 @@ class SPTModel(BaseTuner):
             InputError: a layer that is no candidate, or none at all.
         """
         adapter = self._active()
-        settings = self._flow().settings[adapter]
+        settings = self._flow().settings_of(adapter)
         strangers = [layer for layer in layers if layer not in settings.layers]
         if strangers or not layers:
             raise InputError(f"Layers {list(layers)} were asked for; choose some of {list(settings.layers)}.")
         config = dataclasses.replace(settings.config, prompt_layers=sorted(layers), candidate_layers=None)
-        return self._flow().with_settings(adapter, AdapterSettings(tuple(sorted(layers)), config))
+        return self._flow().context.having(adapters={adapter: AdapterSettings(tuple(sorted(layers)), config)})
 
-    def record_final_states(self) -> AbstractContextManager[list[torch.Tensor]]:
+    @contextmanager
+    def record_final_states(self) -> Iterator[list[torch.Tensor]]:
         """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""
-        return self._flow().recording_final_states()
+        states: list[torch.Tensor] = []
+        with self._flow().context.having(final_states=states):
+            yield states
 
     def reading_prefix(self, source: PrefixSource) -> AbstractContextManager[None]:
         """In the forwards inside, layers below the first prompt layer run only where `source` does not know the result.
@@ -236,7 +239,7 @@ class SPTModel(BaseTuner):
         Args:
             source: see `sptune.prefix_cache`.
         """
-        return self._flow().reading_prefix(source)
+        return self._flow().context.having(prefix_source=source)
 
     def _flow(self) -> PromptFlow:
         flow = _find_flow(self.model)

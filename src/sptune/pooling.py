@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune.errors import InputError
-from sptune.flow import CACHE_NAMES, argument_positions
+from sptune.flow import CACHE_NAMES
+from sptune.forward_context import argument_positions
 
 
 class MeanPooledConfig(PretrainedConfig):

@@ -19,7 +19,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from sptune import stages
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.errors import InputError
-from sptune.flow import CACHE_NAMES, argument_positions
+from sptune.flow import CACHE_NAMES
+from sptune.forward_context import argument_positions
 from sptune.loading import position_limit
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier

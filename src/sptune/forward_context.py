@@ -1,0 +1,138 @@
+"""What the forward pass under way knows, for each thread by itself, and the wrapped methods that set it.
+
+Blocks see hidden states and a mask that has long lost the padding of each example. What was passed to the model is
+kept here while its forward runs. Models are served from thread pools: no forward may see what another one was passed.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from sptune.flow import AdapterSettings
+    from sptune.prefix_cache import PrefixSource
+
+
+@dataclass
+class ForwardState:
+    """One forward of the base model. `inputs` are its arguments by name; the rest is filled in by the blocks."""
+
+    inputs: dict[str, Any] = field(default_factory=dict)
+    checked: bool = False
+    presence: torch.Tensor | None = None
+    source_mask: torch.Tensor | None = None
+    prefix_source: PrefixSource | None = None
+    prefix_states: torch.Tensor | None = None
+    extended: dict[Any, Any] = field(default_factory=dict)
+
+
+class ThreadState(threading.local):
+    """A `threading.local` that models holding it can be copied and pickled with; the copy starts empty.
+
+    Not a `contextvars.ContextVar`, which torch.compile cannot trace. A forward never waits for another task of its
+    thread, so threads are the only contexts it can share the model with.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ThreadState:
+        return type(self)()
+
+    def __reduce__(self) -> Any:
+        return type(self), ()
+
+
+class ForwardContext(ThreadState):
+    """What holds in the forwards of one model in this thread.
+
+    Attributes:
+        model_inputs: arguments of the model's forward under way, by name; None outside one.
+        source_mask: the `source_mask` given to that forward.
+        state: the base model's forward under way; None outside one.
+        generate_length: length of the text given to the `generate` under way.
+        gate_values: gates that replace the adapter's own, (batch or 1, candidates).
+        adapters: settings that replace those of adapters, by name.
+        final_states: collects what leaves the last block.
+        prefix_source: knows states at the first prompt layer.
+    """
+
+    def __init__(self) -> None:
+        self.model_inputs: dict[str, Any] | None = None
+        self.source_mask: torch.Tensor | None = None
+        self.state: ForwardState | None = None
+        self.generate_length: int | None = None
+        self.gate_values: torch.Tensor | None = None
+        self.adapters: dict[str, AdapterSettings] = {}
+        self.final_states: list[torch.Tensor] | None = None
+        self.prefix_source: PrefixSource | None = None
+
+    @contextmanager
+    def having(self, **values: Any) -> Iterator[None]:
+        """In the forwards inside, the attributes named have these values."""
+        outer = {name: getattr(self, name) for name in values}
+        for name, value in values.items():
+            setattr(self, name, value)
+        try:
+            yield
+        finally:
+            for name, value in outer.items():
+                setattr(self, name, value)
+
+
+class WrappedMethod:
+    """Stands in for a method of one module, so that a call and a direct `module.forward(...)` are the same.
+
+    Hooks would not do: they run in `module(...)` alone.
+
+    Args:
+        module: whose attribute `name` is replaced.
+        name: of the method.
+        around: called with this object and the arguments; it calls `method`.
+
+    Attributes:
+        method: the method as it was.
+        positions: the position of each of its named arguments.
+    """
+
+    def __init__(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
+        self.module = module
+        self.name = name
+        self.around: Callable[..., Any] | None = around
+        self.own = module.__dict__.get(name)
+        self.method: Callable[..., Any] = getattr(module, name)
+        self.positions = argument_positions(self.method)
+        functools.update_wrapper(self, self.method, assigned=("__name__", "__doc__"), updated=())
+        setattr(module, name, self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run `around`, or the method itself after `remove`."""
+        if self.around is None:
+            return self.method(*args, **kwargs)
+        return self.around(self, *args, **kwargs)
+
+    def arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name."""
+        return {**dict(zip(self.positions, args, strict=False)), **kwargs} if args else kwargs
+
+    def remove(self) -> None:
+        """Give the module its method back; if it has been wrapped again since, stay there and do nothing."""
+        self.around = None
+        if self.module.__dict__.get(self.name) is not self:
+            return
+        delattr(self.module, self.name)
+        if self.own is not None:
+            setattr(self.module, self.name, self.own)
+
+
+def argument_positions(function: Any) -> dict[str, int]:
+    """The position of each named argument of a function or bound method."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: i for i, p in enumerate(p for p in parameters if p.kind in kinds)}
