@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from sptune.backbones import Backbone
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.forward_context import ForwardContext, ForwardState, WrappedMethod
+from sptune.forward_context import ForwardContext, ForwardState, WrappedMethod, argument_positions
 from sptune.gates import presence_bias
 from sptune.generators import INSTANCE_AWARE
 
@@ -63,6 +63,10 @@ class PromptFlow:
             WrappedMethod(backbone.base_model, "forward", self._run_blocks),
             WrappedMethod(model, "forward", self._run_model),  # outside, where both are one module
         ]
+        self._hooks = [
+            model.register_forward_pre_hook(self._note_call, with_kwargs=True),
+            model.register_forward_hook(self._forget_call, always_call=True),
+        ]
         if hasattr(model, "generate"):
             # Generation without a cache reads the whole text anew at every token, so that a generator would see the
             # tokens generated so far; only `generate` knows where the instruction ends.
@@ -72,6 +76,8 @@ class PromptFlow:
         """Leave the model's methods as they were found."""
         for method in reversed(self._wrapped):
             method.remove()
+        for hook in self._hooks:
+            hook.remove()
 
     @property
     def state(self) -> ForwardState:
@@ -94,22 +100,31 @@ class PromptFlow:
 
     # -- the methods wrapped -------------------------------------------------------------------------------------
 
+    def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a call: its arguments, should somebody have put another forward in place of the wrapped one (TRL)."""
+        positions = argument_positions(module.forward) if args else {}
+        self.context.call = {**dict(zip(positions, args, strict=False)), **kwargs}
+        return args, {name: value for name, value in kwargs.items() if name != "source_mask"}
+
+    def _forget_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.context.call = None
+
     def _run_model(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
-        inputs = forward.arguments(args, kwargs)
-        source_mask = kwargs.pop("source_mask", None)
-        if source_mask is None and inputs.get("labels") is None and not inputs.get("logits_to_keep"):
-            self._warn_of_targets()
-        with self.context.having(model_inputs=inputs, source_mask=source_mask, state=None):
+        inputs = {**(self.context.call or {}), **forward.arguments(args, kwargs)}
+        kwargs.pop("source_mask", None)
+        with self.context.having(call=None, model_inputs=inputs, state=None):
             return forward.method(*args, **kwargs)
 
     def _run_blocks(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
         context, state = self.context, ForwardState(inputs=forward.arguments(args, kwargs))
+        if context.call is not None:
+            with context.having(call=None, model_inputs=context.call, state=None):
+                return self._run_blocks(forward, *args, **kwargs)
         if context.state is not None:
             # Somebody calls the base model while it runs: these are other tokens than those of the labels.
-            with context.having(model_inputs={}, source_mask=None, state=None):
+            with context.having(model_inputs={}, state=None):
                 return self._run_blocks(forward, *args, **kwargs)
-        if context.model_inputs is None:
-            self._warn_of_targets()
+        self._warn_of_targets()
         self._read_prefix(forward, state)
         if state.prefix_states is not None and "use_cache" in forward.positions:
             kwargs["use_cache"] = False  # the layers below would be missing in it
@@ -179,6 +194,9 @@ class PromptFlow:
 
     def _warn_of_targets(self) -> None:
         """Warn, once, of a training in which generators that read the text cannot know what is a target."""
+        inputs = self.context.model_inputs or {}
+        if any(inputs.get(name) is not None for name in ("labels", "source_mask")) or inputs.get("logits_to_keep"):
+            return
         reading = any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values())
         training = self.model.training and torch.is_grad_enabled()
         if self._warned or not (training and reading and self.backbone.causal and _has_language_model_head(self.model)):
@@ -235,9 +253,10 @@ class PromptFlow:
         else:
             real = attention_mask[:, -length:].to(hidden_states.device, torch.bool)
         mask = real
-        labels = (self.context.model_inputs or {}).get("labels")
-        if self.context.source_mask is not None:
-            mask = real & self.context.source_mask.to(real.device, torch.bool)
+        inputs = self.context.model_inputs or {}
+        labels, source_mask = inputs.get("labels"), inputs.get("source_mask")
+        if source_mask is not None:
+            mask = real & source_mask.to(real.device, torch.bool)
         elif (
             self.backbone.causal
             and labels is not None

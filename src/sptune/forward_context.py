@@ -53,8 +53,8 @@ class ForwardContext(ThreadState):
     """What holds in the forwards of one model in this thread.
 
     Attributes:
-        model_inputs: arguments of the model's forward under way, by name; None outside one.
-        source_mask: the `source_mask` given to that forward.
+        call: arguments of a call of the model that has not come to its forward yet, by name.
+        model_inputs: arguments of the model's forward under way, `source_mask` included; None outside one.
         state: the base model's forward under way; None outside one.
         generate_length: length of the text given to the `generate` under way.
         gate_values: gates that replace the adapter's own, (batch or 1, candidates).
@@ -64,8 +64,8 @@ class ForwardContext(ThreadState):
     """
 
     def __init__(self) -> None:
+        self.call: dict[str, Any] | None = None
         self.model_inputs: dict[str, Any] | None = None
-        self.source_mask: torch.Tensor | None = None
         self.state: ForwardState | None = None
         self.generate_length: int | None = None
         self.gate_values: torch.Tensor | None = None
