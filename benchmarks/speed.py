@@ -47,6 +47,7 @@ import sptune
 from sptune import SearchConfig, SPTConfig
 from sptune.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.prefix_cache import PrefixCache, TokenTable
+from sptune.prefix_reader import PrefixReader
 from sptune.search import SPTSearchTrainer
 from subsets import smollm2
 
@@ -148,10 +149,11 @@ def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> M
     tuner = model.base_model
     examples = [{"input_ids": ids.cpu()} for batch in batches for ids in batch["input_ids"]]
     prefix = PrefixCache(layer, TokenTable.of([examples]), tuner.backbone.hidden_size, torch.float32)
+    reader = PrefixReader(tuner.backbone.base_model, tuner.backbone.layers)
     plain = method.step
 
     def step(batch: Batch, rows: torch.Tensor) -> None:
-        with tuner.reading_prefix(prefix.rows(rows)):
+        with reader.reading(prefix.rows(rows)):
             plain(batch, rows)
 
     method.step = step

@@ -290,10 +290,12 @@ def randomise() -> Callable[..., None]:
 
 @pytest.fixture
 def build_config() -> Callable[..., SPTConfig]:
-    """``build_config(case, head="lm", **options)``: three prompt vectors from a small generator."""
+    """``build_config(case, head="lm", **options)``: three prompts in front of the text, a small generator."""
 
     def build(case: Case, head: str = "lm", **options: Any) -> SPTConfig:
-        options = {"prompt_layers": [1, 3], "num_virtual_tokens": 3, "bottleneck_dim": 8, **options}
+        options = {"placement": "prepend", "prompt_layers": [1, 3], "bottleneck_dim": 8, **options}
+        if options["placement"] == "prepend":
+            options.setdefault("num_virtual_tokens", 3)
         if options["prompt_layers"] == "search":
             options.setdefault("candidate_layers", case.candidates)
         return SPTConfig(task_type=_task_type(case, head), **options)

@@ -99,7 +99,7 @@ def test_nothing_of_an_interrupted_forward_remains(build_network, some_causal_ca
 
     with torch.no_grad():
         expected = network(input_ids=tokens).logits
-        handle = network.base_model._flow().backbone.layers[3].register_forward_pre_hook(interrupt)
+        handle = network.base_model._attachment().backbone.layers[3].register_forward_pre_hook(interrupt)
         with pytest.raises(KeyboardInterrupt):
             network(input_ids=tokens, source_mask=torch.zeros_like(tokens))
         handle.remove()

@@ -23,7 +23,7 @@ MASKS = {
 
 
 def _config(**options) -> SPTConfig:
-    return SPTConfig(**{"num_virtual_tokens": 4, "bottleneck_dim": 4, **options})
+    return SPTConfig(**{"placement": "prepend", "num_virtual_tokens": 4, "bottleneck_dim": 4, **options})
 
 
 def _inputs() -> tuple[Tensor, Tensor]:
@@ -111,7 +111,9 @@ def test_phm_prompts_start_about_as_large_as_linear_ones():
     ids=["static", "appg", "mppg", "npg", "appg phm", "appg narrow"],
 )
 def test_parameter_counts_at_the_size_of_minilm(options, count):
-    module = build_generator(SPTConfig(num_virtual_tokens=10, **{"bottleneck_dim": 64, **options}), 384)
+    module = build_generator(
+        SPTConfig(placement="prepend", num_virtual_tokens=10, **{"bottleneck_dim": 64, **options}), 384
+    )
     assert sum(parameter.numel() for parameter in module.parameters()) == count
 
 
@@ -250,7 +252,7 @@ def test_residual_attention_prompts_begin_inside_the_text_states(projection):
 )
 def test_a_bad_value_is_refused_by_name(field, value):
     with pytest.raises(ValueError, match=field) as refusal:
-        SPTConfig(**{field: value})
+        SPTConfig(**{"placement": "prepend", field: value})
     shown = value[0] if isinstance(value, list) and value else value
     assert "empty" in str(refusal.value) if value == [] else str(shown) in str(refusal.value)
 

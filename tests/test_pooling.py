@@ -129,7 +129,7 @@ def test_adapters_train_the_head_and_load_again(
 ) -> None:
     targets = {"bert": ["query"], "gpt2": ["c_attn"], "llama": ["q_proj"]}[backbone.config.model_type]
     config = (
-        SPTConfig(task_type="SEQ_CLS", prompt_layers=[1], num_virtual_tokens=2, bottleneck_dim=4)
+        SPTConfig(task_type="SEQ_CLS", prompt_layers=[1], bottleneck_dim=4)
         if kind == "spt"
         else LoraConfig(task_type="SEQ_CLS", target_modules=targets, init_lora_weights=False)
     )
@@ -146,7 +146,7 @@ def test_adapters_train_the_head_and_load_again(
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(backbone: PreTrainedModel, batch: dict[str, Tensor]) -> None:
-    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[0], num_virtual_tokens=2, bottleneck_dim=4)
+    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[0], bottleneck_dim=4)
     model = get_peft_model(MeanPooledClassifier.from_backbone(backbone, num_labels=3), config).train()
     gradients = []
     for checkpointing in (False, True):

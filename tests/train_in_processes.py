@@ -33,7 +33,7 @@ def main(output: str, cache: str, folder: str) -> None:
     )  # fmt: skip
     network = get_peft_model(
         BertForSequenceClassification(config),
-        SPTConfig(task_type="SEQ_CLS", prompt_layers=[2], num_virtual_tokens=2, bottleneck_dim=4),
+        SPTConfig(task_type="SEQ_CLS", prompt_layers=[2], bottleneck_dim=4),
     )
     tokens = torch.randint(5, 100, (12, 6), generator=torch.Generator().manual_seed(5)).tolist()
     examples = [{"input_ids": row, "attention_mask": [1] * 6, "labels": n % 3} for n, row in enumerate(tokens)]

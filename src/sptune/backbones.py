@@ -1,20 +1,23 @@
-"""What differs between model families, in one table, and what is refused before anything is attached.
+"""Finding the blocks of a backbone, and what is refused before anything is attached.
 
-A family is supported when its row is here and the conformance suite (tests/conformance) passes on it.
+Prompts that are added to the tokens need a list of blocks that take hidden states first, which is found in any model.
+Prompts in front of the text need to know what differs between model families: one table. A family is supported there
+when its row is here and the conformance suite (tests/conformance) passes on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from sptune.errors import InputError
-from sptune.forward_context import ThreadState
+from sptune.forward_context import ThreadState, argument_positions
 from sptune.gates import at_least_float32
 
 
@@ -57,6 +60,10 @@ FAMILIES: dict[str, Family] = {
 # Wrappers of sptune's own that hold a backbone from the table.
 TRANSPARENT_WRAPPERS = ("sptune_mean_pooled",)
 
+# What blocks call the hidden states they take first, and configurations the hidden size.
+STATE_NAMES = ("hidden_states", "x", "hidden_state", "inputs", "input", "features", "embeddings")
+HIDDEN_SIZE_NAMES = ("hidden_size", "d_model", "n_embd", "dim")
+
 # Rotary tables of these kinds are rebuilt from the longest position of a call, which a second call for the prompts
 # would disturb.
 REFUSED_ROPE_TYPES = ("dynamic", "longrope")
@@ -77,7 +84,7 @@ class Backbone:
         layers_name: dotted name of the block list, from the model that was given.
         hidden_size: d.
         num_layers: L.
-        causal: whether text attends only backwards.
+        causal: whether text attends only backwards; this and the rest are known for `prepend` only.
         rotary: the rotary module, or None.
         relative_positions: builds relative positions for hidden states (batch, length, d), or None.
         weighted_attention: see `Family`.
@@ -89,14 +96,145 @@ class Backbone:
     layers_name: str
     hidden_size: int
     num_layers: int
-    causal: bool
-    rotary: nn.Module | None
-    relative_positions: Callable[[torch.Tensor], torch.Tensor] | None
-    weighted_attention: str | None
+    causal: bool = False
+    rotary: nn.Module | None = None
+    relative_positions: Callable[[torch.Tensor], torch.Tensor] | None = None
+    weighted_attention: str | None = None
 
 
 def find_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
-    """Find the blocks of a model and check that prompts can be attached to them.
+    """Find the blocks of any model: the longest list of like blocks that is not part of another list.
+
+    Args:
+        model: a model, with or without a head.
+        layers_path: dotted path from `model` to its list of blocks, where it cannot be found or there are several.
+
+    Raises:
+        InputError: there is no such list, or more than one; the message says what to do.
+    """
+    _refuse_shared_blocks(model)
+    found = _block_lists(model)
+    if layers_path is not None:
+        layers = _follow(model, layers_path)
+        if not isinstance(layers, nn.ModuleList):
+            raise _no_list(model, layers_path, layers)
+        name = layers_path
+    else:
+        if not found:
+            raise InputError(
+                f"No list of blocks was found in {type(model).__name__}; name it: SPTConfig(layers_path='...'). "
+                f"Lists in this model: {_lists(model)}."
+            )
+        name = max(found, key=lambda one: len(found[one][1]))
+        owners = {id(owner) for owner, _ in found.values()}
+        if len(owners) > 1:
+            # An encoder and a decoder, or a tower for images and one for text: nobody can tell which one is meant.
+            listed = ", ".join(f"{one!r} ({len(layers)} blocks)" for one, (_, layers) in found.items())
+            raise InputError(
+                f"{type(model).__name__} has several lists of blocks: {listed}. Name the one to tune: "
+                f"SPTConfig(layers_path={name!r})."
+            )
+        layers = found[name][1]
+    base_model = _owner(model, name)
+    first = next(iter(argument_positions(unwrapped(layers[0]).forward)), None)
+    if first is None:
+        raise InputError(
+            f"{type(unwrapped(layers[0])).__name__}.forward names no first argument, which must be the hidden states; "
+            "choose another layers_path."
+        )
+    return Backbone(
+        family=getattr(getattr(base_model, "config", None), "model_type", type(base_model).__name__),
+        base_model=base_model,
+        layers=layers,
+        layers_name=name,
+        hidden_size=_hidden_size(base_model),
+        num_layers=len(layers),
+    )
+
+
+def unwrapped(block: nn.Module) -> nn.Module:
+    """A block of the backbone itself, out of what PEFT methods wrap around it."""
+    while isinstance(block, BaseTunerLayer):
+        block = cast(nn.Module, block.get_base_layer())
+    return block
+
+
+def _block_lists(model: nn.Module) -> dict[str, tuple[nn.Module, nn.ModuleList]]:
+    """The lists of two or more like blocks by name, outermost only, each with the model that owns it.
+
+    Of the lists that one model owns, the longest.
+    """
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        within = any(name.startswith(outer + ".") for outer in lists)
+        if not isinstance(module, nn.ModuleList) or within or len(module) < 2:
+            continue
+        kinds = {type(unwrapped(block)) for block in module}
+        # Blocks of a hybrid model are of two or three kinds, and convolutions before them all of the same.
+        if len(kinds) <= 3 and all(_takes_states(unwrapped(block)) for block in module):
+            lists[name] = module
+    best: dict[int, str] = {}
+    for name, layers in lists.items():
+        owner = id(_owner(model, name))
+        if owner not in best or len(layers) > len(lists[best[owner]]):
+            best[owner] = name
+    return {name: (_owner(model, name), lists[name]) for name in best.values()}
+
+
+def _takes_states(block: nn.Module) -> bool:
+    """Whether a module may be a block: what it takes first is hidden states, by one of their names."""
+    return next(iter(argument_positions(block.forward)), None) in STATE_NAMES
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    """The innermost transformers model that holds the module of this name; `model` if there is none."""
+    parents = [".".join(name.split(".")[:size]) for size in range(name.count(".") + 1)]
+    owners = [model.get_submodule(parent) for parent in parents]
+    return next((owner for owner in reversed(owners) if isinstance(owner, PreTrainedModel)), model)
+
+
+def _refuse_shared_blocks(model: nn.Module) -> None:
+    """Refuse blocks that run several times a forward: one generator would act in all of them (ALBERT)."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "num_hidden_groups", None) is not None:
+            raise InputError(
+                f"Models of type {config.model_type!r} run the same block at each of their {config.num_hidden_layers} "
+                "layers, so a prompt could not be at one layer alone; choose a backbone with a block for each layer."
+            )
+
+
+def _hidden_size(base_model: nn.Module) -> int:
+    config: Any = getattr(base_model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for one in (config, text):
+        for name in HIDDEN_SIZE_NAMES:
+            if isinstance(getattr(one, name, None), int):
+                return int(getattr(one, name))
+    raise InputError(f"The hidden size of {type(base_model).__name__} is not known; set config.hidden_size.")
+
+
+def _lists(model: nn.Module) -> str:
+    return ", ".join(name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)) or "none"
+
+
+def _no_list(model: nn.Module, layers_path: str, found: Any) -> InputError:
+    what = "there is nothing of that name" if found is None else f"that is a {type(found).__name__}"
+    return InputError(
+        f"layers_path={layers_path!r} does not lead to a list of blocks in {type(model).__name__}: {what}. "
+        f"Lists in this model: {_lists(model)}."
+    )
+
+
+def frozen_part(model: nn.Module, backbone: Backbone) -> nn.Module:
+    """What of a model is not its head: the module in which dropout is left off in training."""
+    inner = getattr(model, "base_model", None)
+    holds = isinstance(inner, nn.Module) and any(module is backbone.layers for module in inner.modules())
+    return cast(nn.Module, inner) if holds else backbone.base_model
+
+
+def find_prepend_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
+    """Find the blocks of a model and check that prompts can stand in front of the text there.
 
     Args:
         model: a transformers model, with or without a head.
@@ -115,8 +253,9 @@ def find_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
         )
     if model_type in REFUSED_FAMILIES:
         raise InputError(
-            f"Models of type {model_type!r} are not supported, with layers_path or without: their blocks pass more "
-            f"than hidden states to one another. Supported are {', '.join(FAMILIES)}."
+            f"Models of type {model_type!r} take no prompts in front of the text, with layers_path or without: their "
+            f"blocks pass more than hidden states to one another. Use placement='add', which goes with any model, or "
+            f"one of {', '.join(FAMILIES)}."
         )
     if layers_path is not None:
         family, base_model, layers, layers_name = _follow_layers_path(model, model_type, layers_path)
@@ -196,9 +335,10 @@ def check_length(block: nn.Module, length: int) -> None:
 def _look_up_family(model: nn.Module, model_type: str) -> tuple[Family, nn.Module, nn.ModuleList, str]:
     if model_type not in FAMILIES and model_type not in TRANSPARENT_WRAPPERS:
         raise InputError(
-            f"Models of type {model_type!r} are not in sptune's table of families ({', '.join(FAMILIES)}). If its "
-            "blocks take hidden_states and attention_mask as Llama's or BERT's do, name their list: "
-            "SPTConfig(layers_path='model.layers')."
+            f"Models of type {model_type!r} are not in the table of families that take prompts in front of the text "
+            f"({', '.join(FAMILIES)}). Use placement='add', which goes with any model; or, if its blocks take "
+            "hidden_states and attention_mask as Llama's or BERT's do, name their list: "
+            "SPTConfig(placement='prepend', layers_path='model.layers')."
         )
     for name, module in model.named_modules():
         if not isinstance(module, PreTrainedModel) or module.config.model_type not in FAMILIES:
@@ -218,12 +358,7 @@ def _follow_layers_path(
 ) -> tuple[Family, nn.Module, nn.ModuleList, str]:
     layers = _follow(model, layers_path)
     if not isinstance(layers, nn.ModuleList):
-        lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-        found = "there is nothing of that name" if layers is None else f"that is a {type(layers).__name__}"
-        raise InputError(
-            f"layers_path={layers_path!r} does not lead to a list of blocks in {type(model).__name__}: {found}. "
-            f"Lists in this model: {', '.join(lists) or 'none'}."
-        )
+        raise _no_list(model, layers_path, layers)
     base_model, relative_path = model, layers_path
     for name, module in model.named_modules():
         if name and layers_path.startswith(name + ".") and isinstance(module, PreTrainedModel):

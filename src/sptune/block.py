@@ -1,9 +1,4 @@
-"""`PromptedBlock`: one transformer block with prompts before, through or after it.
-
-It binds the call of the block it wraps by argument name, because positions and types differ between families and
-between versions of transformers, puts prompts in front of the text or renews them, extends mask and positions, and
-takes the prompts off after the last block.
-"""
+"""`PromptedBlock`: one transformer block with prompts, added to its tokens or in front of them."""
 
 from __future__ import annotations
 
@@ -16,54 +11,46 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import Cache
 
+from sptune.attachment import Attachment
 from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.flow import CACHE_NAMES, AdapterSettings, PromptFlow
-from sptune.forward_context import argument_positions
+from sptune.flow import CACHE_NAMES, PromptFlow
+from sptune.forward_context import AdapterSettings, argument_positions
 from sptune.gates import at_least_float32, mix_prompts, mixing_weights
 from sptune.generators import INITIAL_STD, INSTANCE_AWARE, build_generator
 from sptune.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 
 
 class PromptedBlock(nn.Module, BaseTunerLayer):
-    """A frozen block and, for each adapter that has this layer, a generator and on a search network a gate.
+    """A frozen block and, for each adapter that has this layer, a generator and on a supernet a gate.
+
+    An adapter with `placement="add"` adds a_i G_i(h) to each token's state h before the block runs (method section 8).
+    One with `placement="prepend"` has prompts in front of the text; see `PrependedBlock`.
 
     Args:
         base_layer: the block of the backbone, left as it is.
         index: its layer index.
-        flow: what the blocks of the model share.
-
-    Raises:
-        InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
+        attachment: what the blocks of the model share.
     """
 
     adapter_layer_names = ("spt_generator", "spt_gate")
     other_param_names = ("spt_settings",)
 
-    def __init__(self, base_layer: nn.Module, index: int, flow: PromptFlow) -> None:
+    def __init__(self, base_layer: nn.Module, index: int, attachment: Attachment) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.index = index
-        self.flow = flow
+        self.attachment = attachment
         self.spt_generator = nn.ModuleDict()
         self.spt_gate = nn.ParameterDict()
-        self.positions = argument_positions(base_layer.forward)
-        names = list(self.positions)
-        if names[:1] != ["hidden_states"] or "attention_mask" not in names:
-            raise InputError(
-                f"{type(base_layer).__name__} takes ({', '.join(names)}); prompts need blocks that take hidden_states "
-                "first and an attention_mask. Choose another layers_path."
-            )
-        self.weighted_probabilities = None
-        if flow.backbone.weighted_attention is not None:
-            attention = attrgetter(flow.backbone.weighted_attention)(base_layer)
-            self.weighted_probabilities = WeightedProbabilities(attention)
+        self.states_name = next(iter(argument_positions(base_layer.forward)))
+        self.prepended: PrependedBlock | None = None
 
     @property
     def spt_settings(self) -> dict[str, AdapterSettings]:
         """The settings of all adapters of the model, by name; one dictionary for all blocks."""
-        return self.flow.settings
+        return self.attachment.settings
 
     def __getattr__(self, name: str) -> Any:
         # Some models read attributes of their blocks (Qwen2's attention_type).
@@ -76,7 +63,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: SPTConfig) -> None:
         """Give an adapter a generator here and, if it searches, a gate with alpha = 0."""
-        generator = build_generator(config, self.flow.backbone.hidden_size)
+        generator = build_generator(config, self.attachment.backbone.hidden_size)
         gate = nn.Parameter(torch.zeros(1)) if config.searching else None
         reference = next(self.base_layer.parameters())
         if reference.device.type != "meta" and next(generator.parameters()).device.type != "meta":
@@ -87,6 +74,16 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
             self.spt_gate[adapter_name] = gate
         self.set_adapter(self.active_adapters)
 
+    def take_prepended(self) -> None:
+        """Make ready for prompts in front of the text.
+
+        Raises:
+            InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
+        """
+        if self.prepended is None:
+            assert self.attachment.flow is not None
+            self.prepended = PrependedBlock(self, self.attachment.flow)
+
     def drop(self, adapter_name: str) -> None:
         """Take an adapter's generator and gate away from this block, if it has them here."""
         for container in (self.spt_generator, self.spt_gate):
@@ -94,7 +91,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 del container[adapter_name]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Prompts are vectors in the sequence, not weights, and cannot be merged.
+        """Prompts are made of the states they act on, not weights, and cannot be merged.
 
         Raises:
             InputError: always.
@@ -110,40 +107,25 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """PEFT's way to get the wrapped block back; takes everything off that was hooked on."""
         if merge:
             self.merge()
-        if self.weighted_probabilities is not None:
-            self.weighted_probabilities.remove()
+        if self.prepended is not None:
+            self.prepended.remove()
         return self.base_layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block on (batch, length, d) or, above the first prompt layer, on (batch, m + length, d)."""
-        if "_is_replica" in self.__dict__:
-            raise InputError(
-                "torch.nn.DataParallel runs replicas in threads, which prompts do not support; start one process a GPU "
-                "(accelerate launch ...) or show one GPU (CUDA_VISIBLE_DEVICES=0)."
-            )
-        adapter = self.prompting_adapter()
-        call = _Call(self.positions, args, kwargs)
+        """Run the block with the prompts of the active adapter, if it has any here."""
+        adapter = self.active_spt_adapter()
         if adapter is not None:
-            return self._prompted(adapter, call)
-        outputs = self.flow.block_outputs
-        state = self.flow.context.state
-        if state is not None and state.prefix_states is not None and outputs is not None:
-            # What stands above this layer is known, and nothing else of its output is looked at.
-            hidden_states = call["hidden_states"]
-            return (hidden_states, *[None] * (outputs - 1)) if outputs else hidden_states
-        refuse_prompted_cache(call.cache, self.index)
-        if self.weighted_probabilities is not None:
-            call["attention_mask"] = call["attention_mask"].to(torch.bool)
-        return self._run(call)
+            settings = self.attachment.settings_of(adapter)
+            if settings.config.placement == "prepend" and self.prepended is not None:
+                return self.prepended.run(adapter, settings, args, kwargs)
+            if self.index in settings.layers:
+                args, kwargs = self._add(adapter, settings, args, kwargs)
+        if self.prepended is not None:
+            return self.prepended.run_bare(args, kwargs)
+        return self.base_layer(*args, **kwargs)
 
-    def _run(self, call: _Call) -> Any:
-        """Run the block, and remember what its kind returns: so many values in a tuple, or 0 for a tensor."""
-        output = self.base_layer(*call.args, **call.kwargs)
-        self.flow.block_outputs = len(output) if isinstance(output, tuple) else 0
-        return output
-
-    def prompting_adapter(self) -> str | None:
-        """The active adapter if its prompts pass this block, else None.
+    def active_spt_adapter(self) -> str | None:
+        """The adapter whose prompts are used, or None.
 
         Raises:
             InputError: several SPT adapters are active.
@@ -156,17 +138,97 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose "
                 "one with set_adapter."
             )
-        if not active or self.index < self.flow.settings_of(active[0]).layers[0]:
-            return None
-        return active[0]
+        return active[0] if active else None
 
-    def _prompted(self, adapter: str, call: _Call) -> Any:
-        flow, settings = self.flow, self.flow.settings_of(adapter)
-        m = settings.config.num_virtual_tokens
+    def gate(self, adapter: str, settings: AdapterSettings, batch: int) -> torch.Tensor | None:
+        """This layer's gate a_i, (1,) or (batch,); None on a final network.
+
+        Raises:
+            InputError: gate values were given that do not fit the batch and the candidate layers.
+        """
+        if not settings.config.searching:
+            return None
+        values = self.attachment.context.gate_values
+        if values is None:
+            return torch.sigmoid(at_least_float32(self.spt_gate[adapter]))
+        if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
+            raise InputError(
+                f"Gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
+                f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 row."
+            )
+        return at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
+
+    def _add(
+        self, adapter: str, settings: AdapterSettings, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of the block with h + a_i G_i(h) in place of the states h."""
+        states = args[0] if args else kwargs[self.states_name]
+        generator = self.spt_generator[adapter]
+        offset = generator(states.to(next(generator.parameters()).dtype))
+        gate = self.gate(adapter, settings, states.shape[0])
+        if gate is not None:
+            offset = gate.view(-1, *[1] * (states.dim() - 1)).to(offset.dtype) * offset
+        states = states + offset.to(states.dtype)
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, self.states_name: states})
+
+
+class PrependedBlock:
+    """A block with prompts in front of the text: it puts them there or renews them, and takes them off after the last.
+
+    It binds the call of the block by argument name, because positions and types differ between families and between
+    versions of transformers, and extends mask and positions.
+
+    Args:
+        block: the wrapped block.
+        flow: what the blocks of the model share.
+
+    Raises:
+        InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
+    """
+
+    def __init__(self, block: PromptedBlock, flow: PromptFlow) -> None:
+        self.block = block
+        self.index = block.index
+        self.flow = flow
+        self.positions = argument_positions(block.base_layer.forward)
+        names = list(self.positions)
+        if names[:1] != ["hidden_states"] or "attention_mask" not in names:
+            raise InputError(
+                f"{type(block.base_layer).__name__} takes ({', '.join(names)}); prompts in front of the text need "
+                "blocks that take hidden_states first and an attention_mask. Choose another layers_path, or "
+                "placement='add'."
+            )
+        self.weighted_probabilities = None
+        if flow.backbone.weighted_attention is not None:
+            attention = attrgetter(flow.backbone.weighted_attention)(block.base_layer)
+            self.weighted_probabilities = WeightedProbabilities(attention)
+
+    def remove(self) -> None:
+        """Take everything off that was hooked on."""
+        if self.weighted_probabilities is not None:
+            self.weighted_probabilities.remove()
+
+    def run_bare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block on (batch, length, d) without prompts in front."""
+        call = _Call(self.positions, args, kwargs)
+        refuse_prompted_cache(call.cache, self.index)
+        if self.weighted_probabilities is not None:
+            call["attention_mask"] = call["attention_mask"].to(torch.bool)
+        return self.block.base_layer(*call.args, **call.kwargs)
+
+    def run(self, adapter: str, settings: AdapterSettings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block on (batch, length, d) or, above the first prompt layer, on (batch, m + length, d)."""
+        if "_is_replica" in self.block.__dict__:
+            raise InputError(
+                "torch.nn.DataParallel runs replicas in threads, which prompts do not support; start one process a GPU "
+                "(accelerate launch ...) or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+            )
+        if self.index < settings.layers[0]:
+            return self.run_bare(args, kwargs)
+        call = _Call(self.positions, args, kwargs)
+        flow, m = self.flow, settings.config.num_virtual_tokens or 0
         cache_layer = self._cache_layer(call, m, adapter)
         flow.check_inputs()
-        if self.index == settings.layers[0]:
-            self._exchange_prefix(call)
         inserting = cache_layer is None or not cache_layer.holds_prompts
         if self.index in settings.layers:
             gate, below = self._pass_gate(adapter, settings, call["hidden_states"].shape[0])
@@ -176,7 +238,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         mask = call.get("attention_mask")
         check_attention_mask(mask)
         past_length = 0 if cache_layer is None else cache_layer.get_seq_length()
-        check_length(self.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
+        check_length(self.block.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
         call["attention_mask"] = flow.attention_mask(
             mask,
             hidden_states,
@@ -187,17 +249,9 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         )
         if inserting:
             self._extend_positions(call, hidden_states, m)
-        output = self._run(call)
+        output = self.block.base_layer(*call.args, **call.kwargs)
         last = self.index == flow.backbone.num_layers - 1
         return self._take_off(output, m if inserting else 0) if last else output
-
-    def _exchange_prefix(self, call: _Call) -> None:
-        """Take the states at the first prompt layer from the prefix cache, or leave those that were computed there."""
-        states, source = self.flow.state.prefix_states, self.flow.state.prefix_source
-        if states is not None:
-            call["hidden_states"] = states.to(call["hidden_states"].dtype)
-        elif source is not None:
-            source.record(call["hidden_states"])
 
     def _cache_layer(self, call: _Call, m: int, adapter: str) -> PromptedCacheLayer | None:
         cache = call.cache
@@ -207,21 +261,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         self, adapter: str, settings: AdapterSettings, batch: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
-        if not settings.config.searching:
+        gate = self.block.gate(adapter, settings, batch)
+        if gate is None:
             return None, None
-        values = self.flow.context.gate_values
-        if values is None:
-            gate = torch.sigmoid(at_least_float32(self.spt_gate[adapter]))
-        else:
-            if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
-                raise InputError(
-                    f"Gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
-                    f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 row."
-                )
-            gate = at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
         below = self.flow.state.presence
         below = torch.zeros_like(gate) if below is None else below.to(gate.device)
-        self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate)[2]
+        self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate or 1.0)[2]
         return gate, below
 
     def _renew(
@@ -234,12 +279,13 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
     ) -> torch.Tensor:
         """Put this layer's prompts in front of the text, mixed with those that came from below."""
         config, m = settings.config, settings.config.num_virtual_tokens
+        tau = config.mixing_rate or 1.0
         first = self.index == settings.layers[0]
         if first:
             propagated, text = None, self.flow.align(hidden_states)
         else:
             propagated, text = hidden_states[:, :m], hidden_states[:, m:]
-        generator = self.spt_generator[adapter]
+        generator = self.block.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
         source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
         reading = text.to(dtype)
@@ -255,12 +301,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 # Nothing looks at absent slots; those that are always visible must not be zero.
                 propagated = torch.full_like(new, 0.0 if settings.gated else INITIAL_STD)
             if settings.gated:
-                new = mix_prompts(propagated, new, gate, below, config.mixing_rate)
+                new = mix_prompts(propagated, new, gate, below, tau)
             else:
-                share = (config.mixing_rate * gate)[:, None, None].to(new.dtype)
+                share = (tau * gate)[:, None, None].to(new.dtype)
                 new = (1 - share) * propagated + share * new
-        elif propagated is not None and config.mixing_rate < 1:
-            new = (1 - config.mixing_rate) * propagated + config.mixing_rate * new
+        elif propagated is not None and tau < 1:
+            new = (1 - tau) * propagated + tau * new
         return torch.cat([new, text], dim=1)
 
     def _extend_positions(self, call: _Call, hidden_states: torch.Tensor, m: int) -> None:
@@ -275,8 +321,6 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
     def _take_off(self, output: Any, num_prompts: int) -> Any:
         hidden_states = output[0] if isinstance(output, tuple) else output
         text = self.flow.restore(hidden_states[:, num_prompts:])
-        if self.flow.context.final_states is not None:
-            self.flow.context.final_states.append(text)
         return (text, *output[1:]) if isinstance(output, tuple) else text
 
 

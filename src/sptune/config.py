@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
 from transformers.activations import ACT2FN
 
-from sptune.generators import GENERATORS
+from sptune.generators import GENERATORS, PLACEMENTS
 from sptune.registration import PEFT_TYPE
 
 NAMED_SETTINGS = ("search", "all", "middle", "first")
+# What only prompts in front of the text have, and what it is if nothing is said.
+PREPEND_DEFAULTS: dict[str, Any] = {
+    "num_virtual_tokens": 10,
+    "residual": True,
+    "mixing_rate": 1.0,
+    "visibility": "gated",
+}
 MOST_CANDIDATES = 10
 
 
 @dataclass
 class SPTConfig(PeftConfig):
     """Configuration of Selective Prompt Tuning.
+
+    `placement` says what a prompt is (method sections 2 and 8). With `add`, the default, `num_virtual_tokens`,
+    `residual`, `mixing_rate`, `visibility` and the pooling generators are refused: they are of `prepend`.
 
     `prompt_layers="search"` gives the search network, with a generator and a gate at every candidate layer; any other
     value gives a final network, with generators at just those layers.
@@ -27,6 +38,13 @@ class SPTConfig(PeftConfig):
         ValueError: a field's value is not allowed; the message names the field, the value and the values allowed.
     """
 
+    placement: str | None = field(
+        default=None,
+        metadata={
+            "help": "'add': a vector is added to each token at the input of a prompt layer; 'prepend': prompt vectors "
+            "stand in front of the text from the first prompt layer on."
+        },
+    )
     prompt_layers: str | list[int] = field(
         default="search",
         metadata={"help": "'search', 'all', 'middle' (layer L // 2), 'first' (layer 0), or a list of layer indices."},
@@ -38,31 +56,42 @@ class SPTConfig(PeftConfig):
             "Only with prompt_layers='search'."
         },
     )
-    num_virtual_tokens: int = field(default=10, metadata={"help": "m, the number of prompt vectors at a layer."})
-    generator: str = field(
-        default="appg",
-        metadata={"help": "What makes the prompts: 'static', 'npg', 'appg', 'mppg' or 'attention'."},
-    )
-    bottleneck_dim: int = field(default=8, metadata={"help": "r, the width between the generator's projections."})
-    residual: bool = field(
-        default=True,
+    generator: str | None = field(
+        default=None,
         metadata={
-            "help": "'appg', 'mppg' and 'attention': add what the generator computes to the pooled states themselves, "
-            "so that prompts begin as pieces of the text and not as noise."
+            "help": "What makes the prompts. add: 'bottleneck' (default) or 'static'; prepend: 'appg' (default), "
+            "'mppg', 'npg', 'attention' or 'static'."
         },
     )
+    bottleneck_dim: int = field(default=8, metadata={"help": "r, the width between the generator's projections."})
     projection: str = field(
         default="linear", metadata={"help": "'linear', or 'phm' with about 1/phm_dim of the parameters."}
     )
     phm_dim: int = field(default=4, metadata={"help": "n of the PHM projection; divides the hidden size and r."})
     activation: str = field(default="relu", metadata={"help": "A name in transformers' ACT2FN."})
-    mixing_rate: float = field(
-        default=1.0,
-        metadata={"help": "tau in (0, 1]: how much of a new prompt replaces the one that came up from below."},
+    num_virtual_tokens: int | None = field(
+        default=None, metadata={"help": "prepend: m, the number of prompt vectors at a layer (default 10)."}
     )
-    visibility: str = field(
-        default="gated",
-        metadata={"help": "'gated': slots weigh in attention by their presence. 'always': they are always visible."},
+    residual: bool | None = field(
+        default=None,
+        metadata={
+            "help": "prepend, 'appg', 'mppg' and 'attention': add what the generator computes to the pooled states "
+            "themselves, so that prompts begin as pieces of the text and not as noise (default true)."
+        },
+    )
+    mixing_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "prepend: tau in (0, 1], how much of a new prompt replaces the one from the layer below "
+            "(default 1)."
+        },
+    )
+    visibility: str | None = field(
+        default=None,
+        metadata={
+            "help": "prepend: 'gated' (default), slots weigh in attention by the probability that they are there, or "
+            "'always', they are always visible."
+        },
     )
     layers_path: str | None = field(
         default=None,
@@ -74,21 +103,19 @@ class SPTConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.placement is None:
+            # Only a file names the PEFT type, and one without a placement is from before there were two.
+            self.placement = "add" if self.peft_type is None else "prepend"
         self.peft_type = PeftType(PEFT_TYPE)
         # PEFT reads this attribute on every tuner's configuration; which blocks it names follows from the layers.
         self.target_modules: set[str] | None = None
-        _check_choice("generator", self.generator, GENERATORS)
+        _check_choice("placement", self.placement, PLACEMENTS)
+        self._settle_placement()
         _check_choice("projection", self.projection, ("linear", "phm"))
-        if not isinstance(self.residual, bool):
-            raise ValueError(f"residual={self.residual!r} is not allowed; choose True or False.")
-        _check_choice("visibility", self.visibility, ("gated", "always"))
-        _check_positive("num_virtual_tokens", self.num_virtual_tokens)
         _check_positive("bottleneck_dim", self.bottleneck_dim)
         _check_positive("phm_dim", self.phm_dim)
         if self.activation not in ACT2FN:
             raise ValueError(f"activation={self.activation!r} is not known; choose one of {sorted(ACT2FN)}.")
-        if not (isinstance(self.mixing_rate, (int, float)) and 0 < self.mixing_rate <= 1):
-            raise ValueError(f"mixing_rate={self.mixing_rate!r} is not allowed; choose a number in (0, 1].")
         if self.projection == "phm" and self.bottleneck_dim % self.phm_dim:
             raise ValueError(
                 f"phm_dim={self.phm_dim} does not divide bottleneck_dim={self.bottleneck_dim}; "
@@ -105,6 +132,47 @@ class SPTConfig(PeftConfig):
                     f"candidate_layers={self.candidate_layers} has a meaning only with prompt_layers='search', "
                     f"but prompt_layers={self.prompt_layers!r}; leave one of them out."
                 )
+
+    def _settle_placement(self) -> None:
+        """Give the fields of `prepend` their defaults, or refuse them with `add`."""
+        generators = GENERATORS[self.placement or ""]
+        if self.generator is None:
+            self.generator = generators[0]
+        elif self.generator not in generators:
+            for other in PLACEMENTS:
+                if self.generator in GENERATORS[other]:
+                    raise ValueError(
+                        f"generator={self.generator!r} goes with placement={other!r}, not with "
+                        f"placement={self.placement!r}; add placement={other!r}, or choose one of "
+                        f"{', '.join(generators)}."
+                    )
+            _check_choice("generator", self.generator, generators)
+        if self.placement == "add":
+            for name in PREPEND_DEFAULTS:
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)!r} is a setting of prompts in front of the text and has no "
+                        f"effect with placement='add'; leave {name} out, or add placement='prepend'."
+                    )
+            return
+        for name, default in PREPEND_DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        _check_positive("num_virtual_tokens", self.num_virtual_tokens)
+        if not isinstance(self.residual, bool):
+            raise ValueError(f"residual={self.residual!r} is not allowed; choose True or False.")
+        if not (isinstance(self.mixing_rate, (int, float)) and 0 < self.mixing_rate <= 1):
+            raise ValueError(f"mixing_rate={self.mixing_rate!r} is not allowed; choose a number in (0, 1].")
+        _check_choice("visibility", self.visibility, ("gated", "always"))
+
+    @classmethod
+    def paper(cls, **fields: Any) -> SPTConfig:
+        """The prompts of the paper: in front of the text, made by a pooled generator with a bottleneck (`appg`).
+
+        Args:
+            fields: of this class, that differ from the paper's.
+        """
+        return cls(**{"placement": "prepend", "generator": "appg", "residual": False, **fields})
 
     @property
     def searching(self) -> bool:

@@ -6,7 +6,6 @@ Everything extended for the prompts is extended once a forward.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,9 +13,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from sptune.backbones import Backbone
-from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.forward_context import ForwardContext, ForwardState, WrappedMethod, argument_positions
+from sptune.forward_context import AdapterSettings, ForwardContext, ForwardState, WrappedMethod, argument_positions
 from sptune.gates import presence_bias
 from sptune.generators import INSTANCE_AWARE
 
@@ -26,38 +24,23 @@ logger = logging.getLogger(__name__)
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
-@dataclass(frozen=True)
-class AdapterSettings:
-    """What the blocks need to know of one adapter.
-
-    Attributes:
-        layers: the layers with a generator, ascending.
-        config: the adapter's configuration.
-    """
-
-    layers: tuple[int, ...]
-    config: SPTConfig
-
-    @property
-    def gated(self) -> bool:
-        """Whether attention weighs the slots by their presence."""
-        return self.config.searching and self.config.visibility == "gated"
-
-
 class PromptFlow:
-    """Shared by all prompted blocks of one model; holds the adapters' settings and, by thread, the forward under way.
+    """Prompts in front of the text: what the blocks of one model share in a forward.
 
     Args:
         model: the model that was given to PEFT, head included.
-        backbone: its blocks.
+        backbone: its blocks, as `find_prepend_backbone` finds them.
+        settings: of the model's adapters, by name.
+        context: what the forward under way knows, by thread.
     """
 
-    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
+    def __init__(
+        self, model: nn.Module, backbone: Backbone, settings: dict[str, AdapterSettings], context: ForwardContext
+    ) -> None:
         self.model = model
         self.backbone = backbone
-        self.settings: dict[str, AdapterSettings] = {}
-        self.context = ForwardContext()
-        self.block_outputs: int | None = None
+        self.settings = settings
+        self.context = context
         self._warned = self._warned_of_source = False
         self._wrapped = [
             WrappedMethod(backbone.base_model, "forward", self._run_blocks),
@@ -94,10 +77,6 @@ class PromptFlow:
             )
         return state
 
-    def settings_of(self, adapter: str) -> AdapterSettings:
-        """The settings of an adapter in the forward under way."""
-        return self.context.adapters.get(adapter) or self.settings[adapter]
-
     # -- the methods wrapped -------------------------------------------------------------------------------------
 
     def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -125,9 +104,6 @@ class PromptFlow:
             with context.having(model_inputs={}, state=None):
                 return self._run_blocks(forward, *args, **kwargs)
         self._warn_of_targets()
-        self._read_prefix(forward, state)
-        if state.prefix_states is not None and "use_cache" in forward.positions:
-            kwargs["use_cache"] = False  # the layers below would be missing in it
         with context.having(state=state):
             output = forward.method(*args, **kwargs)
             return self._take_prompts_off(output)
@@ -138,39 +114,6 @@ class PromptFlow:
         text = next((one for one in given if isinstance(one, torch.Tensor)), None)
         with self.context.having(generate_length=None if text is None else text.shape[1]):
             return generate.method(*args, **kwargs)
-
-    def _read_prefix(self, forward: WrappedMethod, state: ForwardState) -> None:
-        source, inputs = self.context.prefix_source, state.inputs
-        top: Any = self.backbone.layers[-1]
-        adapter = None if source is None else top.prompting_adapter()
-        if source is None or adapter is None or self.settings_of(adapter).layers[0] != source.layer:
-            return
-        input_ids = inputs.get("input_ids")
-        if input_ids is None or not self._states_follow_from_tokens(forward.module, inputs):
-            return
-        state.prefix_source = source
-        state.prefix_states = source.read(input_ids, inputs.get("attention_mask"), inputs.get("token_type_ids"))
-
-    def _states_follow_from_tokens(self, module: nn.Module, inputs: dict[str, Any]) -> bool:
-        """Whether each row's states are those of its text alone, and whether nothing but the last states is asked for.
-
-        That is so if the text begins at position 0, or positions are relative; padding must not have moved it.
-        """
-        config: Any = module.config
-        for name in ("output_hidden_states", "output_attentions"):
-            wanted = inputs.get(name)
-            if getattr(config, name, False) if wanted is None else wanted:
-                return False
-        if any(inputs.get(name) is not None for name in CACHE_NAMES):
-            return False
-        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-        if positions is not None:
-            number = torch.arange(positions.shape[-1], device=positions.device)[None]
-            if mask is None:
-                return bool((positions == number).all())
-            real = mask.to(positions.device, torch.bool)
-            return bool(((positions == real.cumsum(-1) - 1) | ~real).all())
-        return self.backbone.rotary is not None or mask is None or bool(mask[:, 0].all())
 
     def _take_prompts_off(self, output: Any) -> Any:
         tokens = _text(self.state.inputs)

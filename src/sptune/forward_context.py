@@ -12,14 +12,30 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from sptune.flow import AdapterSettings
-    from sptune.prefix_cache import PrefixSource
+from sptune.config import SPTConfig
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What the blocks need to know of one adapter.
+
+    Attributes:
+        layers: the layers with a generator, ascending.
+        config: the adapter's configuration.
+    """
+
+    layers: tuple[int, ...]
+    config: SPTConfig
+
+    @property
+    def gated(self) -> bool:
+        """Whether attention weighs the slots by their presence."""
+        return self.config.searching and self.config.visibility == "gated"
 
 
 @dataclass
@@ -30,8 +46,6 @@ class ForwardState:
     checked: bool = False
     presence: torch.Tensor | None = None
     source_mask: torch.Tensor | None = None
-    prefix_source: PrefixSource | None = None
-    prefix_states: torch.Tensor | None = None
     extended: dict[Any, Any] = field(default_factory=dict)
 
 
@@ -59,8 +73,6 @@ class ForwardContext(ThreadState):
         generate_length: length of the text given to the `generate` under way.
         gate_values: gates that replace the adapter's own, (batch or 1, candidates).
         adapters: settings that replace those of adapters, by name.
-        final_states: collects what leaves the last block.
-        prefix_source: knows states at the first prompt layer.
     """
 
     def __init__(self) -> None:
@@ -70,8 +82,6 @@ class ForwardContext(ThreadState):
         self.generate_length: int | None = None
         self.gate_values: torch.Tensor | None = None
         self.adapters: dict[str, AdapterSettings] = {}
-        self.final_states: list[torch.Tensor] | None = None
-        self.prefix_source: PrefixSource | None = None
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:

@@ -1,8 +1,9 @@
-"""Prompt generators: what makes the m prompt vectors of a layer (method section 2).
+"""Prompt generators: what makes the prompts of a layer.
 
-A generator reads the text hidden states at the input of its layer, restricted to the source tokens, and returns
-m vectors of the hidden size. `appg`, `mppg` and `npg` follow Late Prompt Tuning (Liu et al., 2022); the `phm`
-projection follows Zhang et al. (2021), "Beyond Fully-Connected Layers with Quaternions".
+Of `placement="add"` (method section 8) one makes a vector for each token from that token's own state. Of
+`placement="prepend"` (section 2) one reads the text hidden states at the input of its layer, restricted to the source
+tokens, and returns m vectors of the hidden size. `appg`, `mppg` and `npg` follow Late Prompt Tuning (Liu et al., 2022);
+the `phm` projection follows Zhang et al. (2021), "Beyond Fully-Connected Layers with Quaternions".
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 INITIAL_STD = 0.02
 INSTANCE_AWARE = ("npg", "appg", "mppg", "attention")
-GENERATORS = ("static", *INSTANCE_AWARE)
+PLACEMENTS = ("add", "prepend")
+# By placement, the default first.
+GENERATORS: dict[str, tuple[str, ...]] = {
+    "add": ("bottleneck", "static"),
+    "prepend": ("appg", "mppg", "npg", "attention", "static"),
+}
 
 
 class PHMLinear(nn.Module):
@@ -102,6 +108,41 @@ def adaptive_pool(
     return states.gather(1, torch.stack(places, dim=1)).masked_fill(empty, 0.0)
 
 
+class BottleneckOffset(nn.Module):
+    """G(h) = W_up sigma(W_down h + b_down) + b_up, token by token; zero at first (method section 8).
+
+    Args:
+        config: width of the bottleneck, projection and activation.
+        hidden_size: d.
+    """
+
+    def __init__(self, config: SPTConfig, hidden_size: int) -> None:
+        super().__init__()
+        self.down = _projection(config, hidden_size, config.bottleneck_dim)
+        self.activation = ACT2FN[config.activation]
+        self.up = _projection(config, config.bottleneck_dim, hidden_size, std=0.0)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the offset of each token, (..., d), from hidden_states (..., d)."""
+        return self.up(self.activation(self.down(hidden_states)))
+
+
+class StaticOffset(nn.Module):
+    """G(h) = b, one learned vector for all tokens; zero at first (method section 8).
+
+    Args:
+        hidden_size: d.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(hidden_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the offset (d,) of every token, whatever hidden_states (..., d) are."""
+        return self.offset
+
+
 class StaticGenerator(nn.Module):
     """m learned vectors, the same for every input.
 
@@ -133,11 +174,11 @@ class PooledGenerator(nn.Module):
 
     def __init__(self, config: SPTConfig, hidden_size: int, kind: Literal["average", "max"]) -> None:
         super().__init__()
-        self.slots, self.kind = config.num_virtual_tokens, kind
+        self.slots, self.kind = _tokens(config), kind
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
         self.up = _up_projection(config, hidden_size)
-        self.residual = config.residual
+        self.residual = bool(config.residual)
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
@@ -159,7 +200,7 @@ class TokenGenerator(nn.Module):
 
     def __init__(self, config: SPTConfig, hidden_size: int) -> None:
         super().__init__()
-        self.slots = config.num_virtual_tokens
+        self.slots = _tokens(config)
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
         self.up = _never_zero(_projection(config, config.bottleneck_dim, self.slots * hidden_size))
@@ -190,11 +231,11 @@ class AttentionGenerator(nn.Module):
     def __init__(self, config: SPTConfig, hidden_size: int) -> None:
         super().__init__()
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
-        self.queries = nn.Parameter(torch.empty(config.num_virtual_tokens, config.bottleneck_dim))
+        self.queries = nn.Parameter(torch.empty(_tokens(config), config.bottleneck_dim))
         nn.init.normal_(self.queries, std=1.0)
         self.activation = ACT2FN[config.activation]
         self.up = _up_projection(config, hidden_size)
-        self.residual = config.residual
+        self.residual = bool(config.residual)
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
@@ -214,19 +255,28 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
         hidden_size: d of the backbone.
 
     Returns:
-        A module whose `forward(hidden_states, source_mask, *, causal)` takes (batch, length, d) and (batch, length)
-        and gives (batch, m, d).
+        For `add`, a module whose `forward(hidden_states)` takes (..., d) and gives the offsets to add. For `prepend`,
+        one whose `forward(hidden_states, source_mask, *, causal)` takes (batch, length, d) and (batch, length) and
+        gives (batch, m, d).
 
     Raises:
         ValueError: `phm_dim` does not divide the hidden size or the bottleneck.
     """
+    if config.placement == "add":
+        return StaticOffset(hidden_size) if config.generator == "static" else BottleneckOffset(config, hidden_size)
     if config.generator == "static":
-        return StaticGenerator(config.num_virtual_tokens, hidden_size)
+        return StaticGenerator(_tokens(config), hidden_size)
     if config.generator == "npg":
         return TokenGenerator(config, hidden_size)
     if config.generator == "attention":
         return AttentionGenerator(config, hidden_size)
     return PooledGenerator(config, hidden_size, "average" if config.generator == "appg" else "max")
+
+
+def _tokens(config: SPTConfig) -> int:
+    """The m of a configuration, which `prepend` always has."""
+    assert config.num_virtual_tokens is not None
+    return config.num_virtual_tokens
 
 
 def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:

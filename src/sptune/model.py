@@ -13,21 +13,27 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
-from sptune.backbones import Backbone, check_prompt_at_first_layer, find_backbone
+from sptune.attachment import Attachment
+from sptune.backbones import (
+    Backbone,
+    check_prompt_at_first_layer,
+    find_backbone,
+    find_prepend_backbone,
+    frozen_part,
+    unwrapped,
+)
 from sptune.block import PromptedBlock
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
-from sptune.flow import AdapterSettings, PromptFlow
+from sptune.forward_context import AdapterSettings
 from sptune.gates import gate_logits
-from sptune.prefix_cache import PrefixSource
 
 
 class SPTModel(BaseTuner):
     """Selective Prompt Tuning of a frozen transformer.
 
-    Every block is wrapped in a `PromptedBlock`; those below the first layer with a generator run as they are, or are
-    passed over where the prefix cache knows what comes out of them. Made by `peft.get_peft_model`; reach it as
-    `peft_model.base_model`.
+    The blocks of prompt layers are wrapped in `PromptedBlock`s; with `placement="prepend"` all of them are. Made by
+    `peft.get_peft_model`; reach it as `peft_model.base_model`.
 
     Raises:
         InputError: the backbone cannot take prompts (see `sptune.backbones.find_backbone`).
@@ -41,15 +47,21 @@ class SPTModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         peft_config = cast(SPTConfig, peft_config)
-        flow = _find_flow(self.model)
+        attached = _find_attachment(self.model)
         if any(isinstance(m, BaseTunerLayer) and not isinstance(m, PromptedBlock) for m in self.model.modules()):
             raise InputError(
                 "The model holds another PEFT adapter, which SPT would train without saving it, and remove in "
                 "unload(); merge it first (merge_and_unload) or unload it."
             )
-        backbone = flow.backbone if flow is not None else find_backbone(self.model, peft_config.layers_path)
+        if peft_config.placement == "prepend":
+            backbone = find_prepend_backbone(self.model, peft_config.layers_path)
+        elif attached is not None:
+            backbone = attached.backbone
+        else:
+            backbone = find_backbone(self.model, peft_config.layers_path)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
-        check_prompt_at_first_layer(backbone, layers)
+        if peft_config.placement == "prepend":
+            check_prompt_at_first_layer(backbone, layers)
         if peft_config.projection == "phm" and backbone.hidden_size % peft_config.phm_dim:
             raise InputError(
                 f"phm_dim={peft_config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; "
@@ -79,24 +91,25 @@ class SPTModel(BaseTuner):
     ) -> None:
         peft_config = cast(SPTConfig, peft_config)
         # All state is set here and not in a hook of the constructor, which does not run for a second adapter.
-        flow = _find_flow(self.model)
-        if flow is None:
-            flow = PromptFlow(self.model, find_backbone(self.model, peft_config.layers_path))
-        layers = resolve_prompt_layers(peft_config, flow.backbone.num_layers)
-        known = flow.settings.get(adapter_name)
+        attached = _find_attachment(self.model) or Attachment(self.model, peft_config.layers_path)
+        attached.prepare_for(peft_config)
+        blocks = attached.backbone.layers
+        layers = resolve_prompt_layers(peft_config, len(blocks))
+        known = attached.settings.get(adapter_name)
         if known is not None and known.config is not peft_config:
             # A second get_peft_model on the same backbone replaces the adapter of that name, at other layers too.
-            for prompted in flow.backbone.layers:
-                if isinstance(prompted, PromptedBlock):
-                    prompted.drop(adapter_name)
-        flow.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
-        blocks = flow.backbone.layers
-        for index in range(len(blocks)):
+            for block in _prompted(attached):
+                block.drop(adapter_name)
+        attached.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
+        prepend = peft_config.placement == "prepend"
+        for index in range(len(blocks)) if prepend else layers:
             if not isinstance(blocks[index], PromptedBlock):
-                blocks[index] = PromptedBlock(blocks[index], index, flow)
+                blocks[index] = PromptedBlock(blocks[index], index, attached)
                 blocks[index].train(parent.training)
                 cast(PromptedBlock, blocks[index]).set_adapter(self.active_adapters)
-        block: Any = blocks[int(target_name)]
+        for block in _prompted(attached) if prepend else ():
+            block.take_prepended()
+        block = cast(PromptedBlock, blocks[int(target_name)])
         block.update_layer(adapter_name, peft_config)
 
     @classmethod
@@ -114,9 +127,9 @@ class SPTModel(BaseTuner):
         setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
-        flow = self._flow()
+        attached = self._attachment()
         super()._unload_and_optionally_merge(*args, **kwargs)
-        flow.remove()
+        attached.remove()
         return self.model
 
     @contextmanager
@@ -135,12 +148,12 @@ class SPTModel(BaseTuner):
         states every epoch. The new head's dropout, outside the backbone or in `modules_to_save`, is left on.
         """
         super().train(mode)
-        flow = _find_flow(self.model)
-        if mode and flow is not None:
-            for module in flow.backbone.base_model.modules():
-                # Modules that check for gradient checkpointing do so in training mode only; they hold no dropout.
-                if not hasattr(module, "gradient_checkpointing") and not isinstance(module, PromptedBlock):
-                    module.training = False
+        attached = _find_attachment(self.model)
+        if mode and attached is not None:
+            for module in frozen_part(self.model, attached.backbone).modules():
+                # Modules that check for gradient checkpointing do so in training mode only.
+                checkpointing = getattr(unwrapped(module), "gradient_checkpointing", False)
+                module.training = bool(checkpointing)
         return self
 
     # -- what users call -------------------------------------------------------------------------------------------
@@ -148,12 +161,12 @@ class SPTModel(BaseTuner):
     @property
     def backbone(self) -> Backbone:
         """The frozen model's blocks and what is known of their family."""
-        return self._flow().backbone
+        return self._attachment().backbone
 
     @property
     def candidate_layers(self) -> list[int]:
         """The layers with a generator in the active adapter, ascending."""
-        return list(self._flow().settings_of(self._active()).layers)
+        return list(self._attachment().settings_of(self._active()).layers)
 
     def gate_parameters(self) -> dict[int, nn.Parameter]:
         """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
@@ -162,7 +175,7 @@ class SPTModel(BaseTuner):
             InputError: the active adapter is not a search network.
         """
         adapter = self._active()
-        if not self._flow().settings_of(adapter).config.searching:
+        if not self._attachment().settings_of(adapter).config.searching:
             raise InputError(
                 f"Adapter {adapter!r} is a final network without gates; make a search network with "
                 "SPTConfig(prompt_layers='search')."
@@ -207,7 +220,7 @@ class SPTModel(BaseTuner):
             values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. Gradients
                 flow back to them.
         """
-        return self._flow().context.having(gate_values=values)
+        return self._attachment().context.having(gate_values=values)
 
     def prompting_at(self, layers: Sequence[int]) -> AbstractContextManager[None]:
         """In the forwards inside, a search network is the discrete one: prompts at just these layers, and no gates.
@@ -219,33 +232,32 @@ class SPTModel(BaseTuner):
             InputError: a layer that is no candidate, or none at all.
         """
         adapter = self._active()
-        settings = self._flow().settings_of(adapter)
+        settings = self._attachment().settings_of(adapter)
         strangers = [layer for layer in layers if layer not in settings.layers]
         if strangers or not layers:
             raise InputError(f"Layers {list(layers)} were asked for; choose some of {list(settings.layers)}.")
         config = dataclasses.replace(settings.config, prompt_layers=sorted(layers), candidate_layers=None)
-        return self._flow().context.having(adapters={adapter: AdapterSettings(tuple(sorted(layers)), config)})
+        return self._attachment().context.having(adapters={adapter: AdapterSettings(tuple(sorted(layers)), config)})
 
     @contextmanager
     def record_final_states(self) -> Iterator[list[torch.Tensor]]:
         """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""
         states: list[torch.Tensor] = []
-        with self._flow().context.having(final_states=states):
+
+        def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = self.backbone.layers[-1].register_forward_hook(keep)
+        try:
             yield states
+        finally:
+            handle.remove()
 
-    def reading_prefix(self, source: PrefixSource) -> AbstractContextManager[None]:
-        """In the forwards inside, layers below the first prompt layer run only where `source` does not know the result.
-
-        Args:
-            source: see `sptune.prefix_cache`.
-        """
-        return self._flow().context.having(prefix_source=source)
-
-    def _flow(self) -> PromptFlow:
-        flow = _find_flow(self.model)
-        if flow is None:
+    def _attachment(self) -> Attachment:
+        attached = _find_attachment(self.model)
+        if attached is None:
             raise InputError("No prompts are attached to this model any more (it was unloaded).")
-        return flow
+        return attached
 
     def _active(self) -> str:
         if len(self.active_adapters) != 1:
@@ -254,8 +266,7 @@ class SPTModel(BaseTuner):
 
     def _generating_blocks(self) -> list[PromptedBlock]:
         adapter = self._active()
-        blocks = (block for block in self._flow().backbone.layers if isinstance(block, PromptedBlock))
-        return [block for block in blocks if adapter in block.spt_generator]
+        return [block for block in _prompted(self._attachment()) if adapter in block.spt_generator]
 
 
 def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = False) -> PeftModel:
@@ -301,8 +312,13 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
     return model
 
 
-def _find_flow(model: nn.Module) -> PromptFlow | None:
+def _find_attachment(model: nn.Module) -> Attachment | None:
     for module in model.modules():
         if isinstance(module, PromptedBlock):
-            return module.flow
+            return module.attachment
     return None
+
+
+def _prompted(attached: Attachment) -> list[PromptedBlock]:
+    """The wrapped blocks, lowest layer first."""
+    return [block for block in attached.backbone.layers if isinstance(block, PromptedBlock)]

@@ -364,25 +364,32 @@ class BatchPrefix:
 
 
 class PrefixProbe:
-    """A `PrefixSource` that knows nothing and keeps what one forward shows it, to find out whether a cache is exact.
+    """A `PrefixSource` that shows what one forward does at a layer, to find out whether a cache is exact there.
 
     Args:
-        layer: the first prompt layer.
+        layer: where the cached states would be read.
         model: what is trained.
+        blocks: its blocks.
+        known: the states to give to the forward; None to compute them.
 
     Attributes:
-        states: what the forward inside the probe's context had at the first prompt layer.
-        parameters: those of the modules that ran before.
+        states: what the forward inside the probe's context had at the layer.
+        final: what left the last block.
+        parameters: those of the modules that ran before the layer.
     """
 
-    def __init__(self, layer: int, model: nn.Module) -> None:
+    def __init__(self, layer: int, model: nn.Module, blocks: nn.ModuleList, known: torch.Tensor | None = None) -> None:
         self.layer = layer
         self.model = model
+        self.blocks = blocks
+        self.known = known
         self.states: torch.Tensor | None = None
+        self.final: torch.Tensor | None = None
         self.parameters: list[nn.Parameter] = []
 
     def __enter__(self) -> PrefixProbe:
         self._handles = [module.register_forward_pre_hook(self._note) for module in self.model.modules()]
+        self._handles.append(self.blocks[-1].register_forward_hook(self._keep))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -393,22 +400,38 @@ class PrefixProbe:
         if self.states is None:
             self.parameters += module.parameters(recurse=False)
 
+    def _keep(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.final = (output[0] if isinstance(output, tuple) else output).detach()
+
     def read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
-    ) -> None:
-        """Nothing is known."""
+    ) -> torch.Tensor | None:
+        """What is known."""
+        return self.known
 
     def record(self, states: torch.Tensor) -> None:
         """Keep the states."""
         self.states = states.detach().clone()
 
-    def difference(self, other: PrefixProbe) -> str | None:
-        """Why the states of two forwards over the same batch do not allow a cache, or None if they do."""
-        if self.states is None or other.states is None:
-            return "states below the prompts do not follow from the tokens alone, or are asked for"
-        if not torch.allclose(self.states, other.states, rtol=1e-5, atol=1e-6):
-            return "layers below the prompts give other states each time (is their dropout on?)"
-        return None
+
+def why_not_exact(first: PrefixProbe, second: PrefixProbe, reading: PrefixProbe) -> str | None:
+    """Why three forwards over one batch do not allow a cache, or None if they do.
+
+    Args:
+        first: computed everything.
+        second: computed everything, with another seed.
+        reading: was given the states of `second`, and ran with its seed.
+    """
+    if first.states is None or second.states is None:
+        return "states below it do not follow from the tokens alone, or are asked for"
+    if not torch.allclose(first.states, second.states, rtol=1e-5, atol=1e-6):
+        return "layers below it give other states each time (is their dropout on?)"
+    if second.final is None or reading.final is None or second.final.shape != reading.final.shape:
+        return "the blocks pass on more than hidden states"
+    largest = float((second.final - reading.final).abs().max())
+    if largest > 1e-3 * float(second.final.abs().max()):
+        return "the blocks pass on more than hidden states"
+    return None
 
 
 @dataclass

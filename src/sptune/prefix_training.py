@@ -1,4 +1,4 @@
-"""`PrefixCachingTrainer`: a `transformers.Trainer` that runs the layers below the first prompt once for each text."""
+"""`PrefixCachingTrainer`: a `transformers.Trainer` that runs the layers below the trained ones once a text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from sptune.backbones import Backbone, find_backbone
+from sptune.errors import InputError
 from sptune.model import SPTModel
 from sptune.prefix_cache import (
     GIB,
@@ -29,7 +32,9 @@ from sptune.prefix_cache import (
     cache_folders,
     fingerprint,
     number_examples,
+    why_not_exact,
 )
+from sptune.prefix_reader import PrefixReader
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +44,13 @@ Batch = dict[str, Any]
 class PrefixCachingTrainer(Trainer):
     """A trainer with a prefix cache in its `train`, wherever that is exact.
 
+    It serves whatever trains only upper layers: prompts, PEFT's LoRA with `layers_to_transform`, blocks that are
+    trained themselves. Below the first block with a trained weight, dropout is off.
+
     Args:
-        prefix_cache: how hidden states below the first prompt layer are kept, so that each example goes through those
-            layers once; None to compute them in every epoch. `plan_prefix_cache` tells whether it is used.
+        prefix_cache: how hidden states at the first layer with a trained weight are kept, so that each example goes
+            through the layers below once; None to compute them in every epoch. `plan_prefix_cache` tells whether it is
+            used.
         **kwargs: what `transformers.Trainer` takes.
     """
 
@@ -57,7 +66,8 @@ class PrefixCachingTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.prefix_cache = prefix_cache
         self._prefix: PrefixCache | None = None
-        self._below_prompts: list[nn.Parameter] | None = None
+        self._reader: PrefixReader | None = None
+        self._below: list[nn.Parameter] | None = None
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`, with the prefix cache where it is exact."""
@@ -88,13 +98,17 @@ class PrefixCachingTrainer(Trainer):
         return self._plan()[0]
 
     def _plan(self) -> tuple[PrefixPlan, TokenTable | None]:
-        tuner = getattr(self.model, "base_model", None)
         settings = self.prefix_cache
-        if settings is None or not isinstance(tuner, SPTModel):
+        if settings is None:
             return PrefixPlan(reason="it is turned off"), None
-        layer = tuner.candidate_layers[0]
+        backbone = self._find_backbone()
+        if backbone is None:
+            return PrefixPlan(reason="the model has no single list of blocks that take hidden states"), None
+        layer = first_trained_layer(backbone)
+        if layer is None:
+            return PrefixPlan(reason="nothing is trained in the blocks"), None
         if layer == 0:
-            return PrefixPlan(reason="there are prompts at layer 0, so nothing lies below them"), None
+            return PrefixPlan(reason="layer 0 is trained, so nothing lies below"), None
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             return PrefixPlan(reason="it does not go with DeepSpeed, FSDP and DataParallel"), None
         if self.args.torch_compile:
@@ -105,7 +119,6 @@ class PrefixCachingTrainer(Trainer):
             tokens = TokenTable.of(_tables(getattr(self, name) for name in self._repeated_datasets))
         except (KeyError, TypeError, AttributeError, pa.ArrowException):
             return PrefixPlan(reason="the data are no dictionaries with input_ids"), None
-        backbone = tuner.backbone
         dtype = next(backbone.layers.parameters()).dtype if settings.dtype is None else getattr(torch, settings.dtype)
         size = len(tokens.tokens) * backbone.hidden_size * dtype.itemsize
         # With several processes an example may be another process's in the next epoch, so they share a file.
@@ -113,12 +126,23 @@ class PrefixCachingTrainer(Trainer):
         folder = None if in_memory else Path(settings.folder or self.args.output_dir or ".")
         return PrefixPlan(layer, backbone.hidden_size, dtype, size, folder), tokens
 
+    def _find_backbone(self) -> Backbone | None:
+        model: Any = self.model
+        tuner = getattr(model, "base_model", None)
+        if isinstance(tuner, SPTModel):
+            return tuner.backbone
+        try:
+            return find_backbone(model.get_base_model() if isinstance(model, PeftModel) else model)
+        except InputError:
+            return None
+
     @contextlib.contextmanager
     def _caching_prefix(self) -> Iterator[None]:
         """For the training inside, give every example its number in a cache."""
         plan, tokens = self._plan()
-        cache = None if tokens is None else self._open_prefix_cache(plan, tokens)
-        if cache is None:
+        backbone = self._find_backbone()
+        cache = None if tokens is None or backbone is None else self._open_prefix_cache(plan, tokens, backbone)
+        if cache is None or backbone is None:
             if plan.reason is not None:
                 logger.info("%s", plan)
             yield
@@ -131,19 +155,21 @@ class PrefixCachingTrainer(Trainer):
             numbered, first = _numbered(before[name], first)
             setattr(self, name, numbered)
         self.data_collator = NumberedCollator(self.data_collator)
-        self._prefix, self._below_prompts, finished = cache, None, False
+        self._prefix, self._below, finished = cache, None, False
+        self._reader = PrefixReader(backbone.base_model, backbone.layers, quiet_below=plan.layer)
         try:
             yield
             finished = True
         finally:
             for name, value in before.items():
                 setattr(self, name, value)
-            self._prefix = None
+            self._reader.remove()
+            self._prefix = self._reader = None
             cache.close(remove=finished and not cast(PrefixCacheSettings, self.prefix_cache).keep)
 
-    def _open_prefix_cache(self, plan: PrefixPlan, tokens: TokenTable) -> PrefixCache | None:
+    def _open_prefix_cache(self, plan: PrefixPlan, tokens: TokenTable, backbone: Backbone) -> PrefixCache | None:
         """The cache, or None in every process if one of them cannot have it."""
-        settings, backbone = self.prefix_cache, cast(Any, self.model).base_model.backbone
+        settings = self.prefix_cache
         cache, key = None, ""
         if plan.folder is not None:
             precision = "bf16" if self.args.bf16 else "fp16" if self.args.fp16 else "no"
@@ -179,33 +205,50 @@ class PrefixCachingTrainer(Trainer):
         cache, model = self._prefix, cast(Any, self.model)
         if cache is not None and not cache.given_up and model.training:
             self._check_prefix(cache, inputs)
-        if cache is None or cache.given_up:
+        if cache is None or cache.given_up or self._reader is None:
             yield inputs
             return
-        with model.base_model.reading_prefix(cache.rows(rows)):
+        with self._reader.reading(cache.rows(rows)):
             yield inputs
 
     def _check_prefix(self, cache: PrefixCache, inputs: Batch) -> None:
-        """Give the cache up if what lies below the prompts learns, or is not the same every time (dropout)."""
+        """Give the cache up if what lies below learns, or if states that are read do not do what computed ones do."""
         reason = None
-        if self._below_prompts is None:
-            model, inputs = cast(Any, self.model), self._prepare_inputs(inputs)
-            probes = [PrefixProbe(cache.layer, model) for _ in range(2)]
-            with torch.random.fork_rng(), torch.no_grad(), self.compute_loss_context_manager():
-                for probe in probes:
-                    with probe, model.base_model.reading_prefix(probe):
-                        self._forward(model, inputs)
-            reason = probes[0].difference(probes[1])
-            self._below_prompts = probes[0].parameters
-        if any(parameter.requires_grad for parameter in self._below_prompts):
-            reason = "something below the prompts is trained"
+        if self._below is None:
+            reason, self._below = self._try_prefix(cache.layer, self._prepare_inputs(inputs))
+        if any(parameter.requires_grad for parameter in self._below):
+            reason = "something below it is trained"
         if reason is not None:
-            logger.warning("The prefix cache is not used: %s.", reason)
+            logger.warning("The prefix cache at layer %d is not used: %s.", cache.layer, reason)
             cache.give_up()
+
+    def _try_prefix(self, layer: int, inputs: Any) -> tuple[str | None, list[nn.Parameter]]:
+        """Why states read at a layer would not be exact, or None; and the parameters that run below it."""
+        model, backbone, reader = cast(Any, self.model), self._find_backbone(), self._reader
+        assert backbone is not None
+        assert reader is not None
+        probes: list[PrefixProbe] = []
+        with torch.random.fork_rng(), torch.no_grad(), self.compute_loss_context_manager():
+            for seed in (0, 1, 1):
+                torch.manual_seed(seed)
+                known = probes[1].states if len(probes) == 2 else None
+                probe = PrefixProbe(layer, model, backbone.layers, known)
+                with probe, reader.reading(probe):
+                    self._forward(model, inputs)
+                probes.append(probe)
+        return why_not_exact(*probes), probes[0].parameters
 
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:
         """Run the model on a batch, for its states only."""
         return model(**{name: value for name, value in inputs.items() if name != "labels"})
+
+
+def first_trained_layer(backbone: Backbone) -> int | None:
+    """The lowest block with a weight that is trained; None if none has."""
+    for index, block in enumerate(backbone.layers):
+        if any(parameter.requires_grad for parameter in block.parameters()):
+            return index
+    return None
 
 
 def _is_table(dataset: Any) -> bool:

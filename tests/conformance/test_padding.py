@@ -94,7 +94,7 @@ def test_embeddings_stand_for_token_ids(build_network, build_batch, logits_of, c
 def test_a_text_may_be_as_long_as_the_backbone_takes(build_network, build_batch, logits_of, case):
     network, batch = build_network(case), build_batch(case, (64, 60))
     options = {"use_cache": False} if case.causal else {}  # beyond a sliding window a cache is refused
-    attention = getattr(network.base_model._flow().backbone.layers[0], "attn", None)
+    attention = getattr(network.base_model._attachment().backbone.layers[0], "attn", None)
     if case.attention == "eager" and "bias" in dict(attention.named_buffers() if attention is not None else ()):
         with pytest.raises(ValueError, match="sdpa"):  # a buffer of transformers 4 is as long as the text alone
             logits_of(network, batch, **options)

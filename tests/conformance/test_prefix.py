@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sptune.prefix_cache import PrefixCache, TokenTable
+from sptune.prefix_reader import PrefixReader
 
 LENGTHS = (9, 5, 7)
 
@@ -16,13 +17,21 @@ def _cache(network, batch):
     return PrefixCache(layer, TokenTable.of([examples]), 32, torch.float32)
 
 
+def _reading(network, source):
+    """One reader a network, as a trainer has it: it learns from the first forward what a block returns."""
+    if not hasattr(network, "reader"):
+        backbone = network.base_model.backbone
+        network.reader = PrefixReader(backbone.base_model, backbone.layers)
+    return network.reader.reading(source)
+
+
 def _loss_and_gradients(network, batch, source=None):
     network.zero_grad()
     network.train()
     if source is None:
         logits = network(**batch).logits
     else:
-        with network.base_model.reading_prefix(source):
+        with _reading(network, source):
             logits = network(**batch).logits
     real = logits if logits.dim() == 2 else logits[batch["attention_mask"].bool()]
     loss = real.square().mean()
@@ -43,7 +52,7 @@ def test_losses_and_gradients_are_the_same(build_network, build_batch, case, sid
     assert not cache.filled.any()
     _loss_and_gradients(network, batch, cache.rows(rows))
     # Where absolute positions are counted from the left edge, padding there leaves states that no cache can keep.
-    rotary = network.base_model.backbone.rotary is not None
+    rotary = network.base_model._attachment().flow.backbone.rotary is not None
     assert cache.filled.all() == (side == "right" or rotary or "position_ids" in batch)
     order = torch.tensor([2, 0])
     again, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()}, cache.rows(order))
@@ -58,7 +67,7 @@ def test_layers_below_do_not_run_where_their_result_is_known(build_network, buil
     network = build_network(case, prompt_layers=[2, 3])
     batch = build_batch(case)
     cache, ran = _cache(network, batch), []
-    for index, block in enumerate(network.base_model._flow().backbone.layers):
+    for index, block in enumerate(network.base_model._attachment().backbone.layers):
         block.base_layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     for _ in range(2):
         _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
@@ -84,18 +93,18 @@ def test_other_tokens_are_computed_in_full(build_network, build_batch, logits_of
     network.eval()
     batch["input_ids"][1, 0] += 1
     expected = logits_of(network, batch)
-    with network.base_model.reading_prefix(cache.rows(torch.arange(3))):
+    with _reading(network, cache.rows(torch.arange(3))):
         assert torch.equal(logits_of(network, batch), expected)
 
 
-def test_a_disabled_adapter_reads_nothing(build_network, build_backbone, build_batch, logits_of, some_case):
+def test_a_disabled_adapter_is_the_backbone(build_network, build_backbone, build_batch, logits_of, some_case):
     network = build_network(some_case, prompt_layers=[2, 3])
     batch = build_batch(some_case)
     cache = _cache(network, batch)
     _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
     network.eval()
     expected = logits_of(build_backbone(some_case), batch)
-    with network.base_model.reading_prefix(cache.rows(torch.arange(3))), network.disable_adapter():
+    with _reading(network, cache.rows(torch.arange(3))), network.disable_adapter():
         torch.testing.assert_close(logits_of(network, batch), expected, atol=1e-6, rtol=0)
 
 

@@ -38,7 +38,15 @@ SMALL_OPT = {
 
 
 def _static(**options):
-    return SPTConfig(**{"prompt_layers": [1], "generator": "static", "num_virtual_tokens": 3, **options})
+    return SPTConfig(
+        **{
+            "placement": "prepend",
+            "prompt_layers": [1],
+            "generator": "static",
+            "num_virtual_tokens": 3,
+            **options,
+        }
+    )
 
 
 @pytest.mark.parametrize("config", [T5Config(**SMALL_T5), BartConfig(**SMALL_BART)], ids=["t5", "bart"])
@@ -146,7 +154,7 @@ def sliding(request, build_backbone, randomise, mistral, qwen2):
         backbone = build_backbone(mistral, sliding_window=8)
     else:
         backbone = build_backbone(qwen2, use_sliding_window=True, sliding_window=8, max_window_layers=2)
-    network = get_peft_model(backbone, SPTConfig(task_type="CAUSAL_LM", prompt_layers=[1, 3], num_virtual_tokens=3))
+    network = get_peft_model(backbone, _static(task_type="CAUSAL_LM", generator="appg", prompt_layers=[1, 3]))
     randomise(network)
     return network.eval()
 

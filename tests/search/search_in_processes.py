@@ -41,7 +41,7 @@ def main(output: str, batch_size: str, searcher: str) -> None:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    spt = SPTConfig(task_type="SEQ_CLS", num_virtual_tokens=2, bottleneck_dim=4)
+    spt = SPTConfig(task_type="SEQ_CLS", placement="prepend", num_virtual_tokens=2, bottleneck_dim=4)
     network = get_peft_model(BertForSequenceClassification(config), spt)
     recorder = GateGradients()
     with tempfile.TemporaryDirectory() as folder:

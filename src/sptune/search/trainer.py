@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from sptune.errors import InputError, SptuneError
 from sptune.model import SPTModel
 from sptune.prefix_cache import BatchPrefix
+from sptune.prefix_reader import PrefixReader
 from sptune.search.config import SearchConfig
 from sptune.search.halves import split_dataset
 from sptune.search.history import SearchHistory, check_search_checkpoint
@@ -210,14 +211,18 @@ class SearchTrainer(SPTTrainer):
         if not frozen or self.args.torch_compile:
             yield contextlib.nullcontext
             return
-        prefix = BatchPrefix(self.tuner.backbone.layers)
+        backbone = self.tuner.backbone
+        prefix, reader = BatchPrefix(backbone.layers), PrefixReader(backbone.base_model, backbone.layers)
 
         def shared() -> AbstractContextManager[None]:
             prefix.layer = self.tuner.candidate_layers[0]
-            return self.tuner.reading_prefix(prefix)
+            return reader.reading(prefix)
 
-        with prefix.noting():
-            yield shared
+        try:
+            with prefix.noting():
+                yield shared
+        finally:
+            reader.remove()
 
     def _first_layer(self, setting: Setting) -> int:
         with setting():
