@@ -117,10 +117,10 @@ class RunOptions:
         default=None, metadata=_about("Test data; default: carved out of the training data.", "Data")
     )
     data: str | None = field(
-        default=None, metadata=_about("Instead of files: a Datasets name (hub id or local folder).", "Data")
+        default=None, metadata=_about("Instead of files: a data set, by its hub id, local folder or file.", "Data")
     )
     data_config: str | None = field(
-        default=None, metadata=_about("Configuration of the Datasets name, such as a GLUE task.", "Data")
+        default=None, metadata=_about("Configuration of that data set, such as a GLUE task.", "Data")
     )
     text_columns: list[str] = field(
         default_factory=list,

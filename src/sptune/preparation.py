@@ -43,6 +43,7 @@ from sptune.tasks import (
     load_benchmark,
     load_splits,
 )
+from sptune.tasks.spelling import look, spelled
 from sptune.tasks.template import Template
 
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
@@ -107,7 +108,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     if not any((options.model, options.gguf_file, options.train_file, options.data, options.task)):
         raise InputError(
             "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
-            "Datasets name (data=...) or a benchmark task (task=...)."
+            "data set (data=...) or a benchmark task (task=...)."
         )
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
@@ -188,9 +189,15 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     if options.template is None:
         return Task(name, "classifier", columns, label_column, labels), splits
     if set(options.label_words) != set(labels):
+        alike = [
+            f"; {spelled(given, label)} only looks like {spelled(label, given)}"
+            for given in options.label_words
+            for label in labels
+            if given not in labels and look(given) == look(label)
+        ]
         raise InputError(
-            f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}; "
-            "give one word for each class (label_words)."
+            f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}"
+            f"{''.join(alike)}; give one word for each class (label_words)."
         )
     words = tuple(options.label_words[label] for label in labels)
     task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)
@@ -203,7 +210,7 @@ def _load_own(
     if not options.train_file and not options.data:
         raise InputError(
             "There are no data to train on: give a train_file (and validation_file, test_file if you have them), a "
-            f"Datasets name (--data), or a benchmark task (--task, one of {', '.join(BENCHMARK_TASKS)})."
+            f"data set by name (--data), or a benchmark task (--task, one of {', '.join(BENCHMARK_TASKS)})."
         )
     return load_splits(
         train_file=options.train_file,

@@ -541,6 +541,10 @@ def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[st
         ({"projection": "phm", "phm_dim": 3, "bottleneck_dim": 6}, "phm_dim=3 does not divide"),
         ({"task_kind": "verbalizer"}, "needs a template"),
         ({"template": "{text} [MASK]", "label_words": {"good": "good", "wrong": "bad"}}, "classes are bad, good"),
+        (
+            {"template": "{text} [MASK]", "label_words": {"good": "good", "ba\u200bd": "bad"}},
+            "'ba\\u200bd' (with U+200B ZERO WIDTH SPACE) only looks like 'bad'",
+        ),
         ({"layers_path": "backbone.nothing"}, "does not lead to a list of blocks"),
     ],
 )
@@ -550,6 +554,21 @@ def test_wrong_options_are_refused(
     with pytest.raises(InputError, match=re.escape(message)):
         fit(**{**options, **change}, output_dir=tmp_path / "run", head_baseline=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_classes_of_a_folder_are_those_that_its_files_name(options: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "sections"
+    folder.mkdir()
+    rows = [f"the film {index},{('1.1', '1.10', '01', 'NA')[index % 4]}" for index in range(80)]
+    (folder / "train.csv").write_text("\n".join(["text,label", *rows]))
+    for name in ("train_file", "validation_file", "test_file"):
+        del options[name]
+    options |= {"searcher": "all", "max_steps": 1, "search_steps": None, "head_baseline": False}
+    classes = []
+    for number, data in enumerate(({"data": str(folder)}, {"train_file": str(folder / "train.csv")})):
+        fit(**options, **data, output_dir=tmp_path / str(number))
+        classes.append(inspect(tmp_path / str(number) / "adapter")["task"]["labels"])
+    assert classes[0] == classes[1] == ["01", "1.1", "1.10", "NA"]
 
 
 def test_a_run_of_which_nothing_is_said_is_told_all_that_is_missing(tmp_path: Path) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
+from sptune.tasks.named import Opener, open_data
 from sptune.tasks.problems import Problems, kind_of, raise_if_any
-from sptune.tasks.reading import RowSource, open_datasets_name, open_file, open_split
+from sptune.tasks.reading import Repeated, RowSource, open_file
+from sptune.tasks.spelling import is_blank, look, spelled
 from sptune.tasks.splits import Example, Splits, divide
+
+logger = logging.getLogger(__name__)
 
 TEXT_COLUMNS = ("text",)
 LABEL_COLUMN = "label"
@@ -21,9 +28,10 @@ SPLIT_NAMES = {
     "validation": ("validation", "dev", "valid", "val"),
     "test": ("test",),
 }
-Opener = Callable[[], RowSource]
 
 MOST_LABELS = 50  # more classes than this, most with one example, are no classes
+MOST_FRACTIONS = 20  # more fractional numbers than this are scores; so are fewer in as many as half of the examples
+MOST_RATINGS = 20  # more whole numbers than this deserve a note
 FEW_OF_A_CLASS = 5  # fewer examples than this, and less than a tenth of an even share, deserve a note
 
 
@@ -41,16 +49,17 @@ def load_splits(
     few_shot: int | None = None,
     seed: int = 0,
 ) -> tuple[tuple[str, ...], Splits]:
-    """Labelled data from files or from a Datasets name, checked and divided.
+    """Labelled data from files or from a data set by name, checked and divided.
 
     Args:
         train_file: .jsonl, .csv, .tsv or .parquet.
         validation_file: carved out of the training data if not given.
         test_file: carved out of the training data if not given.
-        data: instead of files, a Datasets name: an id on the hub, a folder of files, or one that `save_to_disk` wrote.
-        data_config: configuration of that name.
-        split_names: which split of that name to use as "train", "validation" and "test", where its names are others;
-            None for one that is to be carved out of the training data.
+        data: instead of files, a data set: an id on the hub, a folder of files, one that `save_to_disk` wrote, or a
+            single file. Local files are read as those above.
+        data_config: its configuration.
+        split_names: which of its splits to use as "train", "validation" and "test", where its names are others; None
+            for one that is to be carved out of the training data.
         text_columns: the column with the text; two for pairs.
         label_column: the column with the class, a name or a number.
         labels: the classes in their order. Default: those of the training data, numbers in numerical order, names in
@@ -70,8 +79,8 @@ def load_splits(
         labels = _given_labels(labels)
     if (data is None) == (train_file is None):
         raise InputError(
-            "Give either files (train_file, and if you have them validation_file and test_file) or a Datasets name "
-            "(data)."
+            "Give either files (train_file, and if you have them validation_file and test_file) or a data set by "
+            "name (data)."
         )
     if data is not None:
         if validation_file is not None or test_file is not None:
@@ -82,28 +91,39 @@ def load_splits(
     else:
         assert train_file is not None
         sources = _files(train_file, validation_file, test_file)
-    train_source = sources["train"]()
-    train = check_examples(train_source, columns, label_column, allowed=labels)
-    classes = tuple(labels) if labels is not None else _classes(train, train_source.class_names.get(label_column))
-    reports = [train_source.problems]
+    opened = {role: opener() for role, opener in sources.items()}
+    train_name = _name(opened["train"])
+    declared = opened["train"][0].class_names.get(label_column)
+    is_open = labels is None and declared is None  # then any label may be a slip, or no class at all
+    train = _check_files(opened["train"], columns, label_column, allowed=labels)
+    if is_open:
+        _check_numbers(train, train_name, label_column, notes)
+    classes = tuple(labels) if labels is not None else _classes(train, declared)
     others: dict[str, list[Example] | None] = {"validation": None, "test": None}
-    for name in others:
-        if name in sources:
-            source = sources[name]()
-            others[name] = check_examples(
-                source, columns, label_column, allowed=classes or None, train_name=None if labels else train_source.name
+    for role in others:
+        if role in opened:
+            others[role] = _check_files(
+                opened[role], columns, label_column, allowed=classes or None, train_name=None if labels else train_name
             )
-            reports.append(source.problems)
-    raise_if_any(reports)
-    _check_classes(train, train_source.name, label_column, classes, notes)
-    if labels is None and label_column not in train_source.class_names:
-        _check_spelling(train, train_source.name, label_column)
-        notes.extend(_scarce(train, train_source.name))
-    splits = divide(
-        train, others["validation"], others["test"], few_shot_count=few_shot, seed=seed, source=train_source.name
-    )
+    files = [file for files in opened.values() for file in files]
+    raise_if_any([file.problems for file in files])
+    notes.extend(note for file in files for note in file.notes)
+    _check_classes(train, train_name, label_column, classes, notes)
+    if is_open:
+        _check_spelling(train, train_name, label_column)
+        notes.extend(_scarce(train, train_name))
+    splits = divide(train, others["validation"], others["test"], few_shot_count=few_shot, seed=seed, source=train_name)
     splits.notes[:0] = notes
     return classes, splits
+
+
+def _name(files: Sequence[RowSource]) -> str:
+    return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def _check_files(files: Sequence[RowSource], *arguments: Any, **options: Any) -> list[Example]:
+    """The good rows of a split's files; see `check_examples`."""
+    return [example for file in files for example in check_examples(file, *arguments, **options)]
 
 
 def read_labelled(
@@ -120,7 +140,7 @@ def read_labelled(
     """
     source = open_file(path)
     examples = check_examples(source, _columns(text_columns, label_column), label_column, allowed=_given_labels(labels))
-    raise_if_any([source.problems])
+    _finish(source)
     return examples
 
 
@@ -132,8 +152,14 @@ def read_unlabelled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS
     """
     source = open_file(path)
     examples = check_examples(source, _columns(text_columns, None), None)
-    raise_if_any([source.problems])
+    _finish(source)
     return examples
+
+
+def _finish(source: RowSource) -> None:
+    raise_if_any([source.problems])
+    for note in source.notes:
+        logger.warning("%s", note)
 
 
 def check_examples(
@@ -155,10 +181,11 @@ def check_examples(
     """
     problems = source.problems
     wanted = [*text_columns, *([label_column] if label_column is not None else [])]
-    if source.columns is not None and _report_missing(source, wanted, source.columns):
+    if source.columns is not None and _report_header(source, wanted, source.columns):
         return []
     examples: list[Example] = []
     unknown: list[tuple[int, str]] = []
+    unlabelled: list[tuple[int, Any]] = []
     absent: dict[str, list[int]] = {column: [] for column in wanted}
     seen_columns: dict[str, None] = {}
     count = 0
@@ -170,10 +197,20 @@ def check_examples(
             absent[column].append(line)
         if lacking:
             continue
+        repeated = [column for column in wanted if isinstance(values[column], Repeated)]
+        for column in repeated:
+            problems.add("stands in this object more than once", "Keep one of them.", line=line, field=column)
+        if repeated:
+            continue
         fields = {column: _text(values[column], column, line, problems) for column in text_columns}
         label = None
         if label_column is not None:
-            label = _label(values[label_column], label_column, source.class_names.get(label_column), line, problems)
+            names = source.class_names.get(label_column)
+            if _is_missing(values[label_column], names):
+                is_nan = isinstance(values[label_column], float) and math.isnan(values[label_column])
+                unlabelled.append((line, None if is_nan else values[label_column]))
+                continue
+            label = _label(values[label_column], label_column, names, line, problems)
             if label is not None and allowed is not None and label not in allowed:
                 unknown.append((line, label))
                 continue
@@ -186,26 +223,38 @@ def check_examples(
             "Put in at least one example, or leave the file out.",
         )
     _report_absent(source, absent, count, list(seen_columns))
+    if label_column is not None:
+        _report_unlabelled(problems, unlabelled, count, label_column)
     _report_unknown(problems, unknown, count, label_column, allowed, train_name)
     return examples
 
 
-def _report_missing(source: RowSource, wanted: Sequence[str], columns: Sequence[str]) -> bool:
+def _report_header(source: RowSource, wanted: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether wanted columns are missing, or named more than once."""
     missing = [column for column in wanted if column not in columns]
+    repeated = [column for column in wanted if columns.count(column) > 1]
     if not columns and not source.problems.count:
         source.problems.add(
             "empty: there is not even a header", "Put in a line with the names of the columns, then data."
         )
     elif columns:
         for column in missing:
-            source.problems.add(f"no column {column!r}; {_found_columns(columns)}", _column_remedy(columns))
-    return bool(missing)
+            source.problems.add(
+                f"no column {column!r}; {_found_columns(columns)}", _column_remedy(columns, column, source.name)
+            )
+    for column in repeated:
+        source.problems.add(
+            f"there are {columns.count(column)} columns {column!r}", "Rename those that are not to be read."
+        )
+    return bool(missing or repeated)
 
 
 def _report_absent(source: RowSource, absent: dict[str, list[int]], count: int, seen: Sequence[str]) -> None:
     for column, lines in absent.items():
         if count and len(lines) == count:
-            source.problems.add(f"no line has a field {column!r}; {_found_columns(seen)}", _column_remedy(seen))
+            source.problems.add(
+                f"no line has a field {column!r}; {_found_columns(seen)}", _column_remedy(seen, column, source.name)
+            )
             continue
         for line in lines:
             source.problems.add(
@@ -213,14 +262,43 @@ def _report_absent(source: RowSource, absent: dict[str, list[int]], count: int, 
             )
 
 
+def _report_unlabelled(problems: Problems, unlabelled: Sequence[tuple[int, Any]], count: int, column: str) -> None:
+    if len(unlabelled) > 1 and len(unlabelled) == count:
+        problems.add(
+            f"none of its {count} rows has a label",
+            "Name the column that holds the class (label_column), or leave these data out if they have none.",
+            field=column,
+            value=unlabelled[0][1],
+        )
+        return
+    for line, value in unlabelled:
+        found, remedy = "no label", "Write the class, or take the line out."
+        if isinstance(value, int):
+            found = "no label, which is what -1 stands for among class labels"
+            remedy = _filter_remedy(column, value)
+        problems.add(found, remedy, line=line, field=column, value=value)
+
+
+def _filter_remedy(column: str, value: Any) -> str:
+    return (
+        f"Take such rows out: load the data with Datasets, data.filter(lambda row: row[{column!r}] != {value!r})"
+        ".save_to_disk(FOLDER), and give the folder as data."
+    )
+
+
 def _found_columns(columns: Sequence[str]) -> str:
     shown = ", ".join(repr(column) for column in columns[:20])
     return f"found {shown}" + (f" and {len(columns) - 20} more" if len(columns) > 20 else "")
 
 
-def _column_remedy(columns: Sequence[str]) -> str:
-    if len(columns) == 1 and any(separator in columns[0] for separator in ";\t|,"):
-        return "The columns seem to be separated by another character; save as .csv with commas or as .tsv with tabs."
+def _column_remedy(columns: Sequence[str], wanted: str, source: str) -> str:
+    alike = next((column for column in columns if look(column) == look(wanted)), None)
+    if alike is not None:
+        return f"{spelled(alike, wanted)} looks like it: write {spelled(wanted, alike)} in one and the other."
+    found = next((separator for separator in ";\t|," if len(columns) == 1 and separator in columns[0]), None)
+    if found is not None:
+        remedy = "The columns seem to be separated by another character; save as .csv with commas or as .tsv with tabs"
+        return f"{remedy}, or put a line 'sep={found}' before the header."
     return "Name the right column (text_columns, label_column). A CSV or TSV file names its columns in its first line."
 
 
@@ -238,19 +316,25 @@ def _report_unknown(
         if train_name
         else "when you train, name the classes there are (labels=...)."
     )
-    if len(unknown) > 1 and len(unknown) == count:
+    looks = {look(name): name for name in allowed or []}
+    if len(unknown) > 1 and len(unknown) == count and not any(look(label) in looks for _, label in unknown):
         names = ", ".join(map(repr, sorted({label for _, label in unknown})[:10]))
         origin = f"was seen in training ({train_name} has {known})" if train_name else f"is one of {known}"
         problems.add(f"none of its labels ({names}) {origin}", remedy, field=column)
         return
     origin = f"was never seen in training ({train_name} has {known})" if train_name else f"is not one of {known}"
     for line, label in unknown:
-        problems.add(f"this label {origin}", remedy, line=line, field=column, value=label)
+        alike = looks.get(look(label))
+        if alike is None:
+            problems.add(f"this label {origin}", remedy, line=line, field=column, value=label)
+            continue
+        found = f"this label {origin}; {spelled(label, alike)} only looks like {spelled(alike, label)}"
+        problems.add(found, "Write them alike.", line=line, field=column, value=label)
 
 
 def _text(value: Any, column: str, line: int, problems: Problems) -> str | None:
     if isinstance(value, str):
-        if not value.strip():
+        if is_blank(value):
             problems.add("empty text", "Write the text, or take the line out.", line=line, field=column, value=value)
             return None
         try:
@@ -278,16 +362,18 @@ def _text(value: Any, column: str, line: int, problems: Problems) -> str | None:
     return None
 
 
+def _is_missing(value: Any, names: Sequence[str] | None) -> bool:
+    """Whether there is no label; for the index of one of these class names, -1 is none."""
+    if isinstance(value, str):
+        return is_blank(value)
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (names is not None and value == -1)
+
+
 def _label(value: Any, column: str, names: Sequence[str] | None, line: int, problems: Problems) -> str | None:
     """A label as the name of its class; None, and a problem noted, if there is none."""
-    if names is not None and isinstance(value, int):
-        value = names[value] if 0 <= value < len(names) else None
-    if isinstance(value, float) and math.isnan(value):
-        value = None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        problems.add("no label", "Write the class, or take the line out.", line=line, field=column, value=value)
-        return None
-    if not isinstance(value, str | int | float):
+    if names is not None:
+        return _declared_label(value, column, names, line, problems)
+    if not isinstance(value, str | int | float | Decimal):
         problems.add(
             f"a {kind_of(value)}, not one class",
             "Write one name or number; an example with several classes is not supported.",
@@ -299,7 +385,22 @@ def _label(value: Any, column: str, names: Sequence[str] | None, line: int, prob
     return _label_name(value)
 
 
-def _label_name(value: str | int | float) -> str:
+def _declared_label(value: Any, column: str, names: Sequence[str], line: int, problems: Problems) -> str | None:
+    """The label where class names are declared: one of them or its index, which text files write as text."""
+    if isinstance(value, str) and value in names:
+        return value
+    written = [str(index) for index in range(len(names))]
+    index = written.index(value) if value in written else value
+    if isinstance(index, int) and 0 <= index < len(names):
+        return names[index]
+    known = ", ".join(f"{number} ({name})" for number, name in enumerate(names[:20])) + (", …" if names[20:] else "")
+    problems.add(
+        f"not one of the declared classes {known}", _filter_remedy(column, value), line=line, field=column, value=value
+    )
+    return None
+
+
+def _label_name(value: str | int | float | Decimal) -> str:
     """Names without spaces around them, whole numbers without a decimal point, true and false in small letters."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -343,6 +444,37 @@ def _number(name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _check_numbers(train: Sequence[Example], source: str, column: str, notes: list[str]) -> None:
+    """Refuse a column of scores; note one of many whole numbers.
+
+    Numbers of sections or versions (1.1, 1.10) and half stars are classes, and few. Scores are many, or so many for the
+    examples there are that most have an example or two.
+    """
+    labels = dict.fromkeys(example.label for example in train if example.label is not None)
+    numbers = {label: number for label in labels if (number := _written_number(label)) is not None}
+    fractions = [label for label, number in numbers.items() if not number.is_integer()]
+    are_many = len(fractions) > min(MOST_FRACTIONS, max(len(train) / 2, FEW_OF_A_CLASS))
+    if are_many and len(fractions) > len(labels) / 2:
+        raise InputError(
+            f"{source}, field {column!r}: {len(labels)} different labels in {len(train)} examples, {len(fractions)} of "
+            f"them fractional, such as {', '.join(map(repr, fractions[:3]))}. This looks like a number to predict, not "
+            "a class. Name another label column, or write a few classes, such as low and high, in place of the "
+            "numbers; if they are classes, name all of them (labels=...)."
+        )
+    if len(numbers) == len(labels) > MOST_RATINGS and not fractions:
+        notes.append(
+            f"{source}, field {column!r}: {len(labels)} different whole numbers. Each is a class of its own; that they "
+            "have an order is not learned."
+        )
+
+
+def _written_number(label: str) -> float | None:
+    """The number that a label writes; a comma may stand for the decimal point, a percent sign at its end."""
+    text = label.rstrip("%").strip()
+    is_decimal_comma = re.fullmatch(r"[+-]?\d*,(\d{1,2}|\d{4,})", text)
+    return _number(text.replace(",", ".") if is_decimal_comma else text)
+
+
 def _check_classes(
     train: Sequence[Example], source: str, column: str, classes: Sequence[str], notes: list[str]
 ) -> None:
@@ -366,18 +498,18 @@ def _check_classes(
 
 
 def _check_spelling(train: Sequence[Example], source: str, column: str) -> None:
-    """Refuse classes whose names differ only in case or spaces: most often one of them is a slip."""
+    """Refuse classes whose names look alike, as those that differ in case only: most often one of them is a slip."""
     count = Counter(example.label for example in train if example.label is not None)
     spellings: dict[str, str] = {}
     for name in count:
-        other = spellings.setdefault("".join(name.split()).casefold(), name)
+        other = spellings.setdefault(look(name), name)
         if other != name:
             rare, common = sorted((name, other), key=lambda one: count[one])
             place = next(example.where for example in train if example.label == rare)
             raise InputError(
-                f"{place}, field {column!r}, value {rare!r}: there is the class {common!r}, too, with "
-                f"{count[common]} examples in {source}, and {count[rare]} of {rare!r}. Write them alike, or, if they "
-                "are two classes, name all classes there are (labels=...)."
+                f"{place}, field {column!r}, value {spelled(rare, common)}: there is the class "
+                f"{spelled(common, rare)}, too, with {count[common]} examples in {source}, and {count[rare]} of the "
+                "other. Write them alike, or, if they are two classes, name all classes there are (labels=...)."
             )
 
 
@@ -405,7 +537,11 @@ def _files(
                 f"{other}_file and {name}_file are the same file, {path}. Scores on training data mean nothing; leave "
                 f"{name}_file out and it is carved out of the training data."
             )
-    return {name: partial(open_file, path) for name, path in paths.items()}
+    return {name: partial(_open_one, path) for name, path in paths.items()}
+
+
+def _open_one(path: Path) -> list[RowSource]:
+    return [open_file(path)]
 
 
 def _splits_of(
@@ -416,8 +552,9 @@ def _splits_of(
     label_column: str,
     notes: list[str],
 ) -> dict[str, Opener]:
-    """How to open each split of a Datasets name that there is."""
-    loaded = open_datasets_name(name, config)
+    """How to open each split of a data set that there is."""
+    loaded, found_out = open_data(name, config, [*columns, label_column])
+    notes.extend(found_out)
     chosen: dict[str, str] = {}
     for role, usual in SPLIT_NAMES.items():
         if role in split_names:
@@ -441,22 +578,24 @@ def _splits_of(
             )
         chosen["train"] = next(iter(loaded))
     for role in ("test", "validation"):
-        if role in chosen and _is_unlabelled(loaded[chosen[role]], label_column):
+        if role in chosen and (reason := _why_unused(loaded[chosen[role]](), label_column)):
             split = chosen.pop(role)
-            notes.append(f"The labels of {name}[{split}] are withheld: it is not used.")
+            notes.append(f"{reason.format(split=f'{name}[{split}]')}: it is not used.")
             if role == "test" and "validation" in chosen:
                 chosen["test"] = chosen.pop("validation")
                 notes.append(f"{name}[{chosen['test']}] is the test data.")
-    wanted_columns = [*columns, label_column]
-    return {role: partial(open_split, name, split, loaded[split], wanted_columns) for role, split in chosen.items()}
+    return {role: loaded[split] for role, split in chosen.items()}
 
 
-def _is_unlabelled(dataset: Any, label_column: str) -> bool:
-    """Whether a split's labels are withheld, as benchmarks do with their test data: None, or -1 for a class label."""
-    import datasets
-
-    feature = dataset.features.get(label_column)
-    if feature is None or not len(dataset):
-        return False
-    withheld = {None, -1} if isinstance(feature, datasets.ClassLabel) else {None}
-    return set(dataset.unique(label_column)) <= withheld
+def _why_unused(files: Sequence[RowSource], label_column: str) -> str | None:
+    """Why a split cannot be used: it has no rows, or its labels are withheld, as benchmarks do with their test data."""
+    is_empty = True
+    for file in files:
+        names = file.class_names.get(label_column)
+        for _, values in file.rows:
+            is_empty = False
+            if label_column not in values or not _is_missing(values[label_column], names):
+                return None
+    if is_empty:
+        return "{split} has no rows" if all(file.columns and not file.problems.count for file in files) else None
+    return "The labels of {split} are withheld"
