@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,7 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from sptune.backbones import FAMILIES, find_backbone
+from sptune.backbones import FAMILIES, Backbone, find_backbone, find_prepend_backbone
 from sptune.errors import InputError
 from sptune.pooling import MeanPooledClassifier, MeanPooledConfig
 
@@ -34,6 +35,9 @@ MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
 HEADS = ("classifier", "score")
 
 LONGEST_DEFAULT = 512
+
+# Families whose positions start after the padding index.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text")
 
 # Names of weights that a message gives.
 MOST_SHOWN = 5
@@ -236,31 +240,50 @@ def text_config(config: PretrainedConfig) -> Any:
     return config.text_config if isinstance(config, MeanPooledConfig) else config
 
 
-def check_supported(config: PretrainedConfig, layers_path: str | None) -> None:
+def check_supported(config: PretrainedConfig, prepend: bool, layers_path: str | None) -> None:
     """Refuse a backbone that cannot take prompts before its weights are loaded.
 
+    Args:
+        config: the backbone's.
+        prepend: whether the prompts stand in front of the text.
+        layers_path: where its blocks are, if that was said.
+
     Raises:
-        InputError: see `sptune.backbones.find_backbone`.
+        InputError: see `sptune.backbones`.
     """
+    inner = text_config(config)
+    if getattr(inner, "is_encoder_decoder", False):
+        raise InputError(
+            f"{inner.model_type!r} is an encoder-decoder, which a run does not know how to read a task from; take an "
+            "encoder or a decoder, or attach prompts in Python: get_peft_model(model, SPTConfig(layers_path='...'))."
+        )
     if layers_path is not None:
         return  # a path starts at the model with its head, so it is followed when that is there
-    inner = text_config(config)
-    if inner.model_type not in FAMILIES:
+    if prepend and inner.model_type not in FAMILIES:
         raise InputError(
-            f"Models of type {inner.model_type!r} are not in sptune's table of families "
-            f"({', '.join(FAMILIES)}). If its blocks take hidden_states and attention_mask as Llama's or BERT's do, "
-            "name their list: layers_path=model.layers"
+            f"Models of type {inner.model_type!r} are not in the table of families that take prompts in front of the "
+            f"text ({', '.join(FAMILIES)}). Leave out placement=prepend; or, if its blocks take hidden_states and "
+            "attention_mask as Llama's or BERT's do, name their list: layers_path=model.layers"
         )
     with torch.device("meta"):
         skeleton = AutoModel.from_config(inner)
-    find_backbone(skeleton)
+    find_blocks(skeleton, prepend)
+
+
+def find_blocks(model: nn.Module, prepend: bool, layers_path: str | None = None) -> Backbone:
+    """The blocks of a model, refused if prompts of this placement cannot be attached to them.
+
+    Raises:
+        InputError: see `sptune.backbones`.
+    """
+    return find_prepend_backbone(model, layers_path) if prepend else find_backbone(model, layers_path)
 
 
 def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many tokens the backbone takes."""
     inner = text_config(config)
     limit = getattr(inner, "max_position_embeddings", None) or LONGEST_DEFAULT
-    if inner.model_type == "roberta":
+    if inner.model_type in POSITIONS_AFTER_PADDING:
         limit -= inner.pad_token_id + 1  # its positions start after the padding index
     return min(limit, tokenizer.model_max_length)
 

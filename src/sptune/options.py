@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sptune.config import PREPEND_DEFAULTS, SPTConfig
 from sptune.errors import InputError
+from sptune.generators import GENERATORS, PLACEMENTS
 from sptune.prefix_cache import DTYPES
 from sptune.search.config import (
     DEFAULT_NUM_PROMPT_LAYERS,
@@ -173,34 +175,64 @@ class RunOptions:
             verbs=SEARCHING,
         ),
     )
-    num_virtual_tokens: int = field(default=10, metadata=_about("Prompt vectors at a layer (m).", "Prompts"))
-    generator: str = field(
-        default="appg",
-        metadata=_about("What makes the prompts.", "Prompts", choices=("appg", "static", "npg", "mppg", "attention")),
+    preset: str | None = field(
+        default=None,
+        metadata=_about(
+            "'paper': the paper's own system, prompts in front of the text and a search by SPT-DARTS, where nothing "
+            "else is given.",
+            "Prompts",
+            choices=("paper",),
+        ),
+    )
+    placement: str | None = field(
+        default=None,
+        metadata=_about(
+            "'add' a vector to each token at a prompt layer (default), or 'prepend' prompts to the text.",
+            "Prompts",
+            choices=PLACEMENTS,
+        ),
+    )
+    generator: str | None = field(
+        default=None,
+        metadata=_about(
+            "What makes the prompts. add: bottleneck (default), static; prepend: appg (default), mppg, npg, "
+            "attention, static.",
+            "Prompts",
+            choices=tuple(dict.fromkeys(name for kinds in GENERATORS.values() for name in kinds)),
+        ),
     )
     bottleneck_dim: int = field(
         default=8, metadata=_about("Width between a generator's two projections (r).", "Prompts")
-    )
-    residual: bool = field(
-        default=True,
-        metadata=_about(
-            "Add what the generator computes to the pooled text states (appg, mppg, attention), so that training "
-            "begins with pieces of the text and not with noise.",
-            "Prompts",
-        ),
     )
     projection: str = field(
         default="linear", metadata=_about("Projections of the generators.", "Prompts", choices=("linear", "phm"))
     )
     phm_dim: int = field(default=4, metadata=_about("n of PHM projections: about 1/n of the parameters.", "Prompts"))
     activation: str = field(default="relu", metadata=_about("Activation inside a generator.", "Prompts"))
-    mixing_rate: float = field(
-        default=1.0, metadata=_about("Share of a new prompt where one came up from below, in (0, 1].", "Prompts")
+    num_virtual_tokens: int | None = field(
+        default=None, metadata=_about("prepend: prompt vectors at a layer (m). Default: 10.", "Prompts")
     )
-    visibility: str = field(
-        default="gated",
+    residual: bool | None = field(
+        default=None,
         metadata=_about(
-            "How gates act on attention during the search.", "Prompts", choices=("gated", "always"), verbs=SEARCHING
+            "prepend: add what the generator computes to the pooled text states (appg, mppg, attention), so that "
+            "training begins with pieces of the text and not with noise. Default: yes.",
+            "Prompts",
+        ),
+    )
+    mixing_rate: float | None = field(
+        default=None,
+        metadata=_about(
+            "prepend: share of a new prompt where one came up from below, in (0, 1]. Default: 1.", "Prompts"
+        ),
+    )
+    visibility: str | None = field(
+        default=None,
+        metadata=_about(
+            "prepend: how gates act on attention during the search. Default: gated.",
+            "Prompts",
+            choices=("gated", "always"),
+            verbs=SEARCHING,
         ),
     )
 
@@ -355,13 +387,29 @@ class RunOptions:
                 raise InputError(f"{one.name}={value!r} is not allowed; choose one of {', '.join(choices)}.")
             setattr(self, one.name, value)
         self._check_ranges()
+        self._settle_prompts()
         self._check_combinations()
+
+    def _settle_prompts(self) -> None:
+        """Choose what the placement and the preset leave open, as `SPTConfig` has it."""
+        names = ("placement", "generator", *PREPEND_DEFAULTS)
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.preset == "paper" and self.searcher == DEFAULT_SEARCHER:
+            self.searcher = SearchConfig.paper().searcher
+        try:
+            config = (SPTConfig.paper if self.preset == "paper" else SPTConfig)(
+                bottleneck_dim=self.bottleneck_dim, projection=self.projection, phm_dim=self.phm_dim,
+                activation=self.activation, **given,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InputError(str(error)) from None
+        for name in names:
+            setattr(self, name, getattr(config, name))
 
     def _check_ranges(self) -> None:
         for name in (
             "few_shot",
             "max_length",
-            "num_virtual_tokens",
             "bottleneck_dim",
             "phm_dim",
             "num_prompt_layers",
@@ -383,8 +431,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise InputError(f"{name}={value} is not allowed; give 0 or more.")
-        if not 0 < self.mixing_rate <= 1:
-            raise InputError(f"mixing_rate={self.mixing_rate} is not allowed; give a number in (0, 1].")
 
     def _check_combinations(self) -> None:
         if self.resume and self.overwrite:
@@ -442,6 +488,8 @@ class RunOptions:
             InputError: a key that is no option, or what the constructor raises.
         """
         cls.check_names(values, where)
+        if "versions" in values and values.get("placement") is None:
+            values = {**values, "placement": "prepend"}  # a run wrote it when there was no other
         try:
             return cls(**{key: value for key, value in values.items() if key not in RECORDS})
         except InputError as error:

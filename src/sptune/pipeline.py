@@ -397,6 +397,7 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
     generators = sum(size for key, size in sizes.items() if "spt_generator" in key)
     document = _task_document(folder) if (folder / outputs.TASK_FILE).exists() else {}
     names = (
+        "placement",
         "prompt_layers",
         "generator",
         "num_virtual_tokens",
@@ -409,6 +410,7 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
         "adapter_dir": str(folder),
         "base_model": config.get("base_model_name_or_path"),
         **{name: config.get(name) for name in names},
+        "placement": config.get("placement") or "prepend",  # a file from before there was another does not say it
         "parameters": {
             "total": sum(sizes.values()),
             "generators": generators,

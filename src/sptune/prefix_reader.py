@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sptune.backbones import unwrapped
 from sptune.flow import CACHE_NAMES
-from sptune.forward_context import ThreadState, WrappedMethod
+from sptune.forward_context import ThreadState, WrappedMethod, argument_positions
 from sptune.prefix_cache import PrefixSource
 
 
@@ -50,6 +51,8 @@ class PrefixReader:
         self.forward = _Forward()
         # How many values a block returns in a tuple, or 0 for a tensor; None before one has run.
         self._outputs: int | None = None
+        # Blocks that PEFT methods wrap take whatever the block inside takes.
+        self._names = [next(iter(argument_positions(unwrapped(block).forward))) for block in layers]
         self._wrapped = [WrappedMethod(base_model, "forward", self._run_model)]
         for index, block in enumerate(layers):
             self._wrapped.append(WrappedMethod(block, "forward", functools.partial(self._run_block, index)))
@@ -90,7 +93,7 @@ class PrefixReader:
         reading = self.forward.reading
         if reading is None or index > reading.source.layer:
             return forward.method(*args, **kwargs)
-        name = next(iter(forward.positions))
+        name = self._names[index]
         given = args[0] if args else kwargs[name]
         if reading.states is None:
             if index == reading.source.layer:

@@ -124,7 +124,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     with clock.stage("load"):
         monitor.stage(f"Reading the configuration and the tokenizer of {source.model}")
         config = load_config(source)
-        check_supported(config, options.layers_path)
+        check_supported(config, options.placement == "prepend", options.layers_path)
         check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
@@ -301,8 +301,8 @@ def prompt_config(options: RunOptions, prompt_layers: Any, **fields: Any) -> SPT
     Raises:
         InputError: a value is not allowed.
     """
-    names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual", "projection", "phm_dim", "activation",
-             "mixing_rate", "visibility", "layers_path")  # fmt: skip
+    names = ("placement", "generator", "bottleneck_dim", "projection", "phm_dim", "activation", "num_virtual_tokens",
+             "residual", "mixing_rate", "visibility", "layers_path")  # fmt: skip
     try:
         return SPTConfig(
             prompt_layers=prompt_layers,

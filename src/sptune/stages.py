@@ -20,11 +20,10 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from sptune import outputs
-from sptune.backbones import find_backbone
 from sptune.baseline import HeadAlone, head_scores
 from sptune.config import SPTConfig
 from sptune.errors import SptuneError
-from sptune.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
+from sptune.loading import CAUSAL_LM, CLASSIFIER, HEADS, find_blocks, load_backbone
 from sptune.model import SPTModel, discretize
 from sptune.prefix_cache import PrefixCacheSettings
 from sptune.preparation import Plan, prompt_config, search_config
@@ -92,7 +91,7 @@ def load(plan: Plan) -> Job:
         plan.monitor.stage(f"Loading {plan.spec.source.model}")
         set_seed(plan.options.seed)
         backbone, absent = load_backbone(plan.spec, plan.tokenizer)
-        find_backbone(backbone, plan.options.layers_path)
+        find_blocks(backbone, plan.options.placement == "prepend", plan.options.layers_path)
     with plan.clock.stage("encode"):
         plan.monitor.stage("Turning text into tokens")
         encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}

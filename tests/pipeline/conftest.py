@@ -101,7 +101,6 @@ def options(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
     return {
         **data,
         "model": masked_lm,
-        "num_virtual_tokens": 2,
         "bottleneck_dim": 4,
         "searcher": "fair",
         "search_steps": 5,

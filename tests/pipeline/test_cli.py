@@ -16,7 +16,7 @@ from sptune.cli import main
 from sptune.pipeline import Run
 from sptune.terminal import print_run
 
-TINY = ["--num-virtual-tokens", "2", "--bottleneck-dim", "4", "--batch-size", "8"]
+TINY = ["--bottleneck-dim", "4", "--batch-size", "8"]
 
 
 def flags(values: dict[str, str]) -> list[str]:

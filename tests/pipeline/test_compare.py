@@ -27,7 +27,7 @@ from sptune.errors import InputError
 from sptune.preparation import prepare
 from sptune.progress import Monitor
 
-SMALL = {"num_virtual_tokens": 2, "bottleneck_dim": 4}
+SMALL = {"bottleneck_dim": 4}
 ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, HEAD, ZERO_SHOT)]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from sptune import SPTConfig, options
 from sptune.errors import InputError
-from sptune.generators import GENERATORS
+from sptune.generators import GENERATORS, PLACEMENTS
 from sptune.options import RunOptions
 from sptune.search import SearchConfig
 from sptune.search.config import CONSISTENCIES, SEARCHERS
@@ -22,7 +22,7 @@ from sptune.search.config import CONSISTENCIES, SEARCHERS
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": 0}, "batch_size=0 is not allowed"),
         ({"text_columns": "text"}, "text_columns='text' has the wrong type; it takes a list of texts"),
-        ({"generator": "magic"}, "choose one of appg, static"),
+        ({"generator": "magic"}, "choose one of bottleneck, static"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"mixing_rate": 0.0}, "mixing_rate=0.0"),
         ({"resume": True, "overwrite": True}, "only one of them"),
@@ -65,14 +65,36 @@ def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
 
 def test_choices_are_those_of_the_modules_they_go_to() -> None:
     choices = {one.name: one.metadata["choices"] for one in dataclasses.fields(RunOptions)}
-    assert set(choices["generator"]) == set(GENERATORS)
+    assert set(choices["generator"]) == {name for kinds in GENERATORS.values() for name in kinds}
+    assert choices["placement"] == PLACEMENTS
     assert choices["searcher"] == options.SEARCHERS == SEARCHERS
     assert choices["consistency"] == CONSISTENCIES
 
 
 def test_defaults_are_those_of_the_modules_they_go_to() -> None:
     made, config = RunOptions(), SPTConfig()
-    for name in ("num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim", "activation",
-                 "mixing_rate", "visibility"):  # fmt: skip
+    prepended = RunOptions(placement="prepend"), SPTConfig(placement="prepend")
+    for name in ("placement", "num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim",
+                 "activation", "residual", "mixing_rate", "visibility"):  # fmt: skip
         assert getattr(made, name) == getattr(config, name), name
+        assert getattr(prepended[0], name) == getattr(prepended[1], name), name
     assert made.searcher == SearchConfig().searcher
+
+
+def test_the_papers_preset_is_what_it_says_unless_something_else_is_given() -> None:
+    made, config = RunOptions(preset="paper"), SPTConfig.paper()
+    for name in ("placement", "generator", "num_virtual_tokens", "residual", "mixing_rate", "visibility"):
+        assert getattr(made, name) == getattr(config, name), name
+    assert made.searcher == SearchConfig.paper().searcher == "spt_darts"
+    other = RunOptions(preset="paper", num_virtual_tokens=4, searcher="darts")
+    assert (other.placement, other.num_virtual_tokens, other.searcher) == ("prepend", 4, "darts")
+
+
+def test_a_file_from_before_there_were_placements_is_of_prompts_in_front() -> None:
+    old = {"generator": "appg", "num_virtual_tokens": 10, "residual": True, "versions": {"sptune": "0.1.0"}}
+    assert RunOptions.from_mapping(old, "config.yaml").placement == "prepend"
+
+
+def test_what_belongs_to_the_other_placement_is_refused_with_the_remedy() -> None:
+    with pytest.raises(InputError, match=r"(?s)num_virtual_tokens=4.*placement='prepend'"):
+        RunOptions(num_virtual_tokens=4)

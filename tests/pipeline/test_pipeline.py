@@ -65,7 +65,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: dict[str, str], mas
         **data,
         model=masked_lm,
         output_dir=str(tmp_path_factory.mktemp("runs") / "run"),
-        num_virtual_tokens=2,
         bottleneck_dim=4,
         searcher="fair",
         search_steps=5,

@@ -170,7 +170,7 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     train = {"train_file": data["train_file"]}
     as_validation, as_test = ({**train, name: data["test_file"]} for name in ("validation_file", "test_file"))
     assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
-    assert first(methods={"spt": {"num_prompt_layers": 1, "num_virtual_tokens": 10}}) == own  # the default
+    assert first(methods={"spt": {"num_prompt_layers": 1, "bottleneck_dim": 8}}) == own  # the default
     assert first(options={**parts["options"], "prefix_cache": False}) != own
     assert first(options={**parts["options"], "bf16": True}) == own  # as on a machine that has no such arithmetic
     assert first(methods={"lpt": {"searcher": "darts"}}) == first(methods={"lpt": None})  # its layer is given
@@ -192,7 +192,7 @@ def test_another_default_of_prompts_makes_only_prompts_run_again(
     before = known()
     names = list(inspect.signature(RunOptions).parameters)
     defaults = list(RunOptions.__init__.__defaults__ or ())
-    defaults[names.index("num_virtual_tokens")] = 3
+    defaults[names.index("bottleneck_dim")] = 4
     monkeypatch.setattr(RunOptions.__init__, "__defaults__", tuple(defaults))
     assert known()["lora"] == before["lora"]
     assert known()["spt"] != before["spt"]

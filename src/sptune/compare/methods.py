@@ -19,7 +19,7 @@ PROMPTS, PEFT, ADAPTERS, WEIGHTS, HEAD, ZERO_SHOT = "prompts", "peft", "adapters
 
 GENERATOR_RATES = (2e-3, 5e-3, 1e-2)
 # As others published them: prompts made anew, not changed pieces of the text.
-PUBLISHED = {"residual": False, "bottleneck_dim": 64}
+PUBLISHED = {"placement": "prepend", "residual": False, "bottleneck_dim": 64}
 STATIC_RATES = (2e-2, 5e-2, 1e-1)
 ADAPTER_RATES = (5e-4, 1e-3, 3e-3)
 
@@ -51,7 +51,18 @@ class Method:
 
 _TABLE = (
     Method(
-        "spt", PROMPTS, GENERATOR_RATES, {}, "Selective Prompt Tuning: prompts at layers as sptune fit chooses them"
+        "spt",
+        PROMPTS,
+        GENERATOR_RATES,
+        {},
+        "Selective Prompt Tuning: prompts added to the tokens, at layers as sptune fit chooses them",
+    ),
+    Method(
+        "spt-prepend",
+        PROMPTS,
+        GENERATOR_RATES,
+        {"placement": "prepend"},
+        "the same with prompts in front of the text",
     ),
     Method("zero-shot", ZERO_SHOT, (1.0,), {}, "the language model as it is; verbalizer tasks only"),
     Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "the classifier's head alone on the frozen backbone"),
@@ -136,7 +147,7 @@ _TABLE = (
         "static-prompts",
         PROMPTS,
         STATIC_RATES,
-        {"prompt_layers": "all", "generator": "static"},
+        {"placement": "prepend", "prompt_layers": "all", "generator": "static"},
         "static prompts at all layers",
     ),
 )

@@ -86,6 +86,8 @@ class RunSpec:
         if self.method.kind == PROMPTS:
             without = () if self.method.searches else SEARCH_OPTIONS
         options = self.run_options("").lasting()
+        if options["placement"] == "prepend":
+            del options["placement"]  # rows from before there was another say nothing of it
         return {key: value for key, value in options.items() if value is not None and key not in without}
 
     def check_files(self) -> None:

@@ -132,6 +132,15 @@ class SearchConfig:
                 f"selection={self.reading!r} does not go by gates; give num_prompt_layers, or search with spt_darts."
             )
 
+    @classmethod
+    def paper(cls, **fields: Any) -> SearchConfig:
+        """The search of the paper: SPT-DARTS, read by its gates.
+
+        Args:
+            fields: of this class, that differ from the paper's.
+        """
+        return cls(**{"searcher": "spt_darts", "selection": "gates", **fields})
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return asdict(self)

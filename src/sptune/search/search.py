@@ -13,7 +13,6 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainingArguments
 
-from sptune.backbones import find_backbone
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.model import SPTModel
@@ -74,7 +73,7 @@ def search_prompt_layers(
     tuner, config = _search_network(network)
     candidates = tuner.candidate_layers
     if search.searcher in FIXED_SETTINGS:
-        num_layers = find_backbone(network.get_base_model(), config.layers_path).num_layers
+        num_layers = tuner.backbone.num_layers
         return _fixed_result(config, search, candidates, num_layers)
 
     options = {

@@ -34,7 +34,7 @@ class FairTrainer(SearchTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if cast(SPTConfig, self.tuner.peft_config[self.tuner.active_adapters[0]]).visibility != "gated":
+        if cast(SPTConfig, self.tuner.peft_config[self.tuner.active_adapters[0]]).visibility == "always":
             raise InputError(
                 f"visibility='always' is a way for gates to act, and searcher={self.search.searcher!r} has none; leave "
                 "it out, or search with spt_darts."
