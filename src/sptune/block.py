@@ -39,6 +39,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("spt_generator", "spt_gate")
     other_param_names = ("spt_settings",)
+    # Whether text is cast to the generator's dtype; `peft.helpers.disable_input_dtype_casting` turns it off.
+    cast_input_dtype_enabled = True
 
     def __init__(self, base_layer: nn.Module, index: int, flow: PromptFlow) -> None:
         super().__init__()
@@ -85,6 +87,22 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         if gate is not None:
             self.spt_gate[adapter_name] = gate
         self.set_adapter(self.active_adapters)
+
+    def cast_adapter(self, adapter_name: str, *, at_least_float32: bool) -> None:
+        """Give an adapter's generator and gate here the block's dtype, or float32 if theirs is shorter."""
+        if adapter_name not in self.spt_generator:
+            return
+        generator = self.spt_generator[adapter_name]
+        if not at_least_float32:
+            dtype = next(p.dtype for p in self.base_layer.parameters() if p.is_floating_point())
+        elif next(generator.parameters()).dtype.itemsize < torch.float32.itemsize:
+            dtype = torch.float32
+        else:
+            return
+        generator.to(dtype)
+        if adapter_name in self.spt_gate:
+            gate = self.spt_gate[adapter_name]
+            self.spt_gate[adapter_name] = nn.Parameter(gate.detach().to(dtype), requires_grad=gate.requires_grad)
 
     def drop(self, adapter_name: str) -> None:
         """Take an adapter's generator and gate away from this block, if it has them here."""
@@ -240,7 +258,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         generator = self.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
         source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
-        new = generator(text.to(dtype), source, causal=self.flow.backbone.causal).to(text.dtype)
+        new = generator(self._cast_input_dtype(text, dtype), source, causal=self.flow.backbone.causal).to(text.dtype)
         if gate is not None and below is not None:
             propagated = torch.zeros_like(new) if propagated is None else propagated
             if settings.gated:

@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from sptune.backbones import Backbone, check_prompt_at_first_layer, find_backbone
@@ -19,6 +20,7 @@ from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.flow import AdapterSettings, PromptFlow
 from sptune.gates import gate_logits
+from sptune.modules_to_save import find_modules_to_save, wrap_modules
 from sptune.prefix_cache import PrefixSource
 
 
@@ -116,6 +118,10 @@ class SPTModel(BaseTuner):
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         flow = self._flow()
         super()._unload_and_optionally_merge(*args, **kwargs)
+        # PEFT looks for modules to save outside of tuner layers only.
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                self.model.set_submodule(name, module.unload_and_optionally_merge_module(False, False, None))
         flow.remove()
         return self.model
 
@@ -137,11 +143,41 @@ class SPTModel(BaseTuner):
         super().train(mode)
         flow = _find_flow(self.model)
         if mode and flow is not None:
-            for module in flow.backbone.base_model.modules():
+            modules = list(flow.backbone.base_model.modules())
+            wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
+            trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
+            for module in modules:
                 # Modules that check for gradient checkpointing do so in training mode only; they hold no dropout.
-                if not hasattr(module, "gradient_checkpointing") and not isinstance(module, PromptedBlock):
+                checkpointed = isinstance(module, PromptedBlock) or hasattr(module, "gradient_checkpointing")
+                if not checkpointed and id(module) not in trained:
                     module.training = False
         return self
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in PEFT; `modules_to_save` names modules by their paths in the bare backbone, in blocks too.
+
+        Raises:
+            InputError: a module that cannot be trained; nothing has been touched then.
+        """
+        config = cast(SPTConfig, self.peft_config[adapter_name])
+        if not config.modules_to_save:
+            return super().inject_adapter(model, adapter_name, *args, **kwargs)
+        flow = _find_flow(model)
+        backbone = flow.backbone if flow is not None else find_backbone(model, config.layers_path)
+        names, in_blocks = find_modules_to_save(model, backbone, config.modules_to_save, config.task_type)
+        # Full paths in the bare backbone: PEFT finds none of those in blocks, and a fresh backbone has them all.
+        config.modules_to_save = names
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        active, trainable = adapter_name in self.active_adapters, not config.inference_mode
+        wrap_modules(model, backbone, in_blocks, adapter_name, active=active, trainable=trainable)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # PEFT's own would also cast modules_to_save inside blocks, which nothing in the backbone expects.
+        for block in self._flow().backbone.layers:
+            cast(PromptedBlock, block).cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
+
+    def _check_merge_allowed(self) -> None:
+        raise InputError("SPT adapters cannot be merged into the backbone; use unload() to get the backbone back.")
 
     # -- what users call -------------------------------------------------------------------------------------------
 
@@ -237,6 +273,18 @@ class SPTModel(BaseTuner):
             source: see `sptune.prefix_cache`.
         """
         return self._flow().reading_prefix(source)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's name for a weighted sum of adapters, which generators of prompts do not have.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "SPT adapters cannot be added up by add_weighted_adapter: prompts are not linear in the weights of their "
+            "generators. Train one adapter on the data of all, or average the outputs, choosing each adapter in turn "
+            "with set_adapter."
+        )
 
     def _flow(self) -> PromptFlow:
         flow = _find_flow(self.model)
