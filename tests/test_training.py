@@ -7,8 +7,10 @@ import transformers
 from datasets import Dataset
 from peft import get_peft_model
 from torch.nn import functional
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
 
+from sptune import InputError
 from sptune.training import LONGEST_WITHOUT_FLASH, SPTTrainer
 
 
@@ -56,18 +58,29 @@ class Gradients(TrainerCallback):
 def build_trainer(build_backbone, build_config, bert, llama, tmp_path):
     """``build_trainer(examples, head="classifier", **options)``: on a tiny network with prompts at layers 1 and 3."""
 
-    def build(examples, head="classifier", *, trainer=None, callbacks=None, **options):
+    def build(examples, head="classifier", *, trainer=None, callbacks=None, kind=SPTTrainer, backbone=None, **options):
         case = llama if head == "lm" else bert
         torch.manual_seed(3)
-        network = get_peft_model(build_backbone(case, head), build_config(case, head))
+        network = get_peft_model(build_backbone(case, head, **(backbone or {})), build_config(case, head))
         silent = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
         usual = {"max_steps": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "max_grad_norm": 0.0}
-        args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{**silent, **usual, **options})
-        return SPTTrainer(
+        options = {"output_dir": str(tmp_path), **silent, **usual, **options}
+        args = TrainingArguments(use_cpu=True, **options)
+        return kind(
             network, args, train_dataset=examples, data_collator=pad_batch, callbacks=callbacks, **(trainer or {})
         )
 
     return build
+
+
+def trained(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def gradients_of(trainer):
+    trainer.train()
+    (recorder,) = [one for one in trainer.callback_handler.callbacks if isinstance(one, Gradients)]
+    return recorder.steps
 
 
 def test_the_loss_is_the_cross_entropy_of_the_class_scores(build_trainer):
@@ -206,3 +219,201 @@ def test_grouping_by_length_is_repeatable_and_changes_with_the_epoch(build_train
     assert order(trainer, 1) != first
     padded = sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
     assert padded < 1.1 * sum(lengths), "batches hold texts of like length"
+
+
+# Going on
+
+
+LONGER = {"steps": {"max_steps": 5}, "epochs": {"max_steps": -1, "num_train_epochs": 3}}
+SHORT = {"steps": {"max_steps": 3}, "epochs": {"max_steps": -1, "num_train_epochs": 2}}
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+@pytest.mark.parametrize("counted", ["steps", "epochs"])
+def test_a_finished_training_goes_on_for_longer_as_with_trainer(build_trainer, tmp_path, counted, optim):
+    examples, same = build_examples(16), {"save_strategy": "steps", "optim": optim, "lr_scheduler_type": "cosine"}
+    build_trainer(examples, **SHORT[counted], **same, save_steps=1).train()
+    steps = SHORT[counted].get("num_train_epochs", 1.5) * 2
+    checkpoint = str(tmp_path / f"checkpoint-{steps:.0f}")
+    expected = build_trainer(
+        examples, **LONGER[counted], **same, save_steps=4, kind=Trainer, output_dir=str(tmp_path / "plain")
+    )
+    expected.train(resume_from_checkpoint=checkpoint)
+    longer = build_trainer(examples, **LONGER[counted], **same, save_steps=4, output_dir=str(tmp_path / "longer"))
+    longer.train(resume_from_checkpoint=checkpoint)
+    assert longer.state.global_step == expected.state.global_step > steps
+    assert longer.state.epoch == expected.state.epoch
+    torch.testing.assert_close(trained(longer), trained(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_steps": 2}, {"max_steps": 1}, {"max_steps": -1, "num_train_epochs": 1}], ids=str
+)
+def test_a_training_with_all_its_steps_is_only_loaded(build_trainer, options):
+    examples = build_examples(16)
+    whole = build_trainer(examples, save_strategy="steps", save_steps=2)
+    whole.train()
+    again = build_trainer(examples, save_strategy="steps", save_steps=2, **options)
+    assert again.train(resume_from_checkpoint=True).global_step == 2
+    torch.testing.assert_close(trained(again), trained(whole), atol=0, rtol=0)
+
+
+def test_trainer_goes_on_from_a_checkpoint_of_ours_and_we_from_its(build_trainer, tmp_path):
+    examples, same = build_examples(16), {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    networks = []
+    for first, second in ((SPTTrainer, Trainer), (Trainer, SPTTrainer)):
+        folder = str(tmp_path / first.__name__)
+        build_trainer(examples, kind=first, output_dir=folder, **same).train()
+        other = build_trainer(examples, kind=second, output_dir=folder, **{**same, "max_steps": 6})
+        other.train(resume_from_checkpoint=f"{folder}/checkpoint-4")
+        networks.append(trained(other))
+    torch.testing.assert_close(*networks, atol=1e-5, rtol=1e-4)
+
+
+# Losses of the user's own
+
+
+def squared(outputs, labels, num_items_in_batch=None):
+    """Not the cross entropy, and summed over the batch as transformers asks for."""
+    wanted = functional.one_hot(labels, outputs.logits.shape[-1]).to(outputs.logits.dtype)
+    return (outputs["logits"] - wanted).square().sum() / num_items_in_batch
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_function_is_given_the_class_scores(build_trainer, accumulation):
+    examples = build_examples(8)
+    trainer = build_trainer(
+        examples,
+        max_steps=1,
+        callbacks=[Gradients()],
+        trainer={"class_scores": first_two_scores, "compute_loss_func": squared},
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+    )
+    batch = pad_batch(examples)
+    trainer.model.train()
+    loss = squared(SequenceClassifierOutput(logits=first_two_scores(trainer.model, batch)), batch["labels"], 8)
+    loss.backward()
+    expected = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad()
+    assert trainer.evaluate(examples)["eval_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    (gradients,) = gradients_of(trainer)
+    torch.testing.assert_close(gradients, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_a_loss_function_does_as_with_trainer(build_trainer):
+    examples = build_examples(12)
+    networks = []
+    for kind in (SPTTrainer, Trainer):
+        trainer = build_trainer(
+            examples,
+            kind=kind,
+            trainer={"compute_loss_func": squared},
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=3,
+        )
+        trainer.train()
+        networks.append(trained(trainer))
+    torch.testing.assert_close(*networks, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluation_smooths_labels_as_training_and_trainer_do(build_trainer):
+    def scores(model, batch):
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    examples, options = build_examples(8), {"label_smoothing_factor": 0.3}
+    losses = [
+        trainer.evaluate(examples)["eval_loss"]
+        for trainer in (
+            build_trainer(examples, trainer={"class_scores": scores}, **options),
+            build_trainer(examples, kind=Trainer, **options),
+        )
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_class_scores_are_compared_with_the_labels_that_are_named(build_trainer):
+    examples = build_examples(8)
+    renamed = [{"target" if name == "labels" else name: value for name, value in one.items()} for one in examples]
+    results = []
+    for data, options in ((examples, {}), (renamed, {"label_names": ["target"]})):
+        trainer = build_trainer(
+            data,
+            trainer={
+                "class_scores": first_two_scores,
+                "compute_metrics": lambda outcome: {"labels": outcome.label_ids.sum()},
+            },
+            **options,
+        )
+        trainer.train()
+        results.append((trainer.evaluate(data), trained(trainer)))
+    for name in ("eval_loss", "eval_labels"):
+        assert results[0][0][name] == pytest.approx(results[1][0][name])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("label_names", [[], ["labels", "target"]], ids=str)
+def test_class_scores_without_one_column_of_labels_are_refused(build_trainer, label_names):
+    with pytest.raises(InputError, match="compared with one column of labels"):
+        build_trainer(build_examples(8), trainer={"class_scores": first_two_scores}, label_names=label_names)
+
+
+def test_a_batch_without_the_labels_that_class_scores_need_says_so(build_trainer):
+    examples = [{name: value for name, value in one.items() if name != "labels"} for one in build_examples(8)]
+    trainer = build_trainer(examples, trainer={"class_scores": first_two_scores})
+    with pytest.raises(InputError, match="no 'labels' to compare class_scores with"):
+        trainer.train()
+
+
+def test_a_rate_of_the_head_is_refused_where_the_optimizer_is_given(build_trainer):
+    with pytest.raises(InputError, match=r"head_learning_rate=0\.1 has no effect"):
+        build_trainer(
+            build_examples(8),
+            trainer={
+                "head_learning_rate": 0.1,
+                "optimizers": (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1), None),
+            },
+        )
+
+
+# Persistent workers
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "in-full"])
+def test_persistent_workers_change_nothing(build_trainer, cached):
+    """The head's dropout draws from the random state that loaders draw from, too."""
+    examples, results = build_examples(12), []
+    for persistent in (False, True):
+        trainer = build_trainer(
+            examples,
+            trainer={"eval_dataset": examples[:5], **({} if cached else {"prefix_cache": None})},
+            backbone={"classifier_dropout": 0.3},
+            max_steps=-1,
+            num_train_epochs=3,
+            eval_strategy="epoch",
+            dataloader_num_workers=1,
+            dataloader_persistent_workers=persistent,
+        )
+        trainer.train()
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        others = [trainer.evaluate(data)["eval_loss"] for data in (examples[5:], examples[:5], None)]
+        results.append((losses + others, trained(trainer)))
+    assert results[0][0] == pytest.approx(results[1][0], abs=0)
+    torch.testing.assert_close(results[0][1], results[1][1], atol=0, rtol=0)
+
+
+def test_persistent_workers_read_the_data_that_are_evaluated(build_trainer):
+    examples = build_examples(12)
+    parts = {"one": examples[:5], "two": examples[5:]}
+    options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    trainer = build_trainer(examples, trainer={"eval_dataset": parts}, **options)
+    expected = {name: build_trainer(examples).evaluate(part)["eval_loss"] for name, part in parts.items()}
+    for _ in range(2):
+        losses = trainer.evaluate()
+        assert {name: losses[f"eval_{name}_loss"] for name in parts} == pytest.approx(expected)
+    assert trainer.evaluate(parts["two"])["eval_loss"] == pytest.approx(expected["two"])
+    assert trainer.evaluate(parts["one"])["eval_loss"] == pytest.approx(expected["one"])
+    trainer.eval_dataset = parts["two"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["two"])
+    trainer.eval_dataset = parts["one"]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["one"])

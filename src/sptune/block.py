@@ -36,6 +36,8 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
 
     adapter_layer_names = ("spt_generator", "spt_gate")
     other_param_names = ("spt_settings",)
+    # Whether text is cast to the generator's dtype; `peft.helpers.disable_input_dtype_casting` turns it off.
+    cast_input_dtype_enabled = True
 
     def __init__(self, base_layer: nn.Module, index: int, attachment: Attachment) -> None:
         super().__init__()
@@ -83,6 +85,22 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         if self.prepended is None:
             assert self.attachment.flow is not None
             self.prepended = PrependedBlock(self, self.attachment.flow)
+
+    def cast_adapter(self, adapter_name: str, *, at_least_float32: bool) -> None:
+        """Give an adapter's generator and gate here the block's dtype, or float32 if theirs is shorter."""
+        if adapter_name not in self.spt_generator:
+            return
+        generator = self.spt_generator[adapter_name]
+        if not at_least_float32:
+            dtype = next(p.dtype for p in self.base_layer.parameters() if p.is_floating_point())
+        elif next(generator.parameters()).dtype.itemsize < torch.float32.itemsize:
+            dtype = torch.float32
+        else:
+            return
+        generator.to(dtype)
+        if adapter_name in self.spt_gate:
+            gate = self.spt_gate[adapter_name]
+            self.spt_gate[adapter_name] = nn.Parameter(gate.detach().to(dtype), requires_grad=gate.requires_grad)
 
     def drop(self, adapter_name: str) -> None:
         """Take an adapter's generator and gate away from this block, if it has them here."""
@@ -164,7 +182,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """The arguments of the block with h + a_i G_i(h) in place of the states h."""
         states = args[0] if args else kwargs[self.states_name]
         generator = self.spt_generator[adapter]
-        offset = generator(states.to(next(generator.parameters()).dtype))
+        offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
         gate = self.gate(adapter, settings, states.shape[0])
         if gate is not None:
             offset = gate.view(-1, *[1] * (states.dim() - 1)).to(offset.dtype) * offset
@@ -288,7 +306,7 @@ class PrependedBlock:
         generator = self.block.spt_generator[adapter]
         dtype = next(generator.parameters()).dtype
         source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
-        reading = text.to(dtype)
+        reading = self.block._cast_input_dtype(text, dtype)
         if source is not None:
             # A row with nothing to read gets the prompts of a constant: a prompt of zeros would make the gradient of
             # the norms above overflow, and spoil that of the other rows.

@@ -98,7 +98,11 @@ class SPTConfig(PeftConfig):
         metadata={"help": "Dotted path of the list of blocks, for a model family that sptune does not know."},
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules besides the prompts to train and save, such as a new head."}
+        default=None,
+        metadata={
+            "help": "Modules besides the prompts to train and save, such as a new head: ends of their paths in "
+            "the backbone."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -121,6 +125,8 @@ class SPTConfig(PeftConfig):
                 f"phm_dim={self.phm_dim} does not divide bottleneck_dim={self.bottleneck_dim}; "
                 "change one so that it does."
             )
+        if self.modules_to_save is not None:
+            self.modules_to_save = _check_names("modules_to_save", self.modules_to_save)
         if isinstance(self.prompt_layers, str):
             _check_choice("prompt_layers", self.prompt_layers, NAMED_SETTINGS, " or a list of layer indices")
         else:
@@ -220,6 +226,16 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...], more: str 
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} is not allowed; choose a whole number of at least 1.")
+
+
+def _check_names(name: str, given: object) -> list[str]:
+    if isinstance(given, str):
+        raise ValueError(f"{name}={given!r} is not allowed; give a list of names, such as [{given!r}].")
+    names = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
+    for one in names:
+        if not isinstance(one, str) or not one:
+            raise ValueError(f"{name} holds {one!r}; give a list of names of modules, such as ['classifier'].")
+    return [str(one) for one in names]
 
 
 def _check_layers(name: str, layers: object) -> list[int]:

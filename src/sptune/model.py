@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from sptune.attachment import Attachment
@@ -27,6 +28,7 @@ from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.forward_context import AdapterSettings
 from sptune.gates import gate_logits
+from sptune.modules_to_save import find_modules_to_save, wrap_modules
 
 
 class SPTModel(BaseTuner):
@@ -102,15 +104,20 @@ class SPTModel(BaseTuner):
                 block.drop(adapter_name)
         attached.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
         prepend = peft_config.placement == "prepend"
-        for index in range(len(blocks)) if prepend else layers:
-            if not isinstance(blocks[index], PromptedBlock):
-                blocks[index] = PromptedBlock(blocks[index], index, attached)
-                blocks[index].train(parent.training)
-                cast(PromptedBlock, blocks[index]).set_adapter(self.active_adapters)
+        self._wrap_blocks(attached, list(range(len(blocks))) if prepend else layers, parent.training)
         for block in _prompted(attached) if prepend else ():
             block.take_prepended()
         block = cast(PromptedBlock, blocks[int(target_name)])
         block.update_layer(adapter_name, peft_config)
+
+    def _wrap_blocks(self, attached: Attachment, layers: list[int], training: bool) -> None:
+        blocks = attached.backbone.layers
+        for index in layers:
+            if not isinstance(blocks[index], PromptedBlock):
+                block = PromptedBlock(blocks[index], index, attached)
+                block.train(training)
+                block.set_adapter(self.active_adapters)
+                blocks[index] = block
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -129,6 +136,10 @@ class SPTModel(BaseTuner):
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         attached = self._attachment()
         super()._unload_and_optionally_merge(*args, **kwargs)
+        # PEFT looks for modules to save outside of tuner layers only.
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                self.model.set_submodule(name, module.unload_and_optionally_merge_module(False, False, None))
         attached.remove()
         return self.model
 
@@ -150,11 +161,42 @@ class SPTModel(BaseTuner):
         super().train(mode)
         attached = _find_attachment(self.model)
         if mode and attached is not None:
-            for module in frozen_part(self.model, attached.backbone).modules():
+            modules = list(frozen_part(self.model, attached.backbone).modules())
+            wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
+            trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
+            for module in modules:
                 # Modules that check for gradient checkpointing do so in training mode only.
-                checkpointing = getattr(unwrapped(module), "gradient_checkpointing", False)
-                module.training = bool(checkpointing)
+                if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
+                    module.training = False
         return self
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """As in PEFT; `modules_to_save` names modules by their paths in the bare backbone, in blocks too.
+
+        Raises:
+            InputError: a module that cannot be trained; nothing has been touched then.
+        """
+        config = cast(SPTConfig, self.peft_config[adapter_name])
+        if not config.modules_to_save:
+            return super().inject_adapter(model, adapter_name, *args, **kwargs)
+        attached = _find_attachment(model)
+        backbone = attached.backbone if attached is not None else find_backbone(model, config.layers_path)
+        names, in_blocks = find_modules_to_save(model, backbone, config.modules_to_save, config.task_type)
+        # Full paths in the bare backbone: PEFT finds none of those in blocks, and a fresh backbone has them all.
+        config.modules_to_save = names
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        if in_blocks:  # so that their paths are the same whichever blocks have prompts
+            self._wrap_blocks(self._attachment(), list(range(backbone.num_layers)), model.training)
+        active, trainable = adapter_name in self.active_adapters, not config.inference_mode
+        wrap_modules(model, backbone, in_blocks, adapter_name, active=active, trainable=trainable)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # PEFT's own would also cast modules_to_save inside blocks, which nothing in the backbone expects.
+        for block in _prompted(self._attachment()):
+            block.cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
+
+    def _check_merge_allowed(self) -> None:
+        raise InputError("SPT adapters cannot be merged into the backbone; use unload() to get the backbone back.")
 
     # -- what users call -------------------------------------------------------------------------------------------
 
@@ -252,6 +294,18 @@ class SPTModel(BaseTuner):
             yield states
         finally:
             handle.remove()
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """PEFT's name for a weighted sum of adapters, which generators of prompts do not have.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "SPT adapters cannot be added up by add_weighted_adapter: prompts are not linear in the weights of their "
+            "generators. Train one adapter on the data of all, or average the outputs, choosing each adapter in turn "
+            "with set_adapter."
+        )
 
     def _attachment(self) -> Attachment:
         attached = _find_attachment(self.model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +17,15 @@ import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import TrainerState, TrainingArguments
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from sptune.errors import InputError
 from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
 from sptune.loading import HEADS
@@ -42,15 +45,21 @@ class SPTTrainer(PrefixCachingTrainer):
 
     Args:
         class_scores: called with the model and a batch, gives (batch, classes); the loss is then the cross entropy of
-            these scores with `batch["labels"]`, and the scores are the predictions. Without it the model's own loss is
-            used.
+            these scores with the batch's labels (`args.label_names`, "labels" by default), or what `compute_loss_func`
+            makes of them as the `logits` of its outputs, and the scores are the predictions. Without it the model's own
+            loss is used.
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
         head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
             part of a dotted name, such as "pooler".
         **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
-    gradient accumulation and data parallelism give the gradient of one large batch, whatever the model.
+    gradient accumulation and data parallelism give the gradient of one large batch, whatever the model. A
+    `compute_loss_func` is therefore given the number of items of its own batch.
+
+    Raises:
+        InputError: `class_scores` without a name of labels or with several, or `head_learning_rate` with an optimizer
+            of your own.
     """
 
     # Our losses are scaled already. Transformers 5 reads this attribute, 4.57 the one set in the constructor.
@@ -71,14 +80,31 @@ class SPTTrainer(PrefixCachingTrainer):
         self.model_accepts_loss_kwargs = True
         if class_scores is not None and self.args.label_names is None:
             self.label_names = ["labels"]
+        if class_scores is not None and len(self.label_names) != 1:
+            raise InputError(
+                f"label_names={self.label_names}, but class_scores are compared with one column of labels; name that "
+                "one in TrainingArguments, or leave label_names out for 'labels'."
+            )
+        if head_learning_rate is not None and self.optimizer is not None:
+            raise InputError(
+                f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
+                "give the head's parameters a group and a rate of their own there, or leave one of the two out."
+            )
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = self._counting_items(self.compute_loss_func)
+        self._evaluated: dict[str, Any] = {}
+        self.add_callback(_PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; a checkpoint of a finished training is loaded, and no step is taken."""
+        """As `transformers.Trainer.train`; from a checkpoint with all the steps of the present arguments none is taken.
+
+        With more steps or epochs than the checkpoint has been through, training goes on.
+        """
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         state = _trainer_state(checkpoint)
-        if checkpoint is None or state is None or not 0 < state.max_steps <= state.global_step:
+        if checkpoint is None or state is None or not self._has_all_steps(state):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         self.state = state
         self._load_from_checkpoint(checkpoint)
@@ -87,6 +113,17 @@ class SPTTrainer(PrefixCachingTrainer):
             self._load_best_model()
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(state.global_step, 0.0, {})
+
+    def _has_all_steps(self, state: TrainerState) -> bool:
+        """Whether a checkpoint with this state has been through the steps that the arguments come to."""
+        if state.global_step == 0:
+            return False
+        if self.args.max_steps > 0:
+            return state.global_step >= self.args.max_steps
+        if self.args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size
+        steps_in_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return state.global_step >= math.ceil(self.args.num_train_epochs * steps_in_epoch)
 
     # Losses
 
@@ -131,10 +168,10 @@ class SPTTrainer(PrefixCachingTrainer):
         if self.class_scores is None:
             return super()._predict_batch(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
-        labels = inputs.get("labels")
+        labels = self._labels(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = at_least_float32(self.class_scores(model, inputs))
-            loss = None if labels is None else F.cross_entropy(scores, labels)
+            loss = None if labels is None else self._loss_of_scores(scores, labels)
         return (loss, None, None) if prediction_loss_only else (loss, scores, labels)
 
     def _forward(self, model: nn.Module, inputs: Batch) -> Any:
@@ -151,8 +188,35 @@ class SPTTrainer(PrefixCachingTrainer):
             # The mean over no label at all is no number.
             return (loss if self._count_items(inputs) else loss.nan_to_num(0.0)), outputs
         scores = at_least_float32(self.class_scores(model, inputs))
-        loss = F.cross_entropy(scores, inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
+        labels = self._labels(inputs)
+        if labels is None:
+            raise InputError(
+                f"The batch has no {self.label_names[0]!r} to compare class_scores with, only {', '.join(inputs)}; "
+                "name the column of the labels in TrainingArguments(label_names=[...])."
+            )
+        loss = self._loss_of_scores(scores, labels)
         return loss, {"loss": loss, "logits": scores}
+
+    def _loss_of_scores(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss of class scores (batch, classes) with labels (batch,)."""
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
+        else:
+            loss = F.cross_entropy(scores, labels, label_smoothing=self.args.label_smoothing_factor)
+        return loss if self._label_positions(labels).any() else loss.nan_to_num(0.0)
+
+    def _counting_items(self, loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """The loss function with the number of items of the batch at hand, by which the loss is the batch's mean."""
+
+        def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            counted = self._label_positions(labels).sum() if isinstance(labels, torch.Tensor) else None
+            return loss_func(outputs, labels, num_items_in_batch=counted)
+
+        return mean_loss
+
+    def _labels(self, inputs: Batch) -> Any:
+        """The labels of a batch; None without any."""
+        return inputs.get(self.label_names[0] if len(self.label_names) == 1 else "labels")
 
     @property
     def _popped_labels(self) -> bool:
@@ -171,7 +235,7 @@ class SPTTrainer(PrefixCachingTrainer):
         return labels != -100
 
     def _count_items(self, inputs: Batch) -> torch.Tensor:
-        labels = inputs.get("labels")
+        labels = self._labels(inputs)
         if isinstance(labels, torch.Tensor):
             return self._label_positions(labels).sum()
         return torch.tensor(batch_size(inputs))
@@ -202,12 +266,30 @@ class SPTTrainer(PrefixCachingTrainer):
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
         """Identities of the parameters that go into groups of their own, and those groups' options."""
+        if self.head_learning_rate is None:
+            return []  # the groups are those of transformers, and either trainer goes on from the other's checkpoints
         heads = {"modules_to_save", *self.head_modules}
         head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
-        rate = self.args.learning_rate if self.head_learning_rate is None else self.head_learning_rate
-        return [(head, {"lr": rate})]
+        return [(head, {"lr": self.head_learning_rate})]
 
     # Data
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in transformers, where persistent workers give the data they were started with, whatever is asked for."""
+        own = self.eval_dataset
+        if not self.args.dataloader_persistent_workers:
+            return super().get_eval_dataloader(eval_dataset)
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        asked = own if eval_dataset is None else cast(Any, own)[name] if isinstance(eval_dataset, str) else eval_dataset
+        if name == "eval" and asked is not own:
+            with _workers_for_one_pass(self.args):
+                return super().get_eval_dataloader(eval_dataset)
+        if self._evaluated.get(name) is not asked:
+            getattr(self, "_eval_dataloaders", {}).pop(name, None)
+        self._evaluated[name] = asked
+        loader = super().get_eval_dataloader(eval_dataset)
+        _draw_as_new_workers(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """As in transformers, but grouping by length depends on seed and epoch alone, so that runs can be resumed."""
@@ -245,6 +327,35 @@ def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool |
 def _trainer_state(checkpoint: str | None) -> TrainerState | None:
     file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
     return TrainerState.load_from_json(str(file)) if file is not None and file.is_file() else None
+
+
+class _PersistentWorkers(TrainerCallback):
+    """Lets training with persistent workers come to what it comes to without them."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw what fresh workers would draw."""
+        _draw_as_new_workers(kwargs.get("train_dataloader"))
+
+
+def _draw_as_new_workers(loader: Any) -> None:
+    """Take a number from PyTorch's random state if the loader's workers are running already.
+
+    Every pass over a loader draws its workers' seed there, but with persistent workers only the first pass does, and
+    dropout would go on from another state.
+    """
+    if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_()
+
+
+@contextlib.contextmanager
+def _workers_for_one_pass(args: TrainingArguments) -> Iterator[None]:
+    given, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
+    try:
+        yield
+    finally:
+        args.dataloader_persistent_workers = given
 
 
 class EpochSampler(Sampler):

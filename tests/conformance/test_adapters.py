@@ -4,10 +4,21 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_base_model_state_dict,
+    get_layer_status,
+    get_model_status,
+    get_peft_model,
+    set_base_model_state_dict,
+)
+from peft.helpers import disable_input_dtype_casting
+from peft.utils import ModulesToSaveWrapper
+from transformers import AutoModelForSequenceClassification
 from transformers.integrations import peft as native
 
-from sptune import SPTConfig
+from sptune import InputError, SPTConfig
 
 HEADS = ["lm", "classifier"]
 
@@ -67,6 +78,273 @@ def test_a_named_module_is_trained_and_saved_too(build_network, build_backbone, 
     network.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build_backbone(bert), tmp_path)
     assert torch.equal(logits_of(loaded, build_batch(bert)), logits_of(network, build_batch(bert)))
+
+
+# Modules to save inside blocks
+
+# One or two of a kind for each way in which families build blocks: parts that stand directly in a block and deeper, all
+# blocks' or one's, in blocks and outside at once.
+IN_BLOCKS = {
+    "bert": [["LayerNorm"], ["output"], ["layer.3.output"], ["bert.encoder.layer.0.attention.output.dense", "pooler"]],
+    "deberta-v3": [["LayerNorm"], ["query_proj"], ["layer.2.intermediate", "rel_embeddings"]],
+    "gpt2": [["ln_1"], ["h.3.mlp", "wpe"], ["c_attn"]],
+    "llama": [["input_layernorm"], ["mlp"], ["norm"], ["layers.2.self_attn", "embed_tokens"]],
+}
+TARGETS = {"bert": "key", "deberta-v3": "value_proj", "gpt2": "c_fc", "llama": "k_proj"}
+
+
+@pytest.fixture(params=[(name, part) for name, parts in IN_BLOCKS.items() for part in parts], ids=str)
+def in_blocks(request, family_case):
+    """``(case, names)``: modules to save, some of which are in blocks."""
+    name, names = request.param
+    return family_case(name), names
+
+
+def _saved_parameters(network):
+    """Names, in the bare backbone, of what is trained of `modules_to_save`."""
+    names = [name for name, p in network.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    for infix in ("base_model.model.", ".base_layer", ".modules_to_save.default"):
+        names = [name.replace(infix, "") for name in names]
+    return sorted(names)
+
+
+def test_modules_in_blocks_are_trained_as_with_lora(
+    build_network, build_backbone, build_batch, logits_of, train_step, in_blocks
+):
+    case, names = in_blocks
+    lora = LoraConfig(task_type="SEQ_CLS", target_modules=[TARGETS[case.name]], modules_to_save=list(names))
+    expected = _saved_parameters(get_peft_model(build_backbone(case, "classifier"), lora))
+    network = build_network(case, "classifier", modules_to_save=list(names))
+    assert _saved_parameters(network) == expected
+    before, batch = _states(network), build_batch(case)
+    train_step(network, batch)
+    changed = {name for name, tensor in _states(network).items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name, p in network.named_parameters() if p.requires_grad}
+    with network.disable_adapter():
+        assert torch.equal(logits_of(network, batch), logits_of(build_backbone(case, "classifier"), batch))
+
+
+def test_modules_in_blocks_are_saved_and_loaded(
+    build_network, build_backbone, build_batch, logits_of, train_step, in_blocks, tmp_path
+):
+    case, names = in_blocks
+    network = build_network(case, "classifier", modules_to_save=list(names))
+    network.save_pretrained(tmp_path)
+    batch = build_batch(case)
+    expected = logits_of(network, batch)
+    assert torch.equal(
+        logits_of(PeftModel.from_pretrained(build_backbone(case, "classifier"), tmp_path), batch), expected
+    )
+    model = build_backbone(case, "classifier")
+    model.load_adapter(str(tmp_path))
+    assert torch.equal(logits_of(model, batch), expected)
+    further = PeftModel.from_pretrained(build_backbone(case, "classifier"), tmp_path, is_trainable=True)
+    assert _saved_parameters(further) == _saved_parameters(network)
+    for one in (network, further):
+        train_step(one, batch)
+    _assert_identical(_states(network), _states(further))
+
+
+def test_unloading_gives_a_plain_backbone_with_its_trained_modules(
+    build_network, build_backbone, build_batch, logits_of, in_blocks, tmp_path
+):
+    case, names = in_blocks
+    network = build_network(case, "classifier", modules_to_save=list(names))
+    trained = {
+        name.replace("base_model.model.", "")
+        .replace(".base_layer", "")
+        .replace(".modules_to_save.default", ""): p.clone()
+        for name, p in network.named_parameters()
+        if "modules_to_save" in name
+    }
+    model, untouched = network.unload(), build_backbone(case, "classifier")
+    assert [(name, type(one)) for name, one in model.named_modules()] == [
+        (name, type(one)) for name, one in untouched.named_modules()
+    ]
+    _assert_identical(_states(untouched) | trained, _states(model))
+    model.save_pretrained(tmp_path)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=case.attention).eval()
+    assert torch.equal(logits_of(again, build_batch(case)), logits_of(model, build_batch(case)))
+
+
+def test_adapters_with_and_without_modules_in_blocks_do_not_meet(
+    build_network, build_config, build_batch, logits_of, train_step, randomise, in_blocks, tmp_path
+):
+    case, names = in_blocks
+    network, batch = build_network(case, "classifier"), build_batch(case)
+    plain = logits_of(network, batch)
+    for adapter, seed in (("one", 3), ("two", 4)):
+        network.add_adapter(adapter, build_config(case, "classifier", modules_to_save=list(names)))
+        assert torch.equal(logits_of(network, batch), plain), "an added adapter is not active"
+        network.set_adapter(adapter)
+        randomise(network, seed=seed)
+        network.set_adapter("default")
+        assert torch.equal(logits_of(network, batch), plain)
+    outputs = {}
+    for adapter in ("one", "two"):
+        network.set_adapter(adapter)
+        assert all(f".{adapter}." in name for name, p in network.named_parameters() if p.requires_grad)
+        outputs[adapter] = logits_of(network, batch)
+    train_step(network, batch)
+    network.set_adapter("one")
+    assert torch.equal(logits_of(network, batch), outputs["one"])
+    network.delete_adapter("two")
+    network.set_adapter("default")
+    assert torch.equal(logits_of(network, batch), plain)
+    network.set_adapter("one")
+    assert torch.equal(logits_of(network, batch), outputs["one"])
+
+
+def test_base_weights_keep_their_names_with_modules_in_blocks(build_network, build_backbone, llama):
+    network = build_network(llama, "classifier", modules_to_save=["input_layernorm"])
+    states = build_backbone(llama, "classifier").state_dict()
+    _assert_identical(states, get_base_model_state_dict(network))
+    set_base_model_state_dict(network, states)
+
+
+@pytest.mark.parametrize(
+    ("family", "names", "message"),
+    [
+        ("bert", ["encoder"], r"bert.encoder, which holds 4 blocks .*'bert.encoder.layer.0.intermediate'"),
+        ("bert", ["layer"], "holds 4 blocks"),
+        ("bert", ["layer.2"], r"holds block 2 .*'bert.encoder.layer.2.attention'"),
+        ("llama", ["model"], "holds 4 blocks"),
+        ("gpt2", ["h"], "holds 4 blocks"),
+        ("bert", ["nowhere"], "'nowhere', but no module's path in the backbone ends so"),
+        ("bert", [r".*\.LayerNorm"], "not patterns"),
+        ("bert", ["layer.9.output"], "no module's path"),
+        ("bert", ["pooler", "dropout"], "'dropout', but bert.embeddings.dropout has no weights"),
+        ("llama", ["rotary_emb"], "no weights"),
+        ("bert", ["attention", "dense"], r"attention.output.dense, which is a part of it"),
+        ("bert", ["embeddings"], r"bert.embeddings and also bert.embeddings.\w+, which is a part"),
+        ("deberta-v3", ["attention"], r"probabilities of attention.self.*query_proj"),
+        ("deberta-v3", ["attention.self"], "query_proj"),
+    ],
+    ids=str,
+)
+def test_modules_that_cannot_be_trained_are_refused_untouched(
+    build_backbone, build_config, family_case, family, names, message
+):
+    case = family_case(family)
+    model = build_backbone(case, "classifier")
+    with pytest.raises(InputError, match=message):
+        get_peft_model(model, build_config(case, "classifier", modules_to_save=names))
+    untouched = build_backbone(case, "classifier")
+    assert [(name, type(one)) for name, one in model.named_modules()] == [
+        (name, type(one)) for name, one in untouched.named_modules()
+    ]
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in untouched.parameters()]
+    get_peft_model(model, build_config(case, "classifier"))
+
+
+def test_a_second_adapter_with_other_parts_of_a_module_is_refused_untouched(
+    build_network, build_config, build_batch, logits_of, bert
+):
+    """PEFT would wrap a module that holds a wrapper, and the first adapter's file would name what no backbone has."""
+    for first, second in ((["output.dense"], ["layer.1.output"]), (["layer.1.output"], ["output.dense"])):
+        network = build_network(bert, modules_to_save=first)
+        expected, states = logits_of(network, build_batch(bert)), _states(network)
+        with pytest.raises(InputError, match="a part of it"):
+            network.add_adapter("other", build_config(bert, modules_to_save=second))
+        assert list(network.peft_config) == ["default"]
+        _assert_identical(states, _states(network))
+        assert torch.equal(logits_of(network, build_batch(bert)), expected)
+
+
+@pytest.mark.parametrize("names", ["classifier", ["classifier", ""], [3], 3], ids=str)
+def test_modules_to_save_is_a_list_of_names(names):
+    with pytest.raises(ValueError, match="give a list of names"):
+        SPTConfig(modules_to_save=names)
+
+
+def test_dropout_of_modules_in_blocks_is_on_in_training_only(build_backbone, build_config, build_batch, bert):
+    backbone = build_backbone(bert, hidden_dropout_prob=0.3)
+    network = get_peft_model(backbone, build_config(bert, modules_to_save=["layer.3.output"]))
+    batch = build_batch(bert)
+    network.train()
+    assert not torch.equal(network(**batch).logits, network(**batch).logits)
+    network.eval()
+    assert torch.equal(network(**batch).logits, network(**batch).logits)
+
+
+# Number formats
+
+
+def _formats(network, adapter="default"):
+    names = ("spt_generator", "spt_gate")
+    return {p.dtype for n, p in network.named_parameters() if f".{adapter}" in n and any(name in n for name in names)}
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+def test_generators_and_gates_take_the_format_of_the_backbone_if_asked(
+    build_backbone, build_config, build_batch, some_case, dtype, autocast, tmp_path
+):
+    """On every way to an adapter; modules to save keep the backbone's format, as with LoRA."""
+    expected = {torch.float32 if autocast else dtype}
+    options = {"autocast_adapter_dtype": autocast}
+
+    def backbone():
+        return build_backbone(some_case, "classifier").to(dtype)
+
+    def config(**more):
+        return build_config(some_case, "classifier", **more)
+
+    saved = {"bert": "LayerNorm", "deberta-v3": "LayerNorm", "gpt2": "ln_1", "llama": "mlp"}[some_case.name]
+    network = get_peft_model(backbone(), config(prompt_layers="search", modules_to_save=[saved]), **options)
+    assert _formats(network) == expected
+    network.add_adapter("other", config(prompt_layers=[2], generator="static"), **options)
+    assert _formats(network, "other") == expected
+    network.save_pretrained(tmp_path)
+    batch = build_batch(some_case)
+    for lean in (False, True):
+        loaded = PeftModel.from_pretrained(backbone(), tmp_path, low_cpu_mem_usage=lean, **options)
+        assert _formats(loaded) == expected
+        loaded.load_adapter(tmp_path / "other", "other", low_cpu_mem_usage=lean, **options)
+        assert _formats(loaded, "other") == expected
+        assert {p.dtype for name, p in loaded.named_parameters() if "modules_to_save" in name} == {dtype}
+        with torch.no_grad():
+            assert loaded(**batch).logits.isfinite().all()
+    network.train()(**batch).logits.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.requires_grad)
+
+
+# What a soft prompt cannot do, and what it can
+
+
+def test_adding_adapters_up_is_refused(build_network, build_config, randomise, bert):
+    network = _build_two(build_network, build_config, randomise, bert)
+    with pytest.raises(InputError, match=r"add_weighted_adapter.*set_adapter"):
+        network.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
+    assert list(network.peft_config) == ["default", "other"]
+
+
+def test_input_casting_can_be_disabled(build_backbone, build_config, build_batch, logits_of, bert):
+    network = get_peft_model(build_backbone(bert), build_config(bert)).eval()
+    batch = build_batch(bert)
+    expected = logits_of(network, batch)
+    with disable_input_dtype_casting(network):
+        assert torch.equal(logits_of(network, batch), expected)
+    half = get_peft_model(build_backbone(bert).to(torch.bfloat16), build_config(bert)).eval()
+    with disable_input_dtype_casting(half), pytest.raises(RuntimeError, match="dtype"):
+        logits_of(half, batch)
+    assert logits_of(half, batch).dtype == torch.bfloat16
+
+
+def test_merging_is_refused_untouched(build_network, build_batch, logits_of, bert):
+    network = build_network(bert, modules_to_save=["word_embeddings"])
+    expected = logits_of(network, build_batch(bert))
+    for merge in (network.merge_adapter, network.merge_and_unload):
+        with pytest.raises(InputError, match="cannot be merged"):
+            merge()
+        assert any(isinstance(module, ModulesToSaveWrapper) for module in network.modules())
+        assert torch.equal(logits_of(network, build_batch(bert)), expected)
+
+
+def test_status_counts_modules_in_blocks(build_network, llama):
+    network = build_network(llama, "classifier", modules_to_save=["input_layernorm"])
+    assert get_model_status(network).available_adapters == ["default"]
+    assert sum(one.module_type == "ModulesToSaveWrapper" for one in get_layer_status(network)) == 5
 
 
 # Saving and loading

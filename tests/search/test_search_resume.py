@@ -27,7 +27,7 @@ def search(build_search_network, build_args, examples, collate):
 
     def run(stop_at=None, resume=None, search=SEARCH, **options):
         network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
-        args = build_args(max_steps=8, **{"save_strategy": "steps", "save_steps": 1, **options})
+        args = build_args(**{"max_steps": 8, "save_strategy": "steps", "save_steps": 1, **options})
         callbacks = [StopAt(stop_at)] if stop_at else None
         return search_prompt_layers(
             network,
@@ -93,6 +93,15 @@ def test_a_search_that_was_trained_to_the_end_is_only_read(search, tmp_path, sea
     for name, parameter in network.named_parameters():
         if name in trained:
             torch.testing.assert_close(parameter, trained[name])
+
+
+@pytest.mark.parametrize("searcher", ["fair", "spt_darts"])
+def test_a_search_that_was_trained_to_the_end_goes_on_for_longer(search, tmp_path, searcher):
+    how = SearchConfig(searcher=searcher, num_prompt_layers=1, **({} if searcher == "fair" else {"warmup_ratio": 0.25}))
+    search(output_dir=str(tmp_path), search=how)
+    longer, _ = search(resume=True, output_dir=str(tmp_path), search=how, max_steps=11)
+    assert longer.steps == 11
+    assert [entry["step"] for entry in longer.history] == list(range(1, 12))
 
 
 def test_a_checkpoint_is_whole_in_itself(search, tmp_path):

@@ -452,3 +452,18 @@ def test_pricing_a_search_leaves_no_trace(build_search_network, bert, examples, 
         gates.append(torch.stack(recorder.gates))
     assert trainer.price > 0
     assert torch.equal(*gates)
+
+
+def test_an_optimizer_of_ones_own_is_refused(build_search_network, build_args, examples, collate):
+    """It would have no rate for the gates."""
+    network = build_search_network()
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    with pytest.raises(InputError, match="makes its own optimizer"):
+        SPTSearchTrainer(
+            network,
+            build_args(),
+            train_dataset=examples,
+            search=SearchConfig("darts"),
+            data_collator=collate,
+            optimizers=(optimizer, None),
+        )

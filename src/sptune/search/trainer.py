@@ -80,6 +80,11 @@ class SearchTrainer(SPTTrainer):
                 "do not give; start one process for each GPU with 'accelerate launch' and plain data parallelism, "
                 "or let the search see one GPU (CUDA_VISIBLE_DEVICES=0)."
             )
+        if self.optimizer is not None:
+            raise InputError(
+                "The search makes its own optimizer, with rates of their own for gates and head, which one passed in "
+                "optimizers= would not have; leave it out and choose TrainingArguments(optim=...)."
+            )
         self.add_callback(SearchHistory(gates=self.gated))
         self._draws = (-1, 0)
         # What the user should know of how the network was read.
@@ -184,17 +189,15 @@ class SearchTrainer(SPTTrainer):
     def _own_batches(self, dataset: Any) -> Iterator[Batch]:
         """This process's batches, of which there may be none: every example is in exactly one process's."""
         even, self.accelerator.even_batches = self.accelerator.even_batches, False
-        # Transformers keeps a persistent loader for whatever data come next.
-        whole = {"dataloader_drop_last": False, "dataloader_persistent_workers": False}
-        given = {name: getattr(self.args, name) for name in whole}
+        drop_last = self.args.dataloader_drop_last
         try:
-            _set(self.args, whole)
+            self.args.dataloader_drop_last = False
             loader = self.get_eval_dataloader(dataset)
-            _set(self.args, given)
+            self.args.dataloader_drop_last = drop_last
             yield from loader
         finally:
             self.accelerator.even_batches = even
-            _set(self.args, given)
+            self.args.dataloader_drop_last = drop_last
 
     @contextlib.contextmanager
     def sharing_prefix(self) -> Iterator[Setting]:
@@ -257,11 +260,6 @@ def check_finite(values: Sequence[float]) -> None:
             "The search diverged: its losses or gates are no longer numbers. Lower learning_rate, head_learning_rate "
             "or gate_learning_rate."
         )
-
-
-def _set(target: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        setattr(target, name, value)
 
 
 def _batch_tokens(inputs: Batch) -> int:
