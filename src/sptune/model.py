@@ -49,18 +49,12 @@ class SPTModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         peft_config = cast(SPTConfig, peft_config)
-        attached = _find_attachment(self.model)
         if any(isinstance(m, BaseTunerLayer) and not isinstance(m, PromptedBlock) for m in self.model.modules()):
             raise InputError(
                 "The model holds another PEFT adapter, which SPT would train without saving it, and remove in "
                 "unload(); merge it first (merge_and_unload) or unload it."
             )
-        if peft_config.placement == "prepend":
-            backbone = find_prepend_backbone(self.model, peft_config.layers_path)
-        elif attached is not None:
-            backbone = attached.backbone
-        else:
-            backbone = find_backbone(self.model, peft_config.layers_path)
+        backbone = _backbone_for(self.model, peft_config)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
         if peft_config.placement == "prepend":
             check_prompt_at_first_layer(backbone, layers)
@@ -179,8 +173,7 @@ class SPTModel(BaseTuner):
         config = cast(SPTConfig, self.peft_config[adapter_name])
         if not config.modules_to_save:
             return super().inject_adapter(model, adapter_name, *args, **kwargs)
-        attached = _find_attachment(model)
-        backbone = attached.backbone if attached is not None else find_backbone(model, config.layers_path)
+        backbone = _backbone_for(model, config)
         names, in_blocks = find_modules_to_save(model, backbone, config.modules_to_save, config.task_type)
         # Full paths in the bare backbone: PEFT finds none of those in blocks, and a fresh backbone has them all.
         config.modules_to_save = names
@@ -371,6 +364,15 @@ def _find_attachment(model: nn.Module) -> Attachment | None:
         if isinstance(module, PromptedBlock):
             return module.attachment
     return None
+
+
+def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
+    """The blocks of a model as the placement of an adapter needs to know them."""
+    attached = _find_attachment(model)
+    if config.placement == "prepend":
+        known = attached.flow if attached is not None else None
+        return find_prepend_backbone(model, config.layers_path) if known is None else known.backbone
+    return find_backbone(model, config.layers_path) if attached is None else attached.backbone
 
 
 def _prompted(attached: Attachment) -> list[PromptedBlock]:
