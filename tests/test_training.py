@@ -1,5 +1,7 @@
 """`SPTTrainer`: class scores, two learning rates, losses that add up, and an order of the data that can be repeated."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from sptune import InputError
+from sptune import InputError, SptuneError
 from sptune.training import LONGEST_WITHOUT_FLASH, SPTTrainer
 
 
@@ -417,3 +419,25 @@ def test_persistent_workers_read_the_data_that_are_evaluated(build_trainer):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["two"])
     trainer.eval_dataset = parts["one"]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["one"])
+
+
+def test_a_gradient_that_overflows_is_told_once(build_network, build_batch, bert, tmp_path, caplog):
+    trainer = _trainer_with_gradients(build_network(bert, "classifier"), build_batch(bert), tmp_path, 1e30)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert caplog.text.count("gradient norm of step") == 1
+
+
+def test_a_training_whose_weights_are_no_numbers_stops(build_network, build_batch, bert, tmp_path):
+    trainer = _trainer_with_gradients(build_network(bert, "classifier"), build_batch(bert), tmp_path, float("inf"))
+    with pytest.raises(SptuneError, match=r"(?s)diverged.*step 1.*spt_generator.*learning_rate"):
+        trainer.train()
+
+
+def _trainer_with_gradients(network, batch, folder, value):
+    """A trainer of three steps in which a generator's gradient is `value` everywhere."""
+    parameter = next(p for name, p in network.named_parameters() if "spt_generator" in name)
+    parameter.register_hook(lambda gradient: torch.full_like(gradient, value))
+    rows = [{"input_ids": ids, "labels": 1} for ids in batch["input_ids"].tolist()]
+    options = {"report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
+    return SPTTrainer(network, TrainingArguments(str(folder), max_steps=3, **options), train_dataset=rows)

@@ -203,6 +203,11 @@ class SPTModel(BaseTuner):
         """The layers with a generator in the active adapter, ascending."""
         return list(self._attachment().settings_of(self._active()).layers)
 
+    @property
+    def takes_source_mask(self) -> bool:
+        """Whether some adapter has prompts in front of the text, and the model takes a `source_mask` for them."""
+        return self._attachment().flow is not None
+
     def gate_parameters(self) -> dict[int, nn.Parameter]:
         """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -25,13 +26,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
-from sptune.errors import InputError
+from sptune.errors import InputError, SptuneError
 from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
 from sptune.loading import HEADS
 from sptune.model import SPTModel
 from sptune.prefix_cache import ROW
 from sptune.prefix_training import PrefixCachingTrainer
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 # In tokens; see benchmarks/attention.py.
@@ -93,6 +96,7 @@ class SPTTrainer(PrefixCachingTrainer):
         if self.compute_loss_func is not None:
             self.compute_loss_func = self._counting_items(self.compute_loss_func)
         self._evaluated: dict[str, Any] = {}
+        self._overflowed = False
         self.add_callback(_PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
@@ -124,6 +128,39 @@ class SPTTrainer(PrefixCachingTrainer):
             self._train_batch_size = state.train_batch_size
         steps_in_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
         return state.global_step >= math.ceil(self.args.num_train_epochs * steps_in_epoch)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        # Steps of fp16 overflow now and then; its loss scaling skips them.
+        if grad_norm is not None and not self.args.fp16 and not math.isfinite(float(grad_norm)):
+            self._tell_of_overflow(float(grad_norm))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _tell_of_overflow(self, grad_norm: float) -> None:
+        """Say that a step's gradient was no number, and stop if the trained weights are none any more.
+
+        Raises:
+            SptuneError: they are not.
+        """
+        step, rates = self.state.global_step, "lower learning_rate and head_learning_rate"
+        trained = ((name, p) for name, p in cast(nn.Module, self.model).named_parameters() if p.requires_grad)
+        broken = [name for name, p in trained if not p.isfinite().all()]
+        if broken:
+            raise SptuneError(
+                f"Training diverged: the gradient norm of step {step} is {grad_norm}, and {len(broken)} tensors "
+                f"are not finite any more ({broken[0]}, ...). Go on from a checkpoint before it, {rates}, and check "
+                "that the batch is finite."
+            )
+        if not self._overflowed:
+            self._overflowed = True
+            logger.warning(
+                "The gradient norm of step %d is %s, so clipping has set the step's gradients to zero and nothing was "
+                "learned from it. If this goes on, %s, or compute in float32.",
+                step,
+                grad_norm,
+                rates,
+            )
 
     # Losses
 
@@ -181,7 +218,8 @@ class SPTTrainer(PrefixCachingTrainer):
         """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""
         if self.class_scores is None:
             inputs = dict(inputs)
-            if self._labels_are_shifted and self._popped_labels and "labels" in inputs and "source_mask" not in inputs:
+            popped = self.label_smoother is not None or self.compute_loss_func is not None
+            if self._takes_source_mask and popped and "labels" in inputs and "source_mask" not in inputs:
                 # Trainer takes the labels out before the forward, and the generators would see the targets.
                 inputs["source_mask"] = before_first_target(inputs["labels"])
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -219,14 +257,16 @@ class SPTTrainer(PrefixCachingTrainer):
         return inputs.get(self.label_names[0] if len(self.label_names) == 1 else "labels")
 
     @property
-    def _popped_labels(self) -> bool:
-        spt = isinstance(getattr(self.accelerator.unwrap_model(self.model), "base_model", None), SPTModel)
-        return spt and (self.label_smoother is not None or self.compute_loss_func is not None)
+    def _takes_source_mask(self) -> bool:
+        """Whether the model has prompts in front of the text, whose generators must not see targets."""
+        tuner = getattr(self.accelerator.unwrap_model(self.model), "base_model", None)
+        return isinstance(tuner, SPTModel) and tuner.takes_source_mask and self._labels_are_shifted
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
-        self._signature_columns: Any = [*columns, "source_mask", ROW]
+        own = ["source_mask", ROW] if self._takes_source_mask else [ROW]
+        self._signature_columns: Any = [*columns, *own]
 
     def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
         """Where a label is predicted, as booleans: a causal model predicts none at the first position."""

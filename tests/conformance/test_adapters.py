@@ -431,6 +431,34 @@ def test_the_configuration_is_saved_whole(build_network, bert, options, tmp_path
     assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "SPT"
 
 
+def test_an_adapter_from_before_there_were_placements_is_one_in_front_of_the_text(
+    build_network, build_backbone, build_batch, logits_of, some_case, tmp_path
+):
+    network = build_network(some_case)
+    network.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("placement") == "prepend"
+    file.write_text(json.dumps(config))
+    batch = build_batch(some_case)
+    loaded = PeftModel.from_pretrained(build_backbone(some_case), tmp_path)
+    assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))
+
+
+def test_adapters_of_both_placements_do_not_meet(build_network, build_config, build_batch, logits_of, randomise, case):
+    batch = build_batch(case)
+    in_front, added = build_network(case), build_network(case, placement="add", prompt_layers=[2])
+    both = build_network(case, placement="add", prompt_layers=[2])
+    both.add_adapter("in front", build_config(case))
+    both.set_adapter("in front")
+    randomise(both)
+    torch.testing.assert_close(logits_of(both, batch), logits_of(in_front, batch), atol=1e-6, rtol=0)
+    both.set_adapter("default")
+    torch.testing.assert_close(logits_of(both, batch), logits_of(added, batch), atol=1e-6, rtol=0)
+    both.delete_adapter("in front")
+    torch.testing.assert_close(logits_of(both, batch), logits_of(added, batch), atol=1e-6, rtol=0)
+
+
 def test_a_named_setting_is_saved_as_its_layers(build_network, bert, tmp_path):
     """So that the file says which layers they are without the backbone at hand."""
     build_network(bert, prompt_layers="middle").save_pretrained(tmp_path)

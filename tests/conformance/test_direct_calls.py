@@ -22,10 +22,11 @@ def _first(output):
     return output[0] if isinstance(output, tuple) else next(iter(output.values()))
 
 
+@pytest.mark.parametrize("placement", ["add", "prepend"])
 @pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
 @pytest.mark.parametrize("head", ["lm", "classifier"])
-def test_forward_is_a_call(build_network, build_batch, case, head, prompt_layers):
-    network = build_network(case, head, prompt_layers=prompt_layers)
+def test_forward_is_a_call(build_network, build_batch, case, head, prompt_layers, placement):
+    network = build_network(case, head, prompt_layers=prompt_layers, placement=placement)
     other = build_batch(case, (4, 2, 8, 3), side="left" if case.causal else "right")
     batch = build_batch(case)
     with torch.no_grad():

@@ -22,9 +22,13 @@ def _assert_the_same_from_threads(answer, batches, rounds):
     assert different == 0, f"{different} of {len(answers)} answers differ"
 
 
+PLACEMENTS = pytest.mark.parametrize("placement", ["add", "prepend"])
+
+
+@PLACEMENTS
 @pytest.mark.parametrize("prompt_layers", ["search", [1, 3]], ids=str)
-def test_forwards(build_network, build_batch, some_case, prompt_layers):
-    network = build_network(some_case, prompt_layers=prompt_layers)
+def test_forwards(build_network, build_batch, some_case, prompt_layers, placement):
+    network = build_network(some_case, prompt_layers=prompt_layers, placement=placement)
 
     @torch.no_grad()
     def answer(batch):
@@ -33,8 +37,10 @@ def test_forwards(build_network, build_batch, some_case, prompt_layers):
     _assert_the_same_from_threads(answer, _batches(build_batch, some_case), 60)
 
 
-def test_forwards_under_gates_of_their_own(build_network, build_batch, some_case):
-    network, batch = build_network(some_case, prompt_layers="search"), build_batch(some_case)
+@PLACEMENTS
+def test_forwards_under_gates_of_their_own(build_network, build_batch, some_case, placement):
+    network = build_network(some_case, prompt_layers="search", placement=placement)
+    batch = build_batch(some_case)
 
     @torch.no_grad()
     def answer(gates):
@@ -45,9 +51,10 @@ def test_forwards_under_gates_of_their_own(build_network, build_batch, some_case
     _assert_the_same_from_threads(answer, list(rows), 30)
 
 
+@PLACEMENTS
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
-def test_generate(build_network, build_batch, some_causal_case, use_cache):
-    network = build_network(some_causal_case)
+def test_generate(build_network, build_batch, some_causal_case, use_cache, placement):
+    network = build_network(some_causal_case, placement=placement)
 
     def answer(batch):
         inputs = {name: value for name, value in batch.items() if name != "position_ids"}
