@@ -10,7 +10,7 @@ VENV4 = .venv-transformers-4
 # Tests run in several processes of one thread each.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint conformance clean
+.PHONY: demo test lint conformance peft clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
@@ -26,15 +26,20 @@ lint: $(VENV)/.lint
 conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_pipeline.py tests/pipeline/test_adapters_library.py
 
+# PEFT's own tests belong to one version of it: they are fetched whenever another one is installed.
+peft: $(VENV)/.peft-tests
+	@$(VENV)/bin/python peft_suite/fetch_peft_tests.py $(PIP_OPTIONS)
+	@$(PYTEST) $(VENV)/bin/pytest -n auto peft_suite
+
 clean:
-	rm -rf $(VENV) $(VENV4) runs/demo
+	rm -rf $(VENV) $(VENV4) .peft runs/demo
 
 $(VENV)/.torch $(VENV4)/.torch: %/.torch:
 	@$(PYTHON) -m venv $*
 	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.lint: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.lint $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
 	@touch $@
 
