@@ -4,7 +4,8 @@ It is to searches for prompt layers what NAS-Bench-201 is to architecture search
 looking it up. Every non-empty set of the six layers of MiniLM-L6 is trained on 500 examples of four tasks, three times
 for sets of one and two layers and twice for larger ones; a seed means another draw of the examples, another
 initialisation and another order. The test data are all that is left over. Of SmolLM2-135M (`--backbone smollm2`), read
-through label words, every third layer is trained alone on two tasks, and tested on 2,000 examples.
+through label words, every other layer is trained alone on three tasks, twice, and tested on 2,000 examples. Prompts are
+added to the tokens; with `--backbone minilm-prepend` or `smollm2-prepend` they stand in front of the text.
 
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 1/2 &
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 2/2
@@ -52,26 +53,40 @@ COMMON: Settings = {
     "batch_size": 16,
     "learning_rate": 5e-3,
     "head_learning_rate": 1e-2,
-    "num_virtual_tokens": 10,
-    "generator": "appg",
-    "bottleneck_dim": 64,
-    "residual": False,
     "max_length": 128,
 }
+ADDED: Settings = {"placement": "add", "generator": "bottleneck", "bottleneck_dim": 8}
+# A table from before there were placements names none.
+IN_FRONT: Settings = {"num_virtual_tokens": 10, "generator": "appg", "bottleneck_dim": 64, "residual": False}
+MINILM: Settings = {
+    "tasks": ["trec", "sst2", "mr", "mrpc"],
+    "candidates": [0, 1, 2, 3, 4, 5],
+    "test_examples": None,
+    **COMMON,
+}
 BACKBONES: dict[str, Settings] = {
-    "minilm": {
-        "backbone": "all-MiniLM-L6-v2, linear head on the masked mean, bfloat16 autocast",
-        "tasks": ["trec", "sst2", "mr", "mrpc"],
-        "candidates": [0, 1, 2, 3, 4, 5],
-        "test_examples": None,
-        **COMMON,
-    },
+    "minilm": {"backbone": "all-MiniLM-L6-v2, linear head on the masked mean, float32", "seeds": 3, **MINILM, **ADDED},
     "smollm2": {
+        "backbone": "SmolLM2-135M-Instruct (GGUF), label words, float32",
+        "tasks": ["sst2", "trec", "mr"],
+        "candidates": list(range(0, 30, 2)),
+        "test_examples": 2000,
+        "seeds": 2,
+        **COMMON,
+        **ADDED,
+    },
+    "minilm-prepend": {
+        "backbone": "all-MiniLM-L6-v2, linear head on the masked mean, bfloat16 autocast",
+        **MINILM,
+        **IN_FRONT,
+    },
+    "smollm2-prepend": {
         "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
         "tasks": ["sst2", "trec"],
         "candidates": [0, 3, 6, 9, 12, 15, 18, 21, 24, 27],
         "test_examples": 2000,
         **COMMON,
+        **IN_FRONT,
     },
 }
 
@@ -79,13 +94,19 @@ BACKBONES: dict[str, Settings] = {
 def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
     """Seed, task and layers of every run: sets of one, two and all layers before the others."""
     settings = BACKBONES[backbone]
-    if backbone != "minilm":
-        return [(0, task, (layer,)) for task in settings["tasks"] for layer in settings["candidates"]]
+    seeds = settings.get("seeds", 1)
+    if not backbone.startswith("minilm"):
+        return [
+            (seed, task, (layer,))
+            for seed in range(seeds)
+            for task in settings["tasks"]
+            for layer in settings["candidates"]
+        ]
     sets = [one for size in range(1, 7) for one in itertools.combinations(settings["candidates"], size)]
     small, large = ([one for one in sets if (len(one) in (1, 2, 6)) is wanted] for wanted in (True, False))
     return [
         (seed, task, layers)
-        for some, seeds in ((small, 3), (large, 2))
+        for some, seeds in ((small, 3), (large, settings.get("seeds", 2)))
         for seed in range(seeds)
         for task in settings["tasks"]
         for layers in sorted(some)
@@ -100,21 +121,34 @@ class Problem:
         data: folder with a folder of .jsonl files for each task; all of a task's are pooled.
         name: the task.
         seed: of the draw of the training examples.
+        changes: settings that differ from the backbone's.
+        files: pattern of the files that are pooled.
     """
 
-    def __init__(self, backbone: str, data: Path, name: str, seed: int) -> None:
-        self.backbone, self.settings = backbone, BACKBONES[backbone]
+    def __init__(
+        self,
+        backbone: str,
+        data: Path,
+        name: str,
+        seed: int,
+        changes: Settings | None = None,
+        files: str = "*.jsonl",
+    ) -> None:
+        self.settings = {**BACKBONES[backbone], **(changes or {})}
+        self.is_minilm = backbone.startswith("minilm")
+        self.in_bfloat16 = "bfloat16" in self.settings["backbone"]
         fields, labels = TASKS[name]
-        self.source = BackboneSource(str(get_model_path())) if backbone == "minilm" else smollm2("bfloat16")
+        dtype = "bfloat16" if self.in_bfloat16 else "float32"
+        self.source = BackboneSource(str(get_model_path())) if self.is_minilm else smollm2(dtype)
         self.tokenizer = load_tokenizer(self.source)
         task = Task(name, "classifier", fields, "label", labels)
-        if backbone == "smollm2":
+        if not self.is_minilm:
             task = benchmark_task(name).with_columns(fields, "label").with_labels(labels)
         self.encoder = TaskEncoder(
-            task, self.tokenizer, max_length=self.settings["max_length"], causal=backbone == "smollm2"
+            task, self.tokenizer, max_length=self.settings["max_length"], causal=not self.is_minilm
         )
-        files = sorted((data / name).glob("*.jsonl"))
-        examples = [one for file in files for one in read_labelled(file, fields, "label", labels=labels)]
+        found = sorted((data / name).glob(files))
+        examples = [one for file in found for one in read_labelled(file, fields, "label", labels=labels)]
         train, rest = few_shot(examples, self.settings["examples"], seed=seed)
         seen = {tuple(one.fields.values()) for one in train}
         test = [one for one in rest if tuple(one.fields.values()) not in seen][: self.settings["test_examples"]]
@@ -124,17 +158,21 @@ class Problem:
 
     def model(self) -> Any:
         """The frozen backbone with its head."""
-        if self.backbone == "smollm2":
+        if not self.is_minilm:
             return load_backbone(BackboneSpec(self.source, "causal_lm"), self.tokenizer)[0]
         # On a CPU, the backward pass of fused attention in bfloat16 takes longer than all the rest.
-        labels = len(self.encoder.task.labels)
-        return MeanPooledClassifier.from_backbone(self.source.model, num_labels=labels, attn_implementation="eager")
+        attention = {"attn_implementation": "eager"} if self.in_bfloat16 else {}
+        return MeanPooledClassifier.from_backbone(
+            self.source.model, num_labels=len(self.encoder.task.labels), **attention
+        )
 
     def prompts(self, **fields: Any) -> SPTConfig:
         """Configuration of the prompts."""
-        names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual")
-        kind = "CAUSAL_LM" if self.backbone == "smollm2" else "SEQ_CLS"
-        return SPTConfig(task_type=kind, **{name: self.settings[name] for name in names}, **fields)
+        names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual", "activation", "projection", "phm_dim")
+        given = {name: self.settings[name] for name in names if name in self.settings}
+        placement = self.settings.get("placement", "prepend")
+        kind = "SEQ_CLS" if self.is_minilm else "CAUSAL_LM"
+        return SPTConfig(task_type=kind, placement=placement, **{**given, **fields})
 
     def arguments(self, folder: Path, steps: int, seed: int, **options: Any) -> TrainingArguments:
         """What all trainings of the studies share."""
@@ -143,7 +181,7 @@ class Problem:
             "per_device_train_batch_size": self.settings["batch_size"],
             "per_device_eval_batch_size": 64,
             "learning_rate": self.settings["learning_rate"],
-            "weight_decay": 0.01,
+            "weight_decay": self.settings.get("weight_decay", 0.01),
             "warmup_steps": round(0.06 * steps),
             "lr_scheduler_type": "linear",
             "max_grad_norm": 1.0,
@@ -153,7 +191,7 @@ class Problem:
             "disable_tqdm": True,
             "remove_unused_columns": False,
             "label_names": ["labels"],
-            "bf16": self.backbone == "minilm",
+            "bf16": self.is_minilm and self.in_bfloat16,
             "use_cpu": not torch.cuda.is_available(),
         }
         return TrainingArguments(str(folder), **{**usual, **grouping_by_length(), **options})

@@ -1,0 +1,122 @@
+"""What the defaults of prompts are chosen by: variants of them, on development data alone.
+
+    python benchmarks/defaults.py --data data --settings benchmarks/defaults.yaml \
+        --output benchmarks/results/defaults.jsonl --part 1/2
+
+trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All of
+them come from the training files (`train.jsonl`), and seeds count from 1000 on, so that no test example is looked at. A
+variant holds layers and whatever differs from the common settings of subsets.py. Each run is a line of the output and
+never done twice; `--report` only prints the table: mean accuracy over the draws, task by task, and how far it is from the
+first variant, with a 95 % interval over the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from sptune.outputs import append_json_line, read_json_lines
+from subsets import Problem, Settings, train_set
+
+FIRST_SEED = 1000
+Key = tuple[str, int]
+
+
+def settings_of(variants: dict[str, Settings], name: str) -> Settings:
+    """A variant's settings, those of the variant it builds on included."""
+    own = dict(variants[name])
+    base = own.pop("like", None)
+    return {**(settings_of(variants, base) if base else {}), **own}
+
+
+def run_all(given: argparse.Namespace, study: dict[str, Any]) -> None:
+    """Every run of this part that the output has not yet."""
+    part, parts = map(int, given.part.split("/"))
+    variants = study["variants"]
+    wanted = [
+        (FIRST_SEED + draw, task, name)
+        for draw in range(study["draws"])
+        for task in study["tasks"]
+        for name in variants
+    ]
+    for number, (seed, task, name) in enumerate(wanted):
+        settings = settings_of(variants, name)
+        about = (task, seed, json.dumps(settings, sort_keys=True))
+        if number % parts != part - 1 or about in done(given.output):
+            continue
+        changes = {"test_examples": 1000, **{key: value for key, value in settings.items() if key != "layers"}}
+        problem = Problem(study["backbone"], given.data, task, seed, changes, "train.jsonl")
+        started = time.monotonic()
+        row = train_set(problem, tuple(settings["layers"]), seed, given.work / f"part-{part}")
+        row |= {"seconds": round(time.monotonic() - started, 1), "amx": torch.backends.cpu.get_cpu_capability()}
+        append_json_line(given.output, {"variant": name, "task": task, "seed": seed, "settings": settings, **row})
+        print(json.dumps({"variant": name, "task": task, "seed": seed, **row}), flush=True)
+
+
+def done(output: Path) -> set[tuple[str, int, str]]:
+    """Task, seed and settings of the runs that were made."""
+    rows = read_json_lines(output)
+    return {(row["task"], row["seed"], json.dumps(row["settings"], sort_keys=True)) for row in rows}
+
+
+def report(given: argparse.Namespace, study: dict[str, Any]) -> None:
+    """Print the table."""
+    variants = study["variants"]
+    found: dict[str, dict[Key, float]] = defaultdict(dict)
+    for row in read_json_lines(given.output):
+        for name in variants:
+            if row["settings"] == settings_of(variants, name):
+                found[name][row["task"], row["seed"]] = row["accuracy"]
+    first = next(iter(variants))
+    table = Table("variant", *study["tasks"], "mean", "minus the first", "runs")
+    for name in variants:
+        own = found[name]
+        means = [[value for (task, _), value in own.items() if task == one] for one in study["tasks"]]
+        if not all(means):
+            continue
+        cells = [f"{np.mean(values):.3f}" for values in means]
+        table.add_row(
+            name, *cells, f"{np.mean([np.mean(values) for values in means]):.4f}",
+            _difference(own, found[first]), str(len(own)),
+        )  # fmt: skip
+    Console(width=140).print(table)
+
+
+def _difference(own: dict[Key, float], first: dict[Key, float]) -> str:
+    both = [own[key] - first[key] for key in own if key in first]
+    if len(both) < 2 or own is first:
+        return ""
+    half = stats.t.ppf(0.975, len(both) - 1) * np.std(both, ddof=1) / len(both) ** 0.5
+    return f"{np.mean(both):+.4f} ± {half:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with a folder a task, as for subsets.py")
+    parser.add_argument("--settings", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
+    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="folder for cached states")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    given = parser.parse_args()
+    study = yaml.safe_load(given.settings.read_text())
+    if not given.report:
+        torch.set_num_threads(1)
+        given.output.parent.mkdir(parents=True, exist_ok=True)
+        run_all(given, study)
+    report(given, study)
+
+
+if __name__ == "__main__":
+    main()
