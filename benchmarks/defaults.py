@@ -6,8 +6,8 @@
 trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All of
 them come from the training files (`train.jsonl`), and seeds count from 1000 on, so that no test example is looked at. A
 variant holds layers and whatever differs from the common settings of subsets.py. Each run is a line of the output and
-never done twice; `--report` only prints the table: mean accuracy over the draws, task by task, and how far it is from the
-first variant, with a 95 % interval over the runs.
+never done twice; `--report` only prints the table: mean accuracy over the draws, task by task, and how far it is from
+the first variant, with a 95 % interval over the runs.
 """
 
 from __future__ import annotations

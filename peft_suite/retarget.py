@@ -51,12 +51,6 @@ def adapt(module: ModuleType) -> None:
     """Make a test module of PEFT's work without a hub, and tell it of SPT what it knows of PEFT's own methods."""
     if hasattr(module, "hub_online_once"):
         module.hub_online_once = lambda *args: nullcontext()
-    if hasattr(module, "set_init_weights_false"):
-        # Of a start that changes nothing PEFT knows for each of its methods how it is switched off.
-        theirs = module.set_init_weights_false
-        module.set_init_weights_false = lambda cls, settings: (
-            {**settings, "residual": False} if cls is SPTConfig else theirs(cls, settings)
-        )
     if hasattr(module, "_skip_if_conv1d_not_supported"):
         # The kind of the linear layers in a block matters only to methods that change them.
         skip = module._skip_if_conv1d_not_supported

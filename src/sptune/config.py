@@ -93,6 +93,13 @@ class SPTConfig(PeftConfig):
             "'always', they are always visible."
         },
     )
+    init_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "False draws at random what is zero at first, so that a fresh adapter changes the output; for "
+            "tests, as in PEFT."
+        },
+    )
     layers_path: str | None = field(
         default=None,
         metadata={"help": "Dotted path of the list of blocks, for a model family that sptune does not know."},
@@ -115,6 +122,8 @@ class SPTConfig(PeftConfig):
         self.target_modules: set[str] | None = None
         _check_choice("placement", self.placement, PLACEMENTS)
         self._settle_placement()
+        if not isinstance(self.init_weights, bool):
+            raise ValueError(f"init_weights={self.init_weights!r} is not allowed; choose True or False.")
         _check_choice("projection", self.projection, ("linear", "phm"))
         _check_positive("bottleneck_dim", self.bottleneck_dim)
         _check_positive("phm_dim", self.phm_dim)

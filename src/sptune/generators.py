@@ -120,7 +120,7 @@ class BottleneckOffset(nn.Module):
         super().__init__()
         self.down = _projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
-        self.up = _projection(config, config.bottleneck_dim, hidden_size, std=0.0)
+        self.up = _projection(config, config.bottleneck_dim, hidden_size, std=0.0 if config.init_weights else None)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the offset of each token, (..., d), from hidden_states (..., d)."""
@@ -131,12 +131,15 @@ class StaticOffset(nn.Module):
     """G(h) = b, one learned vector for all tokens; zero at first (method section 8).
 
     Args:
+        config: whether the vector is zero at first.
         hidden_size: d.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, config: SPTConfig, hidden_size: int) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.zeros(hidden_size))
+        if not config.init_weights:
+            nn.init.normal_(self.offset)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Return the offset (d,) of every token, whatever hidden_states (..., d) are."""
@@ -263,7 +266,9 @@ def build_generator(config: SPTConfig, hidden_size: int) -> nn.Module:
         ValueError: `phm_dim` does not divide the hidden size or the bottleneck.
     """
     if config.placement == "add":
-        return StaticOffset(hidden_size) if config.generator == "static" else BottleneckOffset(config, hidden_size)
+        return (
+            StaticOffset(config, hidden_size) if config.generator == "static" else BottleneckOffset(config, hidden_size)
+        )
     if config.generator == "static":
         return StaticGenerator(_tokens(config), hidden_size)
     if config.generator == "npg":
@@ -281,7 +286,7 @@ def _tokens(config: SPTConfig) -> int:
 
 def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:
     """From the bottleneck to d; zero at first where the result is a change of something."""
-    if config.residual:
+    if config.residual and config.init_weights:
         return _projection(config, config.bottleneck_dim, hidden_size, std=0.0)
     return _never_zero(_projection(config, config.bottleneck_dim, hidden_size))
 

@@ -172,7 +172,7 @@ class SPTSearchTrainer(SearchTrainer):
     def _masked_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Mean task loss over both runs of each example, their consistency C, and the outputs of the batch of 2B."""
         size = batch_size(inputs)
-        twice = _repeat(inputs)
+        twice = repeat_batch(inputs)
         masks = self._draw_masks(2 * size).to(self._alphas[0].device)
         with self.tuner.gating(torch.sigmoid(at_least_float32(self.alphas)) * masks):
             if self.search.consistency == "mse":
@@ -288,7 +288,7 @@ def _put_gradients(parameters: list[nn.Parameter], gradients: list[torch.Tensor 
         parameter.grad = gradient
 
 
-def _repeat(inputs: Batch) -> Batch:
+def repeat_batch(inputs: Batch) -> Batch:
     """The batch of 2B that holds each example twice: examples 0 ... B-1, then again 0 ... B-1."""
     size = batch_size(inputs)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ class SearchHistory(TrainerCallback, ExportableState):
 
     def __init__(self, gates: bool) -> None:
         self.gates = gates
+        self.read_gates: Callable[[], list[float] | None] = lambda: None  # the trainer's
         self.entries: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.gate_batches = 0
@@ -59,7 +61,7 @@ class SearchHistory(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record the step."""
-        gates = {"gates": kwargs["model"].base_model.gate_values().tolist()} if self.gates else {}
+        gates = {"gates": self.read_gates()} if self.gates else {}
         self.entries.append({"step": state.global_step, **gates, **self.latest})
 
     def on_train_end(

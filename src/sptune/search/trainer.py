@@ -11,12 +11,14 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.data import Dataset, Subset
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError, SptuneError
+from sptune.gates import at_least_float32
 from sptune.model import SPTModel
 from sptune.prefix_cache import BatchPrefix
 from sptune.prefix_reader import PrefixReader
@@ -85,7 +87,9 @@ class SearchTrainer(SPTTrainer):
                 "The search makes its own optimizer, with rates of their own for gates and head, which one passed in "
                 "optimizers= would not have; leave it out and choose TrainingArguments(optim=...)."
             )
-        self.add_callback(SearchHistory(gates=self.gated))
+        history = SearchHistory(gates=self.gated)
+        history.read_gates = self.gates
+        self.add_callback(history)
         self._draws = (-1, 0)
         # What the user should know of how the network was read.
         self.remarks: list[str] = []
@@ -179,6 +183,33 @@ class SearchTrainer(SPTTrainer):
         losses: list[float] = (gathered[:-1] / gathered[-1]).tolist()
         check_finite(losses)
         return losses
+
+    def row_losses(self, model: nn.Module, inputs: Batch) -> torch.Tensor:
+        """The loss of each row of a batch, (batch,); of a language model the mean over the row's labels.
+
+        Raises:
+            InputError: the rows' losses cannot be told apart, since the loss is another function's.
+        """
+        if self.compute_loss_func is not None:
+            raise InputError(
+                f"searcher={self.search.searcher!r} needs the loss of each example, which compute_loss_func does not "
+                "give; leave it out, or choose another searcher."
+            )
+        labels = self._labels(inputs)
+        if labels is None:
+            raise InputError("The batch has no labels, which the search goes by.")
+        if self.class_scores is not None:
+            return F.cross_entropy(at_least_float32(self.class_scores(model, inputs)), labels, reduction="none")
+        logits = at_least_float32(model(**inputs).logits)
+        if labels.is_floating_point():  # numbers, or a probability for each class
+            loss_of = F.mse_loss if logits.shape[-1] == 1 else F.binary_cross_entropy_with_logits
+            return loss_of(logits.view_as(labels), labels, reduction="none").view(len(labels), -1).mean(1)
+        if labels.dim() == 1:
+            return F.cross_entropy(logits, labels, reduction="none")
+        if self._labels_are_shifted:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+        return losses.sum(1) / (labels != -100).sum(1).clamp_min(1)
 
     def _own_loss(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """The mean loss of a batch, without a word to other processes, which may have another number of batches."""

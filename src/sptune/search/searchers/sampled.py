@@ -1,0 +1,139 @@
+"""Gates that learn from discrete networks (method section 9): a gate is the probability that its layer is drawn."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from sptune.gates import at_least_float32
+from sptune.search.gate_training import SPTSearchTrainer, repeat_batch
+from sptune.search.problem import Findings, SearchProblem
+from sptune.training import batch_size
+
+SELECTIONS = ("gates", "sets", "greedy")
+
+# Share of uniform draws among the sets that weights are trained under, so that no layer is left behind.
+EXPLORATION = 0.5
+# In nats: one example that a set gets badly wrong says no more than this.
+LARGEST_DIFFERENCE = 2.0
+
+Batch = dict[str, Any]
+
+
+class SampledTrainer(SPTSearchTrainer):
+    """Trains discrete networks that share weights, and the probabilities by which their layers are drawn.
+
+    With p = softmax(alpha), a set S of k layers is drawn without replacement (Plackett and Luce). Weight step: each
+    row of the batch draws its own set from (1 - eps) p + eps uniform, so that generators and head learn as discrete
+    networks. Architecture step: each example runs under two sets, forward only, and
+
+        g_alpha = mean over examples of (l(x, S1) - l(x, S2)) / 2 (grad log p(S1) - grad log p(S2)),
+
+    the differences clipped. These sets are drawn uniformly, so that alpha ranks layers by the mean loss of the sets
+    with them.
+    """
+
+    searchers = ("sampled",)
+
+    def gates(self) -> list[float]:
+        """softmax(alpha)."""
+        return torch.softmax(at_least_float32(self.alphas.detach()), 0).tolist()
+
+    def passes(self, steps: int) -> float:
+        """A pass for every step, and two thirds of one, forward only over twice the rows, where the gates move."""
+        return steps + 2 / 3 * (super().passes(steps) - steps)
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The weights' backward pass, then the architecture's forward passes, which set the gradients of alpha."""
+        loss = self._backward("weight", model, inputs, num_items_in_batch)
+        if self._gates_move():
+            self._add_alpha_gradient(model, self._gate_batches.popleft())
+        if self.accelerator.sync_gradients:
+            self._finish_step()
+        return loss
+
+    def sample_gates(self, size: int) -> torch.Tensor:
+        """(size, candidates): each row 1 at the layers of its set, 0 elsewhere."""
+        p = torch.softmax(at_least_float32(self.alphas.detach()), 0)
+        mixed = (1 - EXPLORATION) * p + EXPLORATION / len(p)
+        order = draw_sets(torch.log(mixed), self._size, size, self.draw_generator())
+        return torch.zeros(size, len(p), device=p.device).scatter_(1, order, 1.0)
+
+    @property
+    def _size(self) -> int:
+        return self.search.num_prompt_layers or 1
+
+    def _add_alpha_gradient(self, model: nn.Module, batch: Batch) -> None:
+        """Add this micro-batch's part to g_alpha."""
+        inputs = cast(Batch, self._prepare_inputs(batch))
+        count, device = batch_size(inputs), self._alphas[0].device
+        log_p = torch.log_softmax(at_least_float32(self.alphas), 0)
+        order = draw_sets(torch.zeros_like(log_p), self._size, 2 * count, self.draw_generator())
+        gates = torch.zeros(2 * count, len(log_p), device=device).scatter_(1, order, 1.0)
+        was_training = model.training
+        model.eval()  # the sets are compared, not the dropout of the head
+        with torch.no_grad(), self.compute_loss_context_manager(), self.tuner.gating(gates):
+            losses = self.row_losses(model, repeat_batch(inputs)).to(device)
+        model.train(was_training)
+        difference = (losses[:count] - losses[count:]).clamp(-LARGEST_DIFFERENCE, LARGEST_DIFFERENCE)
+        log_probability = set_log_probability(log_p, order)
+        surrogate = (0.5 * difference * (log_probability[:count] - log_probability[count:])).mean()
+        parts = torch.autograd.grad(surrogate / self.args.gradient_accumulation_steps, self._alphas)
+        before = self._alpha_gradients["gate"]
+        self._alpha_gradients["gate"] = [
+            part if known is None else known + part for known, part in zip(before, parts, strict=True)
+        ]
+        self._record("gate_loss", losses.mean() / self.args.gradient_accumulation_steps)
+
+    def _finish_step(self) -> None:
+        gradients = self._alpha_gradients["gate"]
+        if gradients[0] is not None:
+            # No backward pass has averaged them over the processes.
+            mean = self.accelerator.reduce(torch.cat([cast(torch.Tensor, one) for one in gradients]), "mean")
+            self._alpha_gradients["gate"] = list(mean.split(1))
+        super()._finish_step()
+
+
+def draw_sets(log_weights: torch.Tensor, size: int, number: int, generator: torch.Generator) -> torch.Tensor:
+    """Sets of `size` candidates drawn without replacement, each next one by its weight among those left.
+
+    By the Gumbel top-k trick (Kool, van Hoof and Welling, 2019).
+
+    Args:
+        log_weights: (candidates,).
+        size: k.
+        number: of sets.
+        generator: what they are drawn from.
+
+    Returns:
+        (number, k) places of candidates, in the order in which they were drawn.
+    """
+    u = torch.rand(number, len(log_weights), generator=generator).clamp(1e-9, 1 - 1e-7)
+    gumbel = -torch.log(-torch.log(u)).to(log_weights.device)
+    return (log_weights + gumbel).topk(min(size, len(log_weights)), dim=1).indices
+
+
+def set_log_probability(log_p: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """log p(S) of sets in the order in which they were drawn: sum_j log p_j - log(1 - sum of those drawn before).
+
+    Args:
+        log_p: (candidates,), normalized.
+        order: (number, k) places.
+
+    Returns:
+        (number,).
+    """
+    drawn = log_p[order]
+    before = drawn.exp().cumsum(1) - drawn.exp()
+    left = (1 - before).clamp_min(math.exp(-20))
+    return (drawn - torch.log(left)).sum(1)
+
+
+def search(problem: SearchProblem) -> Findings:
+    """Train discrete networks on shared weights, and the probabilities of their layers by paired losses."""
+    return problem.train(SampledTrainer)

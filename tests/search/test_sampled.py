@@ -1,0 +1,97 @@
+"""`sampled`: sets are drawn as Plackett and Luce say, and the gates learn from the losses of what was drawn."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional
+
+from sptune.search import SearchConfig, search_prompt_layers
+from sptune.search.searchers.sampled import SampledTrainer, draw_sets, set_log_probability
+
+P = torch.tensor([0.5, 0.3, 0.15, 0.05])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_probabilities_of_all_ordered_sets_add_up_to_one(size):
+    orders = torch.tensor(list(itertools.permutations(range(4), size)))
+    assert set_log_probability(P.log(), orders).exp().sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_sets_are_drawn_by_their_probability():
+    orders = torch.tensor(list(itertools.permutations(range(4), 2)))
+    drawn = draw_sets(P.log(), 2, 40_000, torch.Generator().manual_seed(0))
+    counts = torch.tensor([int((drawn == order).all(1).sum()) for order in orders]) / len(drawn)
+    torch.testing.assert_close(counts, set_log_probability(P.log(), orders).exp(), atol=0.01, rtol=0)
+
+
+def test_a_set_has_no_layer_twice():
+    drawn = draw_sets(torch.zeros(4), 3, 100, torch.Generator().manual_seed(0))
+    assert all(len(set(row)) == 3 for row in drawn.tolist())
+    assert draw_sets(torch.zeros(2), 3, 5, torch.Generator()).shape == (5, 2)
+
+
+@pytest.fixture(params=["add", "prepend"])
+def trainer(request, build_search_network, build_args, examples, collate, randomise):
+    network = build_search_network(placement=request.param)
+    randomise(network)
+    search = SearchConfig(searcher="sampled", num_prompt_layers=1, warmup_ratio=0.0)
+    return SampledTrainer(
+        network, build_args(max_steps=4), train_dataset=examples, search=search, data_collator=collate
+    )
+
+
+def test_row_losses_are_those_of_the_rows_alone(trainer, collate, examples):
+    trainer.model.eval()
+    gates = torch.eye(4)[[0, 1, 2, 3, 1, 2]]
+    with torch.no_grad():
+        with trainer.tuner.gating(gates):
+            together = trainer.row_losses(trainer.model, collate(examples[:6]))
+        for row in range(6):
+            with trainer.tuner.prompting_at([int(gates[row].argmax())]):
+                batch = collate([examples[row]])
+                alone = functional.cross_entropy(trainer.model(**batch).logits, batch["labels"])
+            assert together[row] == pytest.approx(float(alone), abs=1e-5)
+
+
+def test_the_gradient_points_to_the_layers_with_lower_losses(trainer, collate, examples):
+    """Over many draws it is the covariance of the sets' losses with the gradient of their log-probability."""
+    model, batch = trainer.model.eval(), collate(examples)
+    with torch.no_grad():
+        losses = []
+        for layer in range(4):
+            with trainer.tuner.prompting_at([layer]):
+                losses.append(trainer.row_losses(model, batch))
+    losses = torch.stack(losses)
+    # A set is one of four layers, p is uniform: the covariance is (loss - mean loss) / 4, differences not clipped.
+    expected = (losses.mean(1) - losses.mean()) / 4
+    trainer.get_train_dataloader()
+    rounds = 400
+    for draw in range(rounds):
+        trainer.state.global_step = draw
+        trainer._add_alpha_gradient(model, batch)
+    gradient = torch.cat(trainer._alpha_gradients["gate"]) / rounds
+    assert losses.std(0).max() < 1.4  # so that nothing is clipped by much
+    torch.testing.assert_close(gradient, expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_rows_are_discrete_networks_of_the_wanted_size(build_search_network, build_args, examples, collate, size):
+    search = SearchConfig(searcher="sampled", num_prompt_layers=size)
+    trainer = SampledTrainer(
+        build_search_network(), build_args(), train_dataset=examples, search=search, data_collator=collate
+    )
+    rows = trainer.sample_gates(50)
+    assert set(rows.unique().tolist()) == {0.0, 1.0}
+    assert rows.sum(1).tolist() == [size] * 50
+    assert rows.sum(0).min() > 0
+
+
+def test_gates_are_probabilities_and_stand_in_the_history(build_search_network, build_args, examples, collate):
+    search = SearchConfig(searcher="sampled", num_prompt_layers=2, warmup_ratio=0.5)
+    network = build_search_network(placement="add")
+    result = search_prompt_layers(network, examples, build_args(max_steps=6), search, data_collator=collate)
+    assert sum(result.gates) == pytest.approx(1, abs=1e-6)
+    assert result.history[-1]["gates"] == result.gates
+    assert result.history[2]["gates"] == pytest.approx([0.25] * 4)  # only weights learn at first
+    assert result.history[5]["gates"] != result.history[3]["gates"]
