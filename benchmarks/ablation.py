@@ -1,6 +1,6 @@
 """What moves the gates: variants of SPT-DARTS, scored by look-up in the table of all subsets.
 
-    python benchmarks/ablation.py --data data --table benchmarks/results/subsets.jsonl \
+    python benchmarks/ablation.py --data data --table benchmarks/results/subsets_prepend.jsonl \
         --settings benchmarks/ablation.yaml --output benchmarks/results/ablation.jsonl
 
 trains a search network for every setting of the settings file on every task and three draws of the examples, reads it
@@ -132,7 +132,7 @@ def run_all(given: argparse.Namespace, settings: Settings) -> None:
         ]
         if not wanted:
             continue
-        problem = Problem("minilm", given.data, task, seed)
+        problem = Problem("minilm-prepend", given.data, task, seed)
         for name, restart in wanted:
             row = {"setting": name, "task": task, "seed": seed, "restart": restart}
             row |= run(problem, seed, restart, settings[name], given.work / f"{task}-{seed}")

@@ -53,15 +53,15 @@ from sptune.search.selection import evenly_spaced, select_layers
 from subsets import BACKBONES, TASKS, Problem
 
 SEEDS = (0, 1, 2)
-SIZES = {"minilm": (1, 2), "smollm2": (1,)}
+SIZES = {"minilm": (1, 2), "smollm2": (1,), "minilm-prepend": (1, 2), "smollm2-prepend": (1,)}
 # A training of the larger backbone takes minutes.
-LORA_RUNS = {"minilm": 3, "smollm2": 1}
+LORA_RUNS = {"minilm": 3, "smollm2": 1, "minilm-prepend": 3, "smollm2-prepend": 1}
 LORA_RATE = 2e-3
 # What `sptune fit` takes; a search reads its held-out half in such batches.
 EVAL_BATCH = 32
 PROMPT_FIELDS = ("visibility", "mixing_rate")
 # Searchers whose training is the same however many layers are wanted.
-TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")
+TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")  # not sampled: it draws sets of the wanted size
 SPACED = "evenly spaced"
 
 Settings = dict[str, dict[str, Any]]
@@ -74,7 +74,7 @@ Groups = dict[str, list[float]]
 def lora_seconds(problem: Problem, seed: int, folder: Path) -> float:
     """What a LoRA training with the table's steps takes, without evaluation."""
     set_seed(seed)
-    targets = ["query", "value"] if problem.backbone == "minilm" else ["q_proj", "v_proj"]
+    targets = ["query", "value"] if problem.is_minilm else ["q_proj", "v_proj"]
     config = LoraConfig(task_type=problem.prompts().task_type, r=8, lora_alpha=16, target_modules=targets)
     arguments = problem.arguments(folder, problem.settings["steps"], seed, learning_rate=LORA_RATE)
     model = get_peft_model(problem.model(), config)
