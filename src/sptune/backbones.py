@@ -103,7 +103,7 @@ class Backbone:
 
 
 def find_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
-    """Find the blocks of any model: the longest list of like blocks that is not part of another list.
+    """Find the blocks of any model: the list of like blocks that is not part of another list.
 
     Args:
         model: a model, with or without a head.
@@ -125,16 +125,15 @@ def find_backbone(model: nn.Module, layers_path: str | None = None) -> Backbone:
                 f"No list of blocks was found in {type(model).__name__}; name it: SPTConfig(layers_path='...'). "
                 f"Lists in this model: {_lists(model)}."
             )
-        name = max(found, key=lambda one: len(found[one][1]))
-        owners = {id(owner) for owner, _ in found.values()}
-        if len(owners) > 1:
+        name = max(found, key=lambda one: len(found[one]))
+        if len(found) > 1:
             # An encoder and a decoder, or a tower for images and one for text: nobody can tell which one is meant.
-            listed = ", ".join(f"{one!r} ({len(layers)} blocks)" for one, (_, layers) in found.items())
+            listed = ", ".join(f"{one!r} ({len(layers)} blocks)" for one, layers in found.items())
             raise InputError(
                 f"{type(model).__name__} has several lists of blocks: {listed}. Name the one to tune: "
                 f"SPTConfig(layers_path={name!r})."
             )
-        layers = found[name][1]
+        layers = found[name]
     base_model = _owner(model, name)
     first = next(iter(argument_positions(unwrapped(layers[0]).forward)), None)
     if first is None:
@@ -159,31 +158,27 @@ def unwrapped(block: nn.Module) -> nn.Module:
     return block
 
 
-def _block_lists(model: nn.Module) -> dict[str, tuple[nn.Module, nn.ModuleList]]:
-    """The lists of two or more like blocks by name, outermost only, each with the model that owns it.
-
-    Of the lists that one model owns, the longest.
-    """
+def _block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of two or more like blocks by name, outermost only."""
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         within = any(name.startswith(outer + ".") for outer in lists)
         if not isinstance(module, nn.ModuleList) or within or len(module) < 2:
             continue
+        # Blocks of a hybrid model are of two or three kinds.
         kinds = {type(unwrapped(block)) for block in module}
-        # Blocks of a hybrid model are of two or three kinds, and convolutions before them all of the same.
-        if len(kinds) <= 3 and all(_takes_states(unwrapped(block)) for block in module):
+        if len(kinds) <= 3 and all(_may_be_block(unwrapped(block)) for block in module):
             lists[name] = module
-    best: dict[int, str] = {}
-    for name, layers in lists.items():
-        owner = id(_owner(model, name))
-        if owner not in best or len(layers) > len(lists[best[owner]]):
-            best[owner] = name
-    return {name: (_owner(model, name), lists[name]) for name in best.values()}
+    return lists
 
 
-def _takes_states(block: nn.Module) -> bool:
-    """Whether a module may be a block: what it takes first is hidden states, by one of their names."""
-    return next(iter(argument_positions(block.forward)), None) in STATE_NAMES
+def _may_be_block(block: nn.Module) -> bool:
+    """Whether a module is made of others, some with matrices, and takes first what is called hidden states.
+
+    Convolutions before the blocks have no matrices, and projections or embeddings are made of nothing else.
+    """
+    composed = next(block.children(), None) is not None and any(p.dim() == 2 for p in block.parameters())
+    return composed and next(iter(argument_positions(block.forward)), None) in STATE_NAMES
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

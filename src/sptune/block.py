@@ -181,6 +181,13 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of the block with h + a_i G_i(h) in place of the states h."""
         states = args[0] if args else kwargs[self.states_name]
+        width = self.attachment.backbone.hidden_size
+        if states.shape[-1] != width:
+            raise InputError(
+                f"Block {self.index} ({type(self.base_layer).__name__}) gets states of width {states.shape[-1]}, but the "
+                f"backbone's hidden size is {width}; prompts need blocks of one width. Name another list of blocks: "
+                "SPTConfig(layers_path='...')."
+            )
         generator = self.spt_generator[adapter]
         offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
         gate = self.gate(adapter, settings, states.shape[0])

@@ -220,6 +220,13 @@ def test_towers_for_images_and_texts_ask_for_one():
     assert network.get_nb_trainable_parameters()[0] == 2 * 32 * 8 + 8 + 32
 
 
+def test_stages_of_several_widths_are_refused():
+    shape = {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 4}
+    network = get_peft_model(AutoModel.from_config(AutoConfig.for_model("swin", **shape)), SPTConfig(prompt_layers=[0]))
+    with pytest.raises(ValueError, match="states of width 8"):
+        network(pixel_values=torch.zeros(1, 3, 32, 32))
+
+
 def test_a_model_without_blocks_is_refused():
     network = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 2))
     with pytest.raises(ValueError, match="No list of blocks"):
