@@ -185,7 +185,7 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         if states.shape[-1] != width:
             raise InputError(
                 f"Block {self.index} ({type(self.base_layer).__name__}) gets states of width {states.shape[-1]}, but "
-                f"the backbone's hidden size is {width}; prompts need blocks of one width. Name another list of blocks: "
+                f"the backbone's hidden size is {width}; prompts need blocks of one width. Name another list: "
                 "SPTConfig(layers_path='...')."
             )
         generator = self.spt_generator[adapter]
