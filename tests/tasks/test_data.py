@@ -415,7 +415,7 @@ def test_utf_16_without_its_mark_is_named_with_its_byte_order(tmp_path):
     [
         (b"PK\x03\x04\x14\0\0\0", "an Excel workbook", "CSV UTF-8"),
         (b"\xd0\xcf\x11\xe0\0\0", "an old Excel workbook", "CSV UTF-8"),
-        (gzip.compress(b"text,label\n"), "compressed with gzip", ".gz"),
+        (gzip.compress(b"text,label\n", mtime=0), "compressed with gzip", ".gz"),
         (b"PAR1\x15\0", "a Parquet file", ".parquet"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer", "git lfs pull"),
         (b"<!DOCTYPE html>\n<html>\n", "a web page", "Download"),
