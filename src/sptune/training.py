@@ -65,6 +65,8 @@ class SPTTrainer(PrefixCachingTrainer):
             of your own.
     """
 
+    # Options of the learning rates, for messages.
+    _rates = "learning_rate or head_learning_rate"
     # Our losses are scaled already. Transformers 5 reads this attribute, 4.57 the one set in the constructor.
     loss_is_scaled_for_ga = True
 
@@ -143,7 +145,7 @@ class SPTTrainer(PrefixCachingTrainer):
         Raises:
             SptuneError: they are not.
         """
-        step, rates = self.state.global_step, "lower learning_rate and head_learning_rate"
+        step, rates = self.state.global_step, f"lower {self._rates}"
         trained = ((name, p) for name, p in cast(nn.Module, self.model).named_parameters() if p.requires_grad)
         broken = [name for name, p in trained if not p.isfinite().all()]
         if broken:

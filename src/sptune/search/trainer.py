@@ -47,6 +47,7 @@ class SearchTrainer(SPTTrainer):
     """
 
     _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
+    _rates = "learning_rate, head_learning_rate or gate_learning_rate"
     # What it trains for, and whether it trains gates.
     searchers: tuple[str, ...]
     gated = True
