@@ -34,7 +34,10 @@ from sptune.search.config import CONSISTENCIES, SEARCHERS
         ({"task": "sst2", "template": "{text} [MASK]", "label_words": {"a": "b"}}, "brings its own template"),
         ({"num_prompt_layers": 2, "threshold": 0.5}, "num_prompt_layers and threshold"),
         ({"consistency": "mse"}, "says nothing to searcher='auto'; leave it out, or choose one of spt_darts."),
-        ({"searcher": "middle", "gate_interval": 2}, "choose one of darts, gumbel, l0, progressive, sampled, spt_darts."),
+        (
+            {"searcher": "middle", "gate_interval": 2},
+            "choose one of darts, gumbel, l0, progressive, sampled, spt_darts.",
+        ),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
