@@ -6,6 +6,7 @@ from sptune.model import SPTModel, discretize
 from sptune.pipeline import Run, evaluate, fit, predict
 from sptune.pooling import MeanPooledClassifier
 from sptune.prefix_cache import PrefixCacheSettings
+from sptune.prefix_training import PrefixCachingTrainer
 from sptune.registration import register
 from sptune.search import SearchConfig, SearchResult, SPTSearchTrainer, search_prompt_layers
 from sptune.training import SPTTrainer
@@ -15,6 +16,7 @@ __all__ = [
     "InputError",
     "MeanPooledClassifier",
     "PrefixCacheSettings",
+    "PrefixCachingTrainer",
     "Run",
     "SPTConfig",
     "SPTModel",

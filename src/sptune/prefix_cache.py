@@ -1,6 +1,6 @@
-"""The prefix cache: hidden states at the first prompt layer, computed once for each example.
+"""The prefix cache: hidden states at the first trained layer, computed once for each example.
 
-Layers below the first prompt layer are frozen and see no prompt, so the same text gives the same states there in every
+Layers below the first one with a trained weight are frozen, so the same text gives the same states there in every
 epoch. They are kept for each real token, without padding, and found again by the tokens themselves: a batch whose
 tokens are not those the states were made from is computed in full.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,8 @@ import pyarrow as pa
 import torch
 import transformers
 from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from sptune.errors import InputError
 
@@ -363,6 +365,26 @@ class BatchPrefix:
             self._passed[index] = (args[0] if args else kwargs["hidden_states"]).detach()
 
 
+class _Operands(TorchFunctionMode):
+    """Shows the parameters that functions of PyTorch are called with.
+
+    Some belong to modules that are never called: a `ParameterDict` of PEFT, or DeBERTa's relative positions.
+
+    Args:
+        show: called with the parameters of each call.
+    """
+
+    def __init__(self, show: Callable[[list[nn.Parameter]], None]) -> None:
+        super().__init__()
+        self.show = show
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.show([value for value in tree_leaves((args, kwargs)) if isinstance(value, nn.Parameter)])
+        return func(*args, **(kwargs or {}))
+
+
 class PrefixProbe:
     """A `PrefixSource` that shows what one forward does at a layer, to find out whether a cache is exact there.
 
@@ -375,7 +397,7 @@ class PrefixProbe:
     Attributes:
         states: what the forward inside the probe's context had at the layer.
         final: what left the last block.
-        parameters: those of the modules that ran before the layer.
+        parameters: those that were used before the layer.
     """
 
     def __init__(self, layer: int, model: nn.Module, blocks: nn.ModuleList, known: torch.Tensor | None = None) -> None:
@@ -390,15 +412,21 @@ class PrefixProbe:
     def __enter__(self) -> PrefixProbe:
         self._handles = [module.register_forward_pre_hook(self._note) for module in self.model.modules()]
         self._handles.append(self.blocks[-1].register_forward_hook(self._keep))
+        self._operands = _Operands(self._use)
+        self._operands.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._operands.__exit__(*error)
         for handle in self._handles:
             handle.remove()
 
     def _note(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._use(module.parameters(recurse=False))
+
+    def _use(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.states is None:
-            self.parameters += module.parameters(recurse=False)
+            self.parameters += parameters
 
     def _keep(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.final = (output[0] if isinstance(output, tuple) else output).detach()

@@ -40,14 +40,10 @@ class PrefixReader:
     Args:
         base_model: whose forward runs the blocks.
         layers: the blocks.
-        quiet_below: in training, modules of the base model outside the blocks from this layer on have no dropout, so
-            that they give the same states every time; None to leave them as they are.
     """
 
-    def __init__(self, base_model: nn.Module, layers: nn.ModuleList, quiet_below: int | None = None) -> None:
+    def __init__(self, base_model: nn.Module, layers: nn.ModuleList) -> None:
         self.base_model = base_model
-        above = {id(module) for block in layers[quiet_below or 0 :] for module in block.modules()}
-        self._quiet = [] if quiet_below is None else [one for one in base_model.modules() if id(one) not in above]
         self.forward = _Forward()
         # How many values a block returns in a tuple, or 0 for a tensor; None before one has run.
         self._outputs: int | None = None
@@ -72,9 +68,6 @@ class PrefixReader:
             self.forward.source = outer
 
     def _run_model(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
-        for module in self._quiet:
-            if not getattr(module, "gradient_checkpointing", False):
-                module.training = False
         source, inputs = self.forward.source, forward.arguments(args, kwargs)
         if source is None or not self._states_follow_from_tokens(inputs):
             return forward.method(*args, **kwargs)
@@ -101,7 +94,8 @@ class PrefixReader:
             output = forward.method(*args, **kwargs)
             self._outputs = len(output) if isinstance(output, tuple) else 0
             return output
-        states = reading.states.to(given.dtype)
+        # Reentrant gradient checkpointing drops the gradients of a block none of whose inputs requires one.
+        states = reading.states.to(given.dtype).detach().requires_grad_(given.requires_grad)
         if index == reading.source.layer:
             # Gradient checkpointing runs the block a second time with the arguments that the model passes, so the
             # block below has given it these states already; here they are put in place of what lies between (DeBERTa's
@@ -111,14 +105,14 @@ class PrefixReader:
         return (result, *[None] * (self._outputs - 1)) if self._outputs else result
 
     def _states_follow_from_tokens(self, inputs: dict[str, Any]) -> bool:
-        """Whether each row's states are those of its text alone, and whether nothing but the last states is asked for.
+        """Whether each row's states are those of its text alone, and whether nothing of single layers is asked for.
 
         That is so if the text begins at position 0, or positions are relative; padding must not have moved it.
         """
         if inputs.get("input_ids") is None:
             return False
         config: Any = self.base_model.config
-        for name in ("output_hidden_states", "output_attentions"):
+        for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
             wanted = inputs.get(name)
             if getattr(config, name, False) if wanted is None else wanted:
                 return False

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from sptune.backbones import Backbone, find_backbone
 from sptune.errors import InputError
+from sptune.forward_context import WrappedMethod
 from sptune.model import SPTModel
 from sptune.prefix_cache import (
     GIB,
@@ -42,16 +44,28 @@ Batch = dict[str, Any]
 
 
 class PrefixCachingTrainer(Trainer):
-    """A trainer with a prefix cache in its `train`, wherever that is exact.
+    """A `transformers.Trainer` that is faster for models whose upper layers alone are trained.
 
-    It serves whatever trains only upper layers: prompts, PEFT's LoRA with `layers_to_transform`, blocks that are
-    trained themselves. Below the first block with a trained weight, dropout is off.
+    Use it in place of `transformers.Trainer`, with the same arguments:
+
+        config = LoraConfig(task_type="SEQ_CLS", r=8, layers_to_transform=[6, 7, 8, 9, 10, 11])
+        trainer = PrefixCachingTrainer(model=get_peft_model(model, config), args=args, train_dataset=data)
+        print(trainer.plan_prefix_cache())
+        trainer.train()
+
+    Frozen layers below the first layer with a trained weight (here layers 0 to 5) give the same hidden states for the
+    same text in every epoch. `train` therefore runs them once for each example, in the first epoch, keeps the states
+    at the first trained layer, and starts from these states in all later epochs and evaluations. Losses and trained
+    weights are those of training without the cache. It does not matter what is trained: LoRA, IA3, LayerNorms, biases
+    or whole blocks. Where the cache would not be exact, training runs without it and the log says why.
+
+    During `train`, dropout is off in the frozen parts below the first trained layer, with the cache and without;
+    dropout in the layers above is as in `transformers.Trainer`.
 
     Args:
-        prefix_cache: how hidden states at the first layer with a trained weight are kept, so that each example goes
-            through the layers below once; None to compute them in every epoch. `plan_prefix_cache` tells whether it is
-            used.
-        **kwargs: what `transformers.Trainer` takes.
+        prefix_cache: how the hidden states are kept; None to compute them in every epoch. `plan_prefix_cache` tells
+            whether the cache will be used, and how much memory it takes.
+        **kwargs: the arguments of `transformers.Trainer`.
     """
 
     # Attributes that hold datasets which `train` goes through more than once.
@@ -71,22 +85,27 @@ class PrefixCachingTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`, with the prefix cache where it is exact."""
-        with self._caching_prefix():
+        with self._without_dropout_below(), self._caching_prefix():
             return super().train(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As in transformers; the batch's states below the prompts are read from the cache."""
-        with self._reading_prefix(inputs) as inputs:
+        """As in transformers; the batch's states below the first trained layer are read from the cache."""
+        with self._reading_prefix(inputs, check=True) as inputs:
             return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
-        """As in transformers; the batch's states below the prompts are read from the cache."""
+        """As in transformers; the batch's states below the first trained layer are read from the cache."""
         with self._reading_prefix(inputs) as inputs:
             return self._predict_batch(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self._signature_columns or []
+        self._signature_columns: Any = [*columns, *({ROW} - {*columns})]
 
     def _predict_batch(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None
@@ -119,7 +138,7 @@ class PrefixCachingTrainer(Trainer):
             tokens = TokenTable.of(_tables(getattr(self, name) for name in self._repeated_datasets))
         except (KeyError, TypeError, AttributeError, pa.ArrowException):
             return PrefixPlan(reason="the data are no dictionaries with input_ids"), None
-        dtype = next(backbone.layers.parameters()).dtype if settings.dtype is None else getattr(torch, settings.dtype)
+        dtype = _dtype_below(backbone, layer) if settings.dtype is None else getattr(torch, settings.dtype)
         size = len(tokens.tokens) * backbone.hidden_size * dtype.itemsize
         # With several processes an example may be another process's in the next epoch, so they share a file.
         in_memory = size <= settings.memory * GIB and self.args.world_size == 1
@@ -135,6 +154,34 @@ class PrefixCachingTrainer(Trainer):
             return find_backbone(model.get_base_model() if isinstance(model, PeftModel) else model)
         except InputError:
             return None
+
+    @contextlib.contextmanager
+    def _without_dropout_below(self) -> Iterator[None]:
+        """For the training inside, turn dropout off in what is frozen below the first trained layer.
+
+        States would not repeat with it, and training must not depend on whether they are cached.
+        """
+        backbone = self._find_backbone()
+        layer = None if backbone is None else first_trained_layer(backbone)
+        if backbone is None or not layer:
+            yield
+            return
+        base_model, above = backbone.base_model, backbone.layers[layer:]
+        frozen = [one for one in _frozen_parts(base_model, {*above}) if "train" not in vars(one)]
+
+        def set_mode(method: WrappedMethod, mode: bool = True) -> nn.Module:
+            method.method(mode)
+            for module in frozen:
+                # Modules that check for gradient checkpointing do so in training mode only.
+                if not getattr(module, "gradient_checkpointing", False):
+                    module.training = False
+            return base_model
+
+        wrapped = WrappedMethod(base_model, "train", set_mode)
+        try:
+            yield
+        finally:
+            wrapped.remove()
 
     @contextlib.contextmanager
     def _caching_prefix(self) -> Iterator[None]:
@@ -156,7 +203,7 @@ class PrefixCachingTrainer(Trainer):
             setattr(self, name, numbered)
         self.data_collator = NumberedCollator(self.data_collator)
         self._prefix, self._below, finished = cache, None, False
-        self._reader = PrefixReader(backbone.base_model, backbone.layers, quiet_below=plan.layer)
+        self._reader = PrefixReader(backbone.base_model, backbone.layers)
         try:
             yield
             finished = True
@@ -195,15 +242,20 @@ class PrefixCachingTrainer(Trainer):
         return None
 
     @contextlib.contextmanager
-    def _reading_prefix(self, inputs: Batch) -> Iterator[Batch]:
-        """The batch without its examples' numbers, in whose forwards the states below the prompts are read."""
+    def _reading_prefix(self, inputs: Batch, *, check: bool = False) -> Iterator[Batch]:
+        """The batch without its examples' numbers, in whose forwards the states below the trained layers are read.
+
+        Args:
+            inputs: the batch.
+            check: whether to make sure first that the states are exact.
+        """
         rows = inputs.get(ROW) if hasattr(inputs, "get") else None
         if rows is None:
             yield inputs
             return
         inputs = {name: value for name, value in inputs.items() if name != ROW}
-        cache, model = self._prefix, cast(Any, self.model)
-        if cache is not None and not cache.given_up and model.training:
+        cache = self._prefix
+        if cache is not None and not cache.given_up and check:
             self._check_prefix(cache, inputs)
         if cache is None or cache.given_up or self._reader is None:
             yield inputs
@@ -215,6 +267,7 @@ class PrefixCachingTrainer(Trainer):
         """Give the cache up if what lies below learns, or if states that are read do not do what computed ones do."""
         reason = None
         if self._below is None:
+            cast(nn.Module, self.model).train()  # an evaluation before the first step leaves it in evaluation mode
             reason, self._below = self._try_prefix(cache.layer, self._prepare_inputs(inputs))
         if any(parameter.requires_grad for parameter in self._below):
             reason = "something below it is trained"
@@ -249,6 +302,26 @@ def first_trained_layer(backbone: Backbone) -> int | None:
         if any(parameter.requires_grad for parameter in block.parameters()):
             return index
     return None
+
+
+def _frozen_parts(module: nn.Module, above: Collection[nn.Module]) -> Iterator[nn.Module]:
+    """The modules of a model, itself included, outside of the blocks `above` and of other parts that are trained."""
+    if module in above:
+        return
+    if any(block in above for block in module.modules()):
+        yield module
+        for child in module.children():
+            yield from _frozen_parts(child, above)
+    elif not any(parameter.requires_grad for parameter in module.parameters()):
+        yield from module.modules()
+
+
+def _dtype_below(backbone: Backbone, layer: int) -> torch.dtype:
+    """The dtype of the states at a layer: the widest below it, where weights that are quantized do not count."""
+    above = {id(parameter) for block in backbone.layers[layer:] for parameter in block.parameters()}
+    below = {one.dtype for one in backbone.base_model.parameters() if id(one) not in above}
+    floating = [dtype for dtype in below if dtype.is_floating_point and dtype.itemsize > 1]
+    return functools.reduce(torch.promote_types, floating or [torch.float32])
 
 
 def _is_table(dataset: Any) -> bool:

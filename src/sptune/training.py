@@ -31,7 +31,6 @@ from sptune.flow import before_first_target
 from sptune.gates import at_least_float32
 from sptune.loading import HEADS
 from sptune.model import SPTModel
-from sptune.prefix_cache import ROW
 from sptune.prefix_training import PrefixCachingTrainer
 
 logger = logging.getLogger(__name__)
@@ -266,9 +265,8 @@ class SPTTrainer(PrefixCachingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        own = ["source_mask", ROW] if self._takes_source_mask else [ROW]
-        self._signature_columns: Any = [*columns, *own]
+        if self._takes_source_mask and "source_mask" not in self._signature_columns:
+            self._signature_columns.append("source_mask")
 
     def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
         """Where a label is predicted, as booleans: a causal model predicts none at the first position."""

@@ -15,12 +15,13 @@ import yaml
 from sptune import outputs
 from sptune.compare.log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.methods import ADAPTERS, PROMPTS
+from sptune.compare.networks import lowest_layer
 from sptune.compare.run import FAILED
 from sptune.compare.study import Row, RunSpec, Study
 from sptune.compare.summary import Line, summarise
 from sptune.compare.work import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
-from sptune.loading import check_supported, find_source, load_config
+from sptune.loading import check_supported, find_source, load_config, text_config
 from sptune.preparation import check_prompts, read_data
 from sptune.progress import processes
 from sptune.report.comparison import plot_layers, plot_scores, searching
@@ -177,13 +178,13 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
 
     Args:
         study: whose tasks they are.
-        left: the runs that are to be done; their prompts must fit the backbone.
+        left: the runs that are to be done; their layers must fit the backbone.
 
     Returns:
         What is to be said about the data, with the first of the seeds, of each task that has runs left to do.
 
     Raises:
-        InputError: what is wrong with them, or what prompts do not fit the backbone.
+        InputError: what is wrong with them, or which layers do not fit the backbone.
     """
     same: dict[str, str] = {}
     notes: dict[str, list[str]] = {}
@@ -205,10 +206,12 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
         own = [one for one in left if one.task == task]
         if own:
             notes[task] = said
-        prompts = {one.name: one for one in own if one.method.kind == PROMPTS}
-        for name, one in prompts.items():
+        for name, one in {one.name: one for one in own}.items():
             try:
-                check_prompts(one.run_options(""), config)
+                if one.method.kind == PROMPTS:
+                    check_prompts(one.run_options(""), config)
+                elif "from_layer" in one.method.settings:
+                    lowest_layer(one.method.settings["from_layer"], text_config(config).num_hidden_layers)
             except InputError as error:
                 raise InputError(f"{name} on {task}: {error}") from error
     return notes

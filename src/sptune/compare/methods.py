@@ -22,6 +22,11 @@ GENERATOR_RATES = (2e-3, 5e-3, 1e-2)
 PUBLISHED = {"placement": "prepend", "residual": False, "bottleneck_dim": 64}
 STATIC_RATES = (2e-2, 5e-2, 1e-1)
 ADAPTER_RATES = (5e-4, 1e-3, 3e-3)
+LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
+LORA_RATES = (1e-3, 2e-3, 5e-3)
+VERA_RATES = (3e-3, 1e-2, 3e-2)
+# Of `from_layer`: the lowest layer of those that sptune takes without a search.
+SPACED = "spaced"
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,9 @@ class Method:
         name: in the table.
         kind: which of the kinds it is.
         learning_rates: those that are tried on development data; with a single one nothing is tried.
-        settings: of prompts, options of `sptune train` or `fit`; of PEFT, `peft_type` and fields of its configuration;
-            of adapters, `config` and fields of it; of weights, `train`, "all" or "bias".
+        settings: of prompts, options of `sptune train` or `fit`; of PEFT, `peft_type`, fields of its configuration, and
+            `from_layer`, the lowest layer that is changed (an index, or "spaced" for the lowest prompt layer that `spt`
+            takes without a search); of adapters, `config` and fields of it; of weights, `train`, "all" or "bias".
         about: one line for people.
     """
 
@@ -68,7 +74,18 @@ _TABLE = (
     Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "the classifier's head alone on the frozen backbone"),
     Method("full", WEIGHTS, (2e-5, 5e-5, 2e-4), {"train": "all"}, "all weights of the backbone"),
     Method("bitfit", WEIGHTS, (1e-3, 3e-3, 1e-2), {"train": "bias"}, "BitFit: the biases of the backbone"),
-    Method("lora", PEFT, (1e-3, 2e-3, 5e-3), {"peft_type": "LORA", "r": 8, "lora_alpha": 16}, "LoRA (PEFT)"),
+    Method("lora", PEFT, LORA_RATES, LORA, "LoRA (PEFT)"),
+    Method(
+        "lora-upper",
+        PEFT,
+        LORA_RATES,
+        {**LORA, "from_layer": SPACED},
+        "LoRA from the first prompt layer of spt on, with the prefix cache (PEFT)",
+    ),
+    Method("dora", PEFT, LORA_RATES, {**LORA, "use_dora": True}, "DoRA (PEFT)"),
+    # What is saved and trained are scales; the random matrices are drawn again from a seed.
+    Method("vera", PEFT, VERA_RATES, {"peft_type": "VERA", "save_projection": False}, "VeRA (PEFT)"),
+    Method("ln-tuning", PEFT, (1e-3, 3e-3, 1e-2), {"peft_type": "LN_TUNING"}, "LayerNorm tuning (PEFT)"),
     Method(
         "adalora",
         PEFT,
@@ -165,13 +182,29 @@ def _number(value: Any) -> Any:
 
 
 def _peft_fields(method: Method) -> tuple[str, ...]:
-    """The fields of a PEFT method's configuration."""
+    """The fields of a PEFT method's configuration, and `from_layer` where it can leave layers out."""
     if method.kind != PEFT:
         return ()
     import peft  # takes seconds, which a command's --help need not wait for
 
     config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[peft.PeftType(method.settings["peft_type"])]
-    return tuple(sorted(one.name for one in dataclasses.fields(config)))
+    names = sorted(one.name for one in dataclasses.fields(config))
+    return (*names, *(["from_layer"] if "layers_to_transform" in names else []))
+
+
+def _check_from_layer(settings: Mapping[str, Any], where: str) -> None:
+    layer = settings["from_layer"]
+    if layer != SPACED and (type(layer) is not int or layer < 0):
+        raise InputError(
+            f"{where}: from_layer={layer!r} is not allowed; give the lowest layer to change, from 0, or {SPACED!r} for "
+            "the lowest prompt layer of spt."
+        )
+    for other in ("layers_to_transform", "layer_replication"):
+        if other in settings:
+            raise InputError(
+                f"{where}: from_layer={layer!r} and {other}={settings[other]!r} both say which layers are changed; "
+                f"give {other} with from_layer: null, or leave it out."
+            )
 
 
 def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Method:
@@ -206,4 +239,6 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}.{hint} It takes {', '.join(takes)}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
+    if base.kind == PEFT and "from_layer" in settings:
+        _check_from_layer(settings, f"{where}: {name}")
     return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)

@@ -17,13 +17,17 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from sptune import stages
+from sptune.backbones import find_backbone
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
+from sptune.config import default_candidates
 from sptune.errors import InputError
 from sptune.flow import CACHE_NAMES
 from sptune.forward_context import argument_positions
-from sptune.loading import position_limit
+from sptune.loading import position_limit, text_config
 from sptune.outputs import weight_bytes
 from sptune.pooling import MeanPooledClassifier
+from sptune.search import SearchConfig
+from sptune.search.selection import evenly_spaced, layers_to_find
 from sptune.stages import SPLITS, Job
 
 # AdaLoRA's share of steps before the first and after the last change of ranks, as in its paper's GLUE runs.
@@ -37,11 +41,13 @@ class Network:
     Attributes:
         module: what is trained and evaluated.
         prompt_layers: where prompts stand, of methods that have such.
+        from_layer: the lowest layer that is changed, of methods that leave lower ones out.
         callbacks: what the method does at each step.
     """
 
     module: nn.Module
     prompt_layers: list[int] | None = None
+    from_layer: int | None = None
     callbacks: list[TrainerCallback] = field(default_factory=list)
 
 
@@ -90,11 +96,17 @@ def _prompts(settings: Mapping[str, Any], job: Job) -> Network:
 def _peft(settings: Mapping[str, Any], job: Job) -> Network:
     given = dict(settings)
     kind = peft.PeftType(given.pop("peft_type"))
+    from_layer = given.pop("from_layer", None)
+    if from_layer is not None:
+        from_layer = lowest_layer(from_layer, _inner_layers(job))
+        given["layers_to_transform"] = list(range(from_layer, _inner_layers(job)))
     config_class: Any = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind]
-    inner: Any = job.backbone.config
     if isinstance(job.backbone, MeanPooledClassifier):
-        inner = inner.text_config
-        given = {**_peft_defaults(kind, inner), **given}
+        given = {**_peft_defaults(kind, job.backbone.config.text_config), **given}
+    if kind == peft.PeftType.LN_TUNING and text_config(job.backbone.config).model_type not in _peft_mapping(
+        kind, "TARGET_MODULES"
+    ):
+        given = {"target_modules": _norms(job.backbone), **given}  # PEFT knows those of decoders only
     callbacks: list[TrainerCallback] = []
     if kind == peft.PeftType.ADALORA:
         steps = job.plan.max_steps
@@ -114,9 +126,32 @@ def _peft(settings: Mapping[str, Any], job: Job) -> Network:
         if kind == peft.PeftType.PREFIX_TUNING:
             _check_prefix(job)
         set_seed(job.plan.options.seed)
-        return Network(peft.get_peft_model(job.backbone, config), callbacks=callbacks)
+        network = peft.get_peft_model(job.backbone, config)
+        if from_layer is not None:
+            _check_layers(network, from_layer, job)
+        return Network(network, from_layer=from_layer, callbacks=callbacks)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"PEFT refuses {kind.value} on {job.plan.spec.source.model}: {error}") from error
+
+
+def lowest_layer(from_layer: int | str, num_layers: int) -> int:
+    """The layer from which on a method changes a backbone.
+
+    Args:
+        from_layer: the layer, or "spaced" for the lowest of the prompt layers that sptune takes without a search.
+        num_layers: of the backbone.
+
+    Raises:
+        InputError: the backbone has no such layer.
+    """
+    if isinstance(from_layer, str):
+        candidates = default_candidates(num_layers)
+        return evenly_spaced(candidates, layers_to_find(SearchConfig(), 0, len(candidates)))[0]
+    if from_layer >= num_layers:
+        raise InputError(f"from_layer={from_layer} is not there; this backbone has layers 0 to {num_layers - 1}.")
+    return from_layer
 
 
 def _check_prefix(job: Job) -> None:
@@ -171,10 +206,43 @@ def _peft_defaults(kind: peft.PeftType, inner: Any) -> dict[str, Any]:
         }
     found = {}
     for name, part in (("target_modules", "TARGET_MODULES"), ("feedforward_modules", "FEEDFORWARD_MODULES")):
-        mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{kind.value}_{part}_MAPPING", {})
+        mapping = _peft_mapping(kind, part)
         if inner.model_type in mapping:
             found[name] = mapping[inner.model_type]
     return found
+
+
+def _peft_mapping(kind: peft.PeftType, part: str) -> dict[str, Any]:
+    """PEFT's table of the modules that a method changes, by model type."""
+    name = kind.value.replace("_", "")  # LN_TUNING is LNTUNING there
+    return getattr(constants, f"TRANSFORMERS_MODELS_TO_{name}_{part}_MAPPING", {})
+
+
+def _norms(backbone: nn.Module) -> list[str]:
+    """The names of the normalization layers of a backbone, without those of its head."""
+    inner: Any = backbone.backbone if isinstance(backbone, MeanPooledClassifier) else backbone.base_model
+    inside = {id(module) for module in inner.modules()}
+    return [
+        name
+        for name, module in backbone.named_modules()
+        if id(module) in inside and "norm" in type(module).__name__.lower() and any(True for _ in module.parameters())
+    ]
+
+
+def _check_layers(network: nn.Module, from_layer: int, job: Job) -> None:
+    """Refuse a network in which not the layers that were asked for are changed.
+
+    Raises:
+        InputError: which are.
+    """
+    layers = find_backbone(job.backbone, job.plan.options.layers_path).layers
+    wanted = list(range(from_layer, len(layers)))
+    changed = [index for index, one in enumerate(layers) if any(p.requires_grad for p in one.parameters())]
+    if changed != wanted:
+        raise InputError(
+            f"from_layer={from_layer} asks for changes in layers {wanted}, but PEFT made them in {changed}; name the "
+            "list of blocks with layers_pattern, and check target_modules."
+        )
 
 
 class AdaLoraSteps(TrainerCallback):

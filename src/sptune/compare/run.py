@@ -61,8 +61,8 @@ def execute(spec: RunSpec, folder: str | Path) -> Row:
     Returns:
         `run` (its id), `task`, `method`, `settings`, `seed`, `learning_rate`, `tuning`, `state` ("done", "failed" or
         "skipped") and `versions`; of a failed one `error` and `traceback`; of one that is done `score` (the task's, on
-        development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`, `seconds`
-        (of the search, all steps of the training, both, and a step), `steps` of the training, `peak_memory`,
+        development data), `validation` and, unless it is for tuning, `test`; `parameters`, `prompt_layers`,
+        `from_layer`, `seconds` (of the search, all steps of the training, both, and a step), `steps`, `peak_memory`,
         `adapter_bytes`, and `device`, `processor` (with its threads) and `bf16`: on what it was computed, and whether
         with autocast to bfloat16.
     """
@@ -135,6 +135,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         **{name: results[name] for name in splits},
         "parameters": parameters,
         "prompt_layers": network.prompt_layers if network else None,
+        "from_layer": network.from_layer if network else None,
         "seconds": {
             "search": round(search_seconds, 2),
             "train": round(train_seconds, 2),

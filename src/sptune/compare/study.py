@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,9 +19,9 @@ from sptune.options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, SHARED_OPTION
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
-TUNING_SEED = 1000
+TUNING_SEEDS = (1000,)
 
-FIELDS = ("methods", "tasks", "seeds", "tuning_seed", "options", "against")
+FIELDS = ("methods", "tasks", "seeds", "tuning_seeds", "tuning_seed", "options", "against")
 
 Row = dict[str, Any]
 
@@ -111,14 +112,14 @@ class Study:
         methods: by the name under which results are shown.
         tasks: options of each task, by name.
         seeds: of the reported runs.
-        tuning_seed: of the runs that choose learning rates.
+        tuning_seeds: of the runs that choose learning rates.
         against: the method that the others are compared with.
     """
 
     methods: Mapping[str, Method]
     tasks: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
-    tuning_seed: int
+    tuning_seeds: tuple[int, ...]
     against: str
 
     @classmethod
@@ -136,8 +137,8 @@ class Study:
 
         Args:
             values: `methods` (a list of names, or a mapping from names to changes of their settings), `tasks` (a
-                mapping from names to options that hold for one task), `seeds` (a list), `tuning_seed`, `options` (for
-                all tasks), `against` (a method's name).
+                mapping from names to options that hold for one task), `seeds` and `tuning_seeds` (lists;
+                `tuning_seed: 1000` is one), `options` (for all tasks), `against` (a method's name).
             where: named in errors.
 
         Raises:
@@ -156,21 +157,18 @@ class Study:
         for name, options in tasks.items():
             _check_shared(options, f"{where}: task {name}")
         tasks = {name: _with_paths({**shared, **options}) for name, options in tasks.items()}
-        seeds = values.get("seeds", list(DEFAULT_SEEDS))
-        if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-            raise InputError(f"{where}: seeds={seeds!r} is not allowed; give a list such as [0, 1, 2].")
-        tuning_seed = values.get("tuning_seed", TUNING_SEED)
-        if type(tuning_seed) is not int or tuning_seed < 0:
-            raise InputError(f"{where}: tuning_seed={tuning_seed!r} is not allowed; give a whole number of at least 0.")
-        if tuning_seed in seeds:
+        seeds = _seeds("seeds", values.get("seeds", list(DEFAULT_SEEDS)), "[0, 1, 2]", where)
+        tuning_seeds = _tuning_seeds(values, where)
+        shared_seeds = [seed for seed in tuning_seeds if seed in seeds]
+        if shared_seeds:
             raise InputError(
-                f"{where}: {tuning_seed} is among the seeds and the tuning_seed; learning rates are chosen on a draw "
-                "that no result is reported on, so change one of them."
+                f"{where}: {shared_seeds[0]} is among the seeds and the tuning_seeds; learning rates are chosen on "
+                "draws that no result is reported on, so change one of them."
             )
         against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
         if against not in methods:
             raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
-        study = cls(methods, tasks, tuple(dict.fromkeys(seeds)), tuning_seed, against)
+        study = cls(methods, tasks, seeds, tuning_seeds, against)
         try:
             for spec in (*study.tuning_runs(), *study.final_runs({})):
                 spec.run_options("")
@@ -192,15 +190,16 @@ class Study:
             },
             "tasks": {name: dict(options) for name, options in self.tasks.items()},
             "seeds": list(self.seeds),
-            "tuning_seed": self.tuning_seed,
+            "tuning_seeds": list(self.tuning_seeds),
             "against": self.against,
         }
 
     def tuning_runs(self) -> list[RunSpec]:
-        """The runs that choose learning rates: one for each rate of each method on each task."""
+        """The runs that choose learning rates: one for each tuning seed and rate of each method on each task."""
         return [
-            self._spec(task, name, self.tuning_seed, rate, tuning=True)
+            self._spec(task, name, seed, rate, tuning=True)
             for task in self.tasks
+            for seed in self.tuning_seeds
             for name, method in self.methods.items()
             if len(method.learning_rates) > 1
             for rate in method.learning_rates
@@ -222,7 +221,8 @@ class Study:
     def chosen_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], float]:
         """The learning rate with the best development score, by task and method; only where all rates were tried.
 
-        Of equal ones the lower is taken. Where every rate failed, there is none.
+        The score of a rate is the mean over the tuning seeds. A rate with a failed run is worse than any with fewer. Of
+        equal ones the lower is taken. Where every run failed, there is none.
         """
         return {key: min(best) for key, best in self._best_rates(rows).items()}
 
@@ -241,9 +241,10 @@ class Study:
     def _best_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
         """By task and method, the rates with the best development score; only where all were tried and one worked."""
         known = {row["run"]: row for row in rows}
-        tuned: dict[tuple[str, str], dict[float, Row | None]] = {}
+        tuned: dict[tuple[str, str], dict[float, list[Row | None]]] = {}
         for spec in self.tuning_runs():
-            tuned.setdefault((spec.task, spec.name), {})[spec.learning_rate] = known.get(spec.id)
+            tried = tuned.setdefault((spec.task, spec.name), {})
+            tried.setdefault(spec.learning_rate, []).append(known.get(spec.id))
         best = {
             (task, name): set(method.learning_rates)
             for task in self.tasks
@@ -251,10 +252,10 @@ class Study:
             if len(method.learning_rates) == 1
         }
         for key, tried in tuned.items():
-            scores = {rate: row["score"] for rate, row in tried.items() if row and row["state"] == "done"}
-            if all(tried.values()) and scores:
-                best[key] = {rate for rate, score in scores.items() if score == max(scores.values())}
-        return best
+            if all(row for own in tried.values() for row in own):
+                worth = {rate: found for rate, own in tried.items() if (found := _worth(own))}
+                best[key] = {rate for rate, found in worth.items() if found == max(worth.values())}
+        return {key: rates for key, rates in best.items() if rates}
 
     def pending(self, rows: Sequence[Row], only: Sequence[str] | None = None) -> list[RunSpec]:
         """The runs that can be done now; those that wait for a learning rate come later.
@@ -291,6 +292,32 @@ class Study:
     @cached_property
     def _specs(self) -> dict[tuple[str, str, int, float, bool], RunSpec]:
         return {}
+
+
+def _worth(rows: Sequence[Row | None]) -> tuple[int, float] | None:
+    """What a learning rate is worth, to be compared: how many of its runs did not fail, and their mean score."""
+    scores = [row["score"] for row in rows if row and row["state"] == "done"]
+    return (len(scores), statistics.mean(scores)) if scores else None
+
+
+def _seeds(name: str, given: Any, example: str, where: str) -> tuple[int, ...]:
+    if not isinstance(given, list) or not given or not all(type(seed) is int and seed >= 0 for seed in given):
+        raise InputError(f"{where}: {name}={given!r} is not allowed; give a list such as {example}.")
+    return tuple(dict.fromkeys(given))
+
+
+def _tuning_seeds(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    if "tuning_seed" not in values:
+        return _seeds("tuning_seeds", values.get("tuning_seeds", list(TUNING_SEEDS)), "[1000, 1001, 1002]", where)
+    if "tuning_seeds" in values:
+        raise InputError(f"{where}: tuning_seed and tuning_seeds say the same; leave tuning_seed out.")
+    seed = values["tuning_seed"]
+    if type(seed) is not int or seed < 0:
+        raise InputError(
+            f"{where}: tuning_seed={seed!r} is not allowed; give a whole number of at least 0, or several as "
+            "tuning_seeds: [1000, 1001, 1002]."
+        )
+    return (seed,)
 
 
 def _content(place: str, *, nested: bool) -> Any:
