@@ -390,10 +390,10 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
             f"This {config.model_type} model is set up as a decoder (is_decoder=True), which is not supported; load it "
             "with is_decoder=False, or use a causal family."
         )
-    rope_type = _rope_type(config)
-    if rope_type in REFUSED_ROPE_TYPES:
+    kind = rope_type(config)
+    if kind in REFUSED_ROPE_TYPES:
         raise InputError(
-            f"Rotary embeddings of type {rope_type!r} change with the length of the call, which prompts would disturb; "
+            f"Rotary embeddings of type {kind!r} change with the length of the call, which prompts would disturb; "
             "load the model with another rope type (default, linear, yarn, llama3)."
         )
 
@@ -408,7 +408,8 @@ def _is_quantised(model: nn.Module) -> bool:
     return not (method == "gguf" and unpacked)
 
 
-def _rope_type(config: Any) -> str | None:
+def rope_type(config: Any) -> str | None:
+    """What a configuration calls its rotary embeddings; None without any."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return parameters.get("rope_type", parameters.get("type"))
 

@@ -112,7 +112,7 @@ class PromptFlow:
         inputs = generate.arguments(args, kwargs)
         given = (inputs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
         text = next((one for one in given if isinstance(one, torch.Tensor)), None)
-        with self.context.having(generate_length=None if text is None else text.shape[1]):
+        with self.context.having(generating=text):
             return generate.method(*args, **kwargs)
 
     def _take_prompts_off(self, output: Any) -> Any:
@@ -208,7 +208,7 @@ class PromptFlow:
         ):
             mask = real & before_first_target(labels.to(real.device))
         self._warn_of_little_to_read(mask, real)
-        generate_length = self.context.generate_length
+        generate_length = self._generate_length()
         if generate_length is not None:
             if length < generate_length:
                 raise InputError(
@@ -218,6 +218,18 @@ class PromptFlow:
                 )
             mask = mask & (torch.arange(length, device=mask.device) < generate_length)
         return mask
+
+    def _generate_length(self) -> int | None:
+        """Length of the text given to the `generate` under way; None for a forward on another text inside it."""
+        text, tokens = self.context.generating, self.state.inputs.get("input_ids")
+        if text is None:
+            return None
+        if text.dim() == 2 and tokens is not None and tokens.shape[1] > text.shape[1]:
+            # Beams repeat the rows; what a logits processor asks the model about does not begin with them.
+            copies = max(len(tokens) // len(text), 1)
+            if not torch.equal(tokens[:, : text.shape[1]], text.repeat_interleave(copies, 0).to(tokens.device)):
+                return None
+        return text.shape[1]
 
     def _warn_of_little_to_read(self, source: torch.Tensor, real: torch.Tensor) -> None:
         """Warn, once, of a training in which generators see next to nothing of what they will see in `generate`."""

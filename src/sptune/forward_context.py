@@ -70,7 +70,7 @@ class ForwardContext(ThreadState):
         call: arguments of a call of the model that has not come to its forward yet, by name.
         model_inputs: arguments of the model's forward under way, `source_mask` included; None outside one.
         state: the base model's forward under way; None outside one.
-        generate_length: length of the text given to the `generate` under way.
+        generating: the text given to the `generate` under way, (batch, length) or its embeddings.
         gate_values: gates that replace the adapter's own, (batch or 1, candidates).
         adapters: settings that replace those of adapters, by name.
     """
@@ -79,7 +79,7 @@ class ForwardContext(ThreadState):
         self.call: dict[str, Any] | None = None
         self.model_inputs: dict[str, Any] | None = None
         self.state: ForwardState | None = None
-        self.generate_length: int | None = None
+        self.generating: torch.Tensor | None = None
         self.gate_values: torch.Tensor | None = None
         self.adapters: dict[str, AdapterSettings] = {}
 

@@ -236,8 +236,8 @@ class RunOptions:
         ),
     )
 
-    searcher: str = field(
-        default=DEFAULT_SEARCHER,
+    searcher: str | None = field(
+        default=None,
         metadata=_about(
             f"How prompt layers are chosen; auto: fair with {FEWEST_EXAMPLES} training examples or more, spaced with "
             "fewer.",
@@ -394,8 +394,8 @@ class RunOptions:
         """Choose what the placement and the preset leave open, as `SPTConfig` has it."""
         names = ("placement", "generator", *PREPEND_DEFAULTS)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.preset == "paper" and self.searcher == DEFAULT_SEARCHER:
-            self.searcher = SearchConfig.paper().searcher
+        if self.searcher is None:
+            self.searcher = SearchConfig.paper().searcher if self.preset == "paper" else DEFAULT_SEARCHER
         try:
             config = (SPTConfig.paper if self.preset == "paper" else SPTConfig)(
                 bottleneck_dim=self.bottleneck_dim, projection=self.projection, phm_dim=self.phm_dim,
@@ -460,7 +460,8 @@ class RunOptions:
                 f"prompt_layers={self.prompt_layers!r} is not allowed; give layers such as [3, 5], or one of "
                 f"{', '.join(FIXED_SETTINGS)}."
             )
-        if self.visibility == "always" and not settings_of(self.searcher):
+        searcher = self.searcher or DEFAULT_SEARCHER
+        if self.visibility == "always" and (searcher == "sampled" or not settings_of(searcher)):
             raise InputError(
                 f"visibility='always' is a way for gates to act, and searcher={self.searcher!r} has none; leave it "
                 "out, or search with spt_darts."
@@ -472,7 +473,7 @@ class RunOptions:
         # A file that a run wrote names them all.
         settings = {name: getattr(self, name) for name in defaults if hasattr(self, name)}
         check_settings(
-            self.searcher, {name: value for name, value in settings.items() if value not in (None, defaults[name])}
+            searcher, {name: value for name, value in settings.items() if value not in (None, defaults[name])}
         )
 
     @property
@@ -545,6 +546,9 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         given: options by name.
     """
     said = {name for name, value in given.items() if value is not None}
+    if said & {"placement", "preset"}:
+        # What another placement has made of these is not what was asked for.
+        written = {name: value for name, value in written.items() if name not in ("generator", *PREPEND_DEFAULTS)}
     excluded = {name for ways in (LENGTHS, SELECTIONS) if said.intersection(ways) for name in ways}
     return {**{name: value for name, value in written.items() if name not in excluded}, **given}
 

@@ -27,7 +27,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from sptune.backbones import unwrapped
 from sptune.errors import InputError
+from sptune.forward_context import argument_positions
 
 logger = logging.getLogger(__name__)
 
@@ -306,7 +308,7 @@ class CachedRows:
     @torch.compiler.disable
     def record(self, states: torch.Tensor) -> None:
         """Store states (batch, length, d), unless they belong to other tokens."""
-        if self._found is None or self.cache.given_up:
+        if self._found is None or self.cache.given_up or states.shape[:2] != self._found[0].shape:
             return
         index, mask = self._found
         size = len(self.rows)  # more rows are repetitions
@@ -332,6 +334,7 @@ class BatchPrefix:
 
     def __init__(self, blocks: Iterable[nn.Module]) -> None:
         self.blocks = blocks
+        self._names = [next(iter(argument_positions(unwrapped(block).forward))) for block in blocks]
         self.layer = 0
         self._states: dict[int, torch.Tensor] = {}
         self._passed: dict[int, torch.Tensor] = {}
@@ -362,7 +365,7 @@ class BatchPrefix:
 
     def _note(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if 0 < index <= self.layer and index not in self._states:
-            self._passed[index] = (args[0] if args else kwargs["hidden_states"]).detach()
+            self._passed[index] = (args[0] if args else kwargs[self._names[index]]).detach()
 
 
 class _Operands(TorchFunctionMode):
@@ -397,6 +400,8 @@ class PrefixProbe:
     Attributes:
         states: what the forward inside the probe's context had at the layer.
         final: what left the last block.
+        loss: that of the forward, if there is one.
+        mask: (batch, length), true at real tokens; None if all are.
         parameters: those that were used before the layer.
     """
 
@@ -407,6 +412,8 @@ class PrefixProbe:
         self.known = known
         self.states: torch.Tensor | None = None
         self.final: torch.Tensor | None = None
+        self.loss: float | None = None
+        self.mask: torch.Tensor | None = None
         self.parameters: list[nn.Parameter] = []
 
     def __enter__(self) -> PrefixProbe:
@@ -434,12 +441,16 @@ class PrefixProbe:
     def read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """What is known."""
-        return self.known
+        """What is known, with anything at all at padding, as a cache gives it."""
+        self.mask = None if attention_mask is None else attention_mask.bool()
+        if self.known is None or self.mask is None:
+            return self.known
+        return torch.where(self.mask[..., None], self.known, self.known.flip(0, 1))
 
     def record(self, states: torch.Tensor) -> None:
-        """Keep the states."""
-        self.states = states.detach().clone()
+        """Keep the states, unless the model has lengthened them."""
+        if self.mask is None or states.shape[:2] == self.mask.shape:
+            self.states = states.detach().clone()
 
 
 def why_not_exact(first: PrefixProbe, second: PrefixProbe, reading: PrefixProbe) -> str | None:
@@ -456,9 +467,17 @@ def why_not_exact(first: PrefixProbe, second: PrefixProbe, reading: PrefixProbe)
         return "layers below it give other states each time (is their dropout on?)"
     if second.final is None or reading.final is None or second.final.shape != reading.final.shape:
         return "the blocks pass on more than hidden states"
-    largest = float((second.final - reading.final).abs().max())
-    if largest > 1e-3 * float(second.final.abs().max()):
+    difference = (second.final - reading.final).abs()
+    if reading.mask is not None and reading.mask.shape == difference.shape[:2]:
+        difference = difference[reading.mask]
+    if float(difference.max()) > 1e-3 * float(second.final.abs().max()):
         return "the blocks pass on more than hidden states"
+    if (
+        second.loss is not None
+        and reading.loss is not None
+        and abs(second.loss - reading.loss) > 1e-3 * (abs(second.loss) + 1e-3)
+    ):
+        return "the model reads states at padding"
     return None
 
 

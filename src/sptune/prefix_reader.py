@@ -21,6 +21,10 @@ from sptune.forward_context import ThreadState, WrappedMethod, argument_position
 from sptune.prefix_cache import PrefixSource
 
 
+# What states follow from, or what does not change them.
+KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
+
+
 @dataclass
 class _Reading:
     """The forward under way: where its states come from, and those of layer `source.layer` if they are known."""
@@ -110,6 +114,10 @@ class PrefixReader:
         That is so if the text begins at position 0, or positions are relative; padding must not have moved it.
         """
         if inputs.get("input_ids") is None:
+            return False
+        # Such as the boxes of a layout, which are no part of what states are found again by.
+        others = (value for name, value in inputs.items() if name not in KNOWN_TENSORS)
+        if any(isinstance(value, torch.Tensor) and value.dim() > 1 for value in others):
             return False
         config: Any = self.base_model.config
         for name in ("output_hidden_states", "output_attentions", "output_router_logits"):

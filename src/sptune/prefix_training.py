@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from sptune.backbones import Backbone, find_backbone
+from sptune.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbone, rope_type
 from sptune.errors import InputError
 from sptune.forward_context import WrappedMethod
 from sptune.model import SPTModel
@@ -82,6 +82,7 @@ class PrefixCachingTrainer(Trainer):
         self._prefix: PrefixCache | None = None
         self._reader: PrefixReader | None = None
         self._below: list[nn.Parameter] | None = None
+        self._adapters: set[str] = set()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`, with the prefix cache where it is exact."""
@@ -132,6 +133,10 @@ class PrefixCachingTrainer(Trainer):
             return PrefixPlan(reason="it does not go with DeepSpeed, FSDP and DataParallel"), None
         if self.args.torch_compile:
             return PrefixPlan(reason="it would break torch.compile's graph"), None
+        if getattr(self.args, "neftune_noise_alpha", None) is not None:
+            return PrefixPlan(reason="neftune_noise_alpha puts noise on the embeddings"), None
+        if rope_type(getattr(backbone.base_model, "config", None)) in REFUSED_ROPE_TYPES:
+            return PrefixPlan(reason="rotary positions change with the length of the batch"), None
         if not _is_table(self.train_dataset):
             return PrefixPlan(reason="the training data have no length and index"), None
         try:
@@ -203,6 +208,7 @@ class PrefixCachingTrainer(Trainer):
             setattr(self, name, numbered)
         self.data_collator = NumberedCollator(self.data_collator)
         self._prefix, self._below, finished = cache, None, False
+        self._adapters = set(_active_adapters(self.model))
         self._reader = PrefixReader(backbone.base_model, backbone.layers)
         try:
             yield
@@ -257,11 +263,15 @@ class PrefixCachingTrainer(Trainer):
         cache = self._prefix
         if cache is not None and not cache.given_up and check:
             self._check_prefix(cache, inputs)
-        if cache is None or cache.given_up or self._reader is None:
+        if cache is None or cache.given_up or self._reader is None or not self._same_adapters():
             yield inputs
             return
         with self._reader.reading(cache.rows(rows)):
             yield inputs
+
+    def _same_adapters(self) -> bool:
+        """Whether no adapter is active that was not when training began: it might act below the cached layer."""
+        return set(_active_adapters(self.model)) <= self._adapters
 
     def _check_prefix(self, cache: PrefixCache, inputs: Batch) -> None:
         """Give the cache up if what lies below learns, or if states that are read do not do what computed ones do."""
@@ -287,13 +297,22 @@ class PrefixCachingTrainer(Trainer):
                 known = probes[1].states if len(probes) == 2 else None
                 probe = PrefixProbe(layer, model, backbone.layers, known)
                 with probe, reader.reading(probe):
-                    self._forward(model, inputs)
+                    loss = self._probing_loss(model, inputs)
+                probe.loss = None if loss is None else float(loss)
                 probes.append(probe)
         return why_not_exact(*probes), probes[0].parameters
 
-    def _forward(self, model: nn.Module, inputs: Batch) -> Any:
-        """Run the model on a batch, for its states only."""
-        return model(**{name: value for name, value in inputs.items() if name != "labels"})
+    def _probing_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
+        """The loss of a forward of the model on a batch; None without labels."""
+        if any(name in inputs for name in self.label_names):
+            return cast(torch.Tensor, self.compute_loss(model, dict(inputs)))
+        model(**inputs)
+        return None
+
+
+def _active_adapters(model: Any) -> list[str]:
+    active = getattr(model, "active_adapters", [])
+    return list(active() if callable(active) else active) if isinstance(model, PeftModel) else []
 
 
 def first_trained_layer(backbone: Backbone) -> int | None:

@@ -364,7 +364,7 @@ def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) 
         "candidate_layers": candidates,
         "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
         "selection": search.reading,
-        **{name: getattr(search, name) for name in settings_of(options.searcher) if hasattr(options, name)},
+        **{name: getattr(search, name) for name in settings_of(search.searcher) if hasattr(options, name)},
     }
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):

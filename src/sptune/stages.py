@@ -172,9 +172,9 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
     with plan.clock.stage("search"):
         set_seed(plan.options.seed)
         network = get_peft_model(job.backbone, _prompt_config(job, "search"))
-        searches = trains_network(plan.options.searcher, len(job.encoded["train"]))
-        title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         how = search_config(plan.options)
+        searches = trains_network(how.searcher, len(job.encoded["train"]))
+        title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
         plan.monitor.stage(title, plan.search_steps if searches and how.reading else None)
         with _quiet_stdout():

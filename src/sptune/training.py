@@ -212,8 +212,10 @@ class SPTTrainer(PrefixCachingTrainer):
             loss = None if labels is None else self._loss_of_scores(scores, labels)
         return (loss, None, None) if prediction_loss_only else (loss, scores, labels)
 
-    def _forward(self, model: nn.Module, inputs: Batch) -> Any:
-        return super()._forward(model, inputs) if self.class_scores is None else self.class_scores(model, inputs)
+    def _probing_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
+        if self._labels(inputs) is None:
+            return super()._probing_loss(model, inputs) if self.class_scores is None else None
+        return self._mean_loss(model, inputs)[0]
 
     def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
         """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""

@@ -126,6 +126,11 @@ class SearchConfig:
         if self.selection is not None and self.selection not in ways:
             allowed = f"choose one of {', '.join(ways)}" if ways else "leave it out, since nothing is left to read"
             raise InputError(f"selection={self.selection!r} does not go with searcher={self.searcher!r}; {allowed}.")
+        if self.threshold is not None and self.searcher == "sampled":
+            raise InputError(
+                f"threshold={self.threshold!r} is one of gates that open on their own, and those of searcher='sampled' "
+                "are probabilities that add up to 1; give num_prompt_layers."
+            )
         if self.threshold is not None and self.reading != "gates":
             raise InputError(
                 f"threshold={self.threshold!r} is one of gates, and searcher={self.searcher!r} with "

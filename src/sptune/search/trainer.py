@@ -281,6 +281,20 @@ def planned_steps(args: TrainingArguments, examples: int) -> int:
     return max(1, math.ceil(args.num_train_epochs * batches / args.gradient_accumulation_steps))
 
 
+def check_discrete(trainer: SearchTrainer) -> None:
+    """Refuse prompts whose gates of 0 and 1 do not make a discrete network.
+
+    Raises:
+        InputError: `visibility="always"`.
+    """
+    config: Any = trainer.tuner.peft_config[trainer.tuner.active_adapters[0]]
+    if config.visibility == "always":
+        raise InputError(
+            f"visibility='always' is a way for gates to act, and searcher={trainer.search.searcher!r} has none; leave "
+            "it out, or search with spt_darts."
+        )
+
+
 def check_finite(values: Sequence[float]) -> None:
     """Refuse to go on with a search that diverged.
 

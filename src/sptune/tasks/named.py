@@ -65,6 +65,8 @@ def _saved_splits(folder: Path) -> dict[str, Any]:
         return {name: _saved_splits(folder / name)["train"] for name in names}
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     files = [str(folder / file["filename"]) for file in state["_data_files"]]
+    if not files:
+        return {"train": datasets.Dataset.from_list([])}
     return {"train": datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])}
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sptune.config import SPTConfig
-from sptune.errors import InputError
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.trainer import SearchTrainer
+from sptune.search.trainer import SearchTrainer, check_discrete
 from sptune.training import batch_size
 
 SELECTIONS = ("sets", "greedy", "perturbation")
@@ -34,11 +32,7 @@ class FairTrainer(SearchTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if cast(SPTConfig, self.tuner.peft_config[self.tuner.active_adapters[0]]).visibility == "always":
-            raise InputError(
-                f"visibility='always' is a way for gates to act, and searcher={self.search.searcher!r} has none; leave "
-                "it out, or search with spt_darts."
-            )
+        check_discrete(self)
         self._step_loss = torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:

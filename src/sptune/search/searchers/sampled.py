@@ -11,6 +11,7 @@ from torch import nn
 from sptune.gates import at_least_float32
 from sptune.search.gate_training import SPTSearchTrainer, repeat_batch
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.trainer import check_discrete
 from sptune.training import batch_size
 
 SELECTIONS = ("gates", "sets", "greedy")
@@ -37,6 +38,10 @@ class SampledTrainer(SPTSearchTrainer):
     """
 
     searchers = ("sampled",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_discrete(self)
 
     def gates(self) -> list[float]:
         """softmax(alpha)."""
@@ -70,10 +75,13 @@ class SampledTrainer(SPTSearchTrainer):
 
     def _add_alpha_gradient(self, model: nn.Module, batch: Batch) -> None:
         """Add this micro-batch's part to g_alpha."""
-        inputs = cast(Batch, self._prepare_inputs(batch))
+        with self._reading_prefix(batch) as batch:
+            self._add_pairs(model, cast(Batch, self._prepare_inputs(batch)))
+
+    def _add_pairs(self, model: nn.Module, inputs: Batch) -> None:
         count, device = batch_size(inputs), self._alphas[0].device
         log_p = torch.log_softmax(at_least_float32(self.alphas), 0)
-        order = draw_sets(torch.zeros_like(log_p), self._size, 2 * count, self.draw_generator())
+        order = draw_pairs(len(log_p), self._size, count, self.draw_generator()).to(device)
         gates = torch.zeros(2 * count, len(log_p), device=device).scatter_(1, order, 1.0)
         was_training = model.training
         model.eval()  # the sets are compared, not the dropout of the head
@@ -116,6 +124,28 @@ def draw_sets(log_weights: torch.Tensor, size: int, number: int, generator: torc
     u = torch.rand(number, len(log_weights), generator=generator).clamp(1e-9, 1 - 1e-7)
     gumbel = -torch.log(-torch.log(u)).to(log_weights.device)
     return (log_weights + gumbel).topk(min(size, len(log_weights)), dim=1).indices
+
+
+def draw_pairs(candidates: int, size: int, number: int, generator: torch.Generator) -> torch.Tensor:
+    """Pairs of different sets, drawn uniformly: a set says nothing in comparison with itself.
+
+    Args:
+        candidates: how many there are to draw from.
+        size: k.
+        number: of pairs.
+        generator: what they are drawn from.
+
+    Returns:
+        (2 number, k) places; row i and row number + i are a pair.
+    """
+    order = draw_sets(torch.zeros(candidates), size, 2 * number, generator)
+    while size < candidates:
+        members = torch.zeros(2 * number, candidates).scatter_(1, order, 1.0)
+        same = (members[:number] == members[number:]).all(1).nonzero()[:, 0]
+        if not len(same):
+            break
+        order[number + same] = draw_sets(torch.zeros(candidates), size, len(same), generator)
+    return order
 
 
 def set_log_probability(log_p: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
