@@ -20,7 +20,6 @@ from sptune.flow import CACHE_NAMES
 from sptune.forward_context import ThreadState, WrappedMethod, argument_positions
 from sptune.prefix_cache import PrefixSource
 
-
 # What states follow from, or what does not change them.
 KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
 
