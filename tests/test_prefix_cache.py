@@ -601,11 +601,8 @@ def test_methods_of_others_train_upper_layers_as_without_a_cache(train_upper, me
 def test_methods_of_others_on_a_decoder(train_upper, llama, method, left):
     # Rotary positions are relative up to rounding, of which Adam makes much.
     options = {"learning_rate": 1e-4, "rtol": 1e-3} if left else {}
-    assert_cached_alike(
-        train_upper, UPPER[method], case=llama, collator=PaddingCollator(0, left=left),
-        config={"attention_dropout": 0.2},
-        **options,
-    )  # fmt: skip
+    options |= {"case": llama, "config": {"attention_dropout": 0.2}, "collator": PaddingCollator(0, left=left)}
+    assert_cached_alike(train_upper, UPPER[method], **options)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

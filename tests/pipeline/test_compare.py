@@ -200,6 +200,91 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     assert any("classifier" not in key for key in changed)
 
 
+def changed_layers(network: torch.nn.Module) -> set[int]:
+    """The blocks in which something is trained."""
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    return {int(found[1]) for name in names if (found := re.search(r"\.(?:layer|layers|h)\.(\d+)\.", name))}
+
+
+@pytest.mark.parametrize("backbone", ["masked_lm", "causal_lm"])
+@pytest.mark.parametrize("task", ["mean", "own head", "label words"])
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [({}, {1, 2}), ({"from_layer": 2}, {2}), ({"from_layer": 0}, {0, 1, 2}), ({"target_modules": "dense"}, {1, 2})],
+    ids=str,
+)
+def test_lora_in_upper_layers_changes_no_others(
+    settings: dict[str, Any], layers: set[int], task: str, backbone: str, data: dict[str, str], tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    model = request.getfixturevalue(backbone)
+    if "target_modules" in settings:
+        settings = {"target_modules": ["dense"] if backbone == "masked_lm" else ["o_proj", "up_proj"]}
+    options = {
+        "mean": {"task_kind": "classifier", "head_pooling": "mean"},
+        "own head": {"task_kind": "classifier", "head_pooling": "own"},
+        "label words": {
+            "template": "{text} It was [MASK] ." if backbone == "masked_lm" else "{text} It was",
+            "label_words": {"good": "good", "bad": "bad"},
+        },
+    }[task]
+    spec = run_of("lora-upper", {**data, **options, "model": model, "max_steps": 2, "batch_size": 8}, **settings)
+    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    network = attach(spec.method, job)
+    assert changed_layers(network.module) == layers
+    assert network.from_layer == min(layers)
+    plan = stages.make_trainer(job, network.module, stages.training_arguments(job, "train", 2)).plan_prefix_cache()
+    assert (plan.reason is None) is (min(layers) > 0)
+    assert plan.layer == min(layers)
+
+
+def test_the_lowest_layer_of_lora_is_that_of_spt(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
+    spt, lora = (execute(run_of(name, options), tmp_path / name) for name in ("spt", "lora-upper"))
+    assert lora["state"] == "done", lora
+    assert lora["from_layer"] == spt["prompt_layers"][0]
+    assert spt["from_layer"] is None
+    cached, plain = (
+        execute(run_of("lora-upper", {**options, "prefix_cache": on}), tmp_path / "run") for on in (True, False)
+    )
+    assert cached["validation"] == plain["validation"]
+
+
+def test_a_layer_that_is_not_there_is_refused_before_anything_is_trained(parts: dict[str, Any], tmp_path: Path) -> None:
+    parts["methods"] = {"lora-upper": {"learning_rates": 1e-3, "from_layer": 3}}
+    with pytest.raises(InputError, match=r"lora-upper on words: from_layer=3 is not there; .* layers 0 to 2"):
+        compare(parts, tmp_path)
+    assert not (tmp_path / "runs.jsonl").exists() or not read_rows(tmp_path)
+
+
+def test_layers_that_have_none_of_the_modules_are_told(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    """PEFT leaves layers out silently if the pattern of its names does not fit."""
+    options = {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}
+    row = execute(run_of("lora-upper", options, layers_pattern=["layer"], target_modules=["nothing"]), tmp_path / "run")
+    assert row["state"] == "failed"
+    some = ["layer.1.attention.self.query"]
+    row = execute(run_of("lora-upper", options, target_modules=some), tmp_path / "run")
+    assert "asks for changes in layers [1, 2], but PEFT made them in [1]" in row["error"]
+
+
+def test_layer_norms_of_the_backbone_are_tuned_where_peft_knows_none(
+    data: dict[str, str], masked_lm: str, causal_lm: str, tmp_path: Path
+) -> None:
+    """Two in each of three blocks, and one below (BERT) or above them (Llama)."""
+    for model in (masked_lm, causal_lm):
+        spec = run_of("ln-tuning", {**data, "model": model, "max_steps": 2, "task_kind": "classifier"})
+        job = stages.load(prepare("compare", spec.run_options(tmp_path / Path(model).name), Monitor()))
+        network = attach(spec.method, job).module
+        weights = [name for name, one in network.named_parameters() if one.requires_grad and name.endswith("weight")]
+        assert len([name for name in weights if "classifier" not in name and "score" not in name]) == 7
+
+
+def test_vera_saves_its_scales_alone(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
+    row = execute(run_of("vera", {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}), tmp_path / "run")
+    assert row["state"] == "done", row
+    assert row["adapter_bytes"] < 8 * row["parameters"]["trainable"] + 20_000
+
+
 @pytest.mark.parametrize("name", ["spt", "lora", "full", "bitfit"])
 def test_a_fresh_pooler_learns_at_the_rate_of_the_head(
     name: str, data: dict[str, str], masked_lm: str, tmp_path: Path

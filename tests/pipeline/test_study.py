@@ -80,6 +80,16 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
         ({"methods": {"spt, twice": {"method": "spt"}}}, "the name 'spt, twice' has a comma"),
         ({"seeds": [0, 1000]}, "change one of them"),
+        ({"seeds": [0, 8], "tuning_seeds": [7, 8]}, "8 is among the seeds and the tuning_seeds"),
+        ({"tuning_seeds": []}, "tuning_seeds=[] is not allowed; give a list such as [1000, 1001, 1002]"),
+        ({"tuning_seeds": 1000}, "tuning_seeds=1000 is not allowed"),
+        ({"tuning_seeds": [True]}, "tuning_seeds=[True] is not allowed"),
+        ({"tuning_seed": [1000]}, "or several as tuning_seeds: [1000, 1001, 1002]"),
+        ({"tuning_seed": 7, "tuning_seeds": [7]}, "leave tuning_seed out"),
+        ({"methods": {"lora": {"from_layer": "upper"}}}, "from_layer='upper' is not allowed"),
+        ({"methods": {"lora": {"from_layer": -1}}}, "from_layer=-1 is not allowed"),
+        ({"methods": {"lora-upper": {"layers_to_transform": [1]}}}, "both say which layers are changed"),
+        ({"methods": {"ia3": {"from_layer": 1}}}, "'from_layer' is no setting of 'ia3'"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
         ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
         ({"tasks": {}}, "a study needs tasks"),
@@ -239,6 +249,51 @@ def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[
     assert study.chosen_rates(rows) == {("words", "spt"): 1e-2, ("words", "lora"): 2e-3}
     reported = [spec for spec in study.final_runs(study.chosen_rates(rows)) if spec.name == "lora"]
     assert {spec.learning_rate for spec in reported} == {2e-3}
+
+
+def test_a_rate_is_chosen_by_its_mean_over_the_tuning_seeds(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping({**parts, "methods": {"lora": None}, "tuning_seeds": [7, 8, 9, 7]}, "study")
+    assert study.tuning_seeds == (7, 8, 9)
+    assert {(spec.seed, spec.learning_rate) for spec in study.tuning_runs()} == {
+        (seed, rate) for seed in (7, 8, 9) for rate in METHODS["lora"].learning_rates
+    }
+
+    def chosen(scores: dict[float, list[Any]]) -> dict[tuple[str, str], float]:
+        rows = rows_of(study, lambda spec: scores[spec.learning_rate][spec.seed - 7] if spec.tuning else 0.5)
+        return study.chosen_rates(rows)
+
+    key = ("words", "lora")
+    # The best on two draws breaks down on the third.
+    assert chosen({1e-3: [0.8, 0.7, 0.8], 2e-3: [0.8, 0.8, 0.8], 5e-3: [0.9, 0.9, 0.2]})[key] == 2e-3
+    # A failed run is worse than any score.
+    assert chosen({1e-3: [0.1, 0.1, 0.1], 2e-3: [0.8, "diverged", 0.8], 5e-3: [0.9, 0.9, "diverged"]})[key] == 1e-3
+    fewest = {1e-3: ["diverged"] * 3, 2e-3: [0.8, "diverged", 0.8], 5e-3: ["diverged", 0.9, "diverged"]}
+    assert chosen(fewest)[key] == 2e-3
+    assert chosen({1e-3: [0.8, 0.7, 0.9], 2e-3: [0.7, 0.8, 0.9], 5e-3: [0.0] * 3})[key] == 1e-3  # of equal ones
+    assert chosen({rate: ["diverged"] * 3 for rate in METHODS["lora"].learning_rates}) == {}
+    most = [row for row in rows_of(study, lambda spec: 0.5) if row["seed"] != 9]
+    assert study.chosen_rates(most) == {}, "no rate is chosen before all draws are there"
+
+
+def test_one_tuning_seed_may_be_written_as_before(parts: dict[str, Any]) -> None:
+    one = Study.from_mapping({**parts, "tuning_seed": 7}, "study")
+    assert one == Study.from_mapping({**parts, "tuning_seeds": [7]}, "study")
+    assert Study.from_mapping(one.to_dict(), "study") == one
+    assert Study.from_mapping(parts, "study").tuning_seeds == (1000,)
+
+
+def test_runs_of_before_are_still_known(parts: dict[str, Any]) -> None:
+    """Rows of published studies are found by these hashes."""
+    study = Study.from_mapping(
+        {
+            "methods": ["lora", "ia3", "head"], "seeds": [0],
+            "tasks": {"sst2": {"task": "sst2", "model": "a-model", "few_shot": 500}},
+        },
+        "study",
+    )  # fmt: skip
+    known = {spec.name: spec.id for spec in study.final_runs({})}
+    assert known == {"lora": "42ee61e19c740e99", "ia3": "b8a8eed7dae4b0e2", "head": "0eb59ccfb0fb94c7"}
+    assert next(spec.id for spec in study.tuning_runs() if spec.name == "lora") == "6fe5ddf8fe514060"
 
 
 def test_test_examples_are_counted_whatever_the_task_was_called_when_a_run_was_done(parts: dict[str, Any]) -> None:
