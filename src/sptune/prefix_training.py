@@ -119,7 +119,7 @@ class PrefixCachingTrainer(Trainer):
             tokens = TokenTable.of(_tables(getattr(self, name) for name in self._repeated_datasets))
         except (KeyError, TypeError, AttributeError, pa.ArrowException):
             return PrefixPlan(reason="the data are no dictionaries with input_ids"), None
-        dtype = next(backbone.layers.parameters()).dtype if settings.dtype is None else getattr(torch, settings.dtype)
+        dtype = _states_dtype(backbone) if settings.dtype is None else getattr(torch, settings.dtype)
         size = len(tokens.tokens) * backbone.hidden_size * dtype.itemsize
         # With several processes an example may be another process's in the next epoch, so they share a file.
         in_memory = size <= settings.memory * GIB and self.args.world_size == 1
@@ -249,6 +249,11 @@ def first_trained_layer(backbone: Backbone) -> int | None:
         if any(parameter.requires_grad for parameter in block.parameters()):
             return index
     return None
+
+
+def _states_dtype(backbone: Backbone) -> torch.dtype:
+    """The dtype of hidden states: that of the blocks' weights, leaving out quantized ones."""
+    return next(weight.dtype for weight in backbone.layers.parameters() if weight.is_floating_point())
 
 
 def _is_table(dataset: Any) -> bool:
