@@ -158,6 +158,34 @@ def unwrapped(block: nn.Module) -> nn.Module:
     return block
 
 
+def hooked_device(block: nn.Module) -> torch.device | None:
+    """The device to which accelerate's hook moves what a block is given; None if it has no hook.
+
+    In a model that is split over devices, this is not where the states come from; and where weights are offloaded, it
+    is not where they are between calls.
+    """
+    hook: Any = getattr(block, "_hf_hook", None)
+    devices = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,)))
+    return next((torch.device(device) for device in devices if device is not None), None)
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on some CPUs: they block gradients.
+
+    Raises:
+        InputError: the weights are repacked already.
+    """
+    layers: list[Any] = [one for one in model.modules() if getattr(one, "support_avx512bf16_for_cpu", False)]
+    if any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers):
+        raise InputError(
+            "bitsandbytes has repacked the 4-bit weights for inference on this CPU, which it does in evaluation mode, "
+            "and gradients do not pass through them any more. Load the model again and call train() before its first "
+            "forward."
+        )
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+
+
 def _block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
     """The lists of two or more like blocks by name, outermost only."""
     lists: dict[str, nn.ModuleList] = {}
@@ -383,7 +411,8 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
             )
     if _is_quantised(model):
         raise InputError(
-            "The model is quantised, which has not been tried with prompts; load it without quantization_config."
+            "The model is quantized, which has not been tried with prompts in front of the text; use placement='add', "
+            "or load it without quantization_config."
         )
     if not FAMILIES.get(config.model_type, DECODER).causal and getattr(config, "is_decoder", False):
         raise InputError(

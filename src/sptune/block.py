@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Cache
 
 from sptune.attachment import Attachment
-from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length
+from sptune.backbones import WeightedProbabilities, check_attention_mask, check_length, hooked_device
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.flow import CACHE_NAMES, PromptFlow
@@ -55,11 +55,12 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         return self.attachment.settings
 
     def __getattr__(self, name: str) -> Any:
-        # Some models read attributes of their blocks (Qwen2's attention_type).
+        # Some models read attributes of their blocks (Qwen2's attention_type). Private ones are the block's alone: with
+        # the block's hook for this module's own, accelerate would put the block's forward in place of the one here.
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer":
+            if name == "base_layer" or name.startswith("_"):
                 raise
             return getattr(super().__getattr__("base_layer"), name)
 
@@ -67,10 +68,11 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
         """Give an adapter a generator here and, if it searches, a gate with alpha = 0."""
         generator = build_generator(config, self.attachment.backbone.hidden_size)
         gate = nn.Parameter(torch.zeros(1)) if config.searching else None
-        reference = next(self.base_layer.parameters())
-        if reference.device.type != "meta" and next(generator.parameters()).device.type != "meta":
-            generator = generator.to(reference.device)
-            gate = nn.Parameter(gate.to(reference.device)) if gate is not None else None
+        reference = next(self.base_layer.parameters()).device
+        device = hooked_device(self.base_layer) or (reference if reference.type != "meta" else None)
+        if device is not None and next(generator.parameters()).device.type != "meta":
+            generator = generator.to(device)
+            gate = nn.Parameter(gate.to(device)) if gate is not None else None
         self.spt_generator[adapter_name] = generator
         if gate is not None:
             self.spt_gate[adapter_name] = gate
@@ -188,6 +190,9 @@ class PromptedBlock(nn.Module, BaseTunerLayer):
                 f"the backbone's hidden size is {width}; prompts need blocks of one width. Name another list: "
                 "SPTConfig(layers_path='...')."
             )
+        device = hooked_device(self.base_layer)
+        if device is not None:
+            states = states.to(device)
         generator = self.spt_generator[adapter]
         offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
         gate = self.gate(adapter, settings, states.shape[0])

@@ -21,6 +21,7 @@ from sptune.backbones import (
     find_backbone,
     find_prepend_backbone,
     frozen_part,
+    keep_differentiable,
     unwrapped,
 )
 from sptune.block import PromptedBlock
@@ -151,7 +152,12 @@ class SPTModel(BaseTuner):
 
         A frozen backbone needs no regularisation, and without dropout the layers below the first prompt give the same
         states every epoch. The new head's dropout, outside the backbone or in `modules_to_save`, is left on.
+
+        Raises:
+            InputError: no gradient would pass the weights (see `sptune.backbones.keep_differentiable`).
         """
+        if mode:
+            keep_differentiable(self.model)
         super().train(mode)
         attached = _find_attachment(self.model)
         if mode and attached is not None:

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -557,7 +557,8 @@ def fingerprint(
     for name, parameter in base_model.named_parameters():
         if id(parameter) not in above and not parameter.requires_grad:
             digest.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
-            digest.update(_bytes(parameter.detach().cpu()))
+            for part in _parts(parameter.detach()):
+                digest.update(_bytes(part.cpu()))
     for tensor in (table.tokens, table.lengths, table.types):
         digest.update(_bytes(tensor))
     return digest.hexdigest()
@@ -608,6 +609,15 @@ def _create(folder: Path, about: dict[str, Any], size: int, examples: int) -> No
     (folder / FILLED_FILE).write_bytes(bytes(examples))
     # Written last: without it, the folder is no cache.
     (folder / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors that a weight is made of: itself, or the codes and scales of a quantized one."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in cast(Any, tensor).__tensor_flatten__()[0]:
+        yield from _parts(getattr(tensor, name))
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
