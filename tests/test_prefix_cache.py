@@ -784,3 +784,69 @@ def test_a_loss_of_the_experts_of_all_layers_is_computed(train_upper, decoder_sh
     plain, cached = (train_upper(attach, cache, **options) for cache in (None, PrefixCacheSettings()))
     assert cached.losses.values == pytest.approx(plain.losses.values, rel=1e-5)
     assert cached.runs[1] >= 4
+
+
+# What a cache must not serve
+
+
+class TeacherTrainer(SPTTrainer):
+    """Asks the adapter "teacher", whose prompts begin lower, about each batch before the student trains on it."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        model.set_adapter("teacher")
+        with torch.no_grad():
+            model(**{name: value for name, value in inputs.items() if name != "labels"})
+        model.set_adapter("default")
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("placement", ["add", "prepend"])
+def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, bert, randomise, tmp_path, placement):
+    trained = []
+    for cache in (None, PrefixCacheSettings()):
+        options = {"placement": placement, "prompt_layers": [3]}
+        network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", **options))
+        network.add_adapter("teacher", build_config(bert, "classifier", **{**options, "prompt_layers": [1]}))
+        network.set_adapter("teacher")
+        randomise(network)
+        network.set_adapter("default")
+        randomise(network)
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            report_to="none", save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        TeacherTrainer(
+            network, args, train_dataset=build_examples(16), data_collator=PaddingCollator(0, left=False),
+            prefix_cache=cache,
+        ).train()  # fmt: skip
+        trained.append({name: p.detach() for name, p in network.named_parameters() if ".default." in name})
+    torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, PrefixCacheSettings())
+    model = trainer.model.get_base_model()
+    model.bert.pooler.forward = lambda hidden_states: hidden_states.mean(1)
+    trainer.train()
+    assert "states at padding" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "config", "reason"),
+    [
+        ({"neftune_noise_alpha": 5.0}, {}, "noise on the embeddings"),
+        ({}, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "rotary positions"),
+    ],
+    ids=["neftune", "dynamic rope"],
+)
+def test_what_changes_states_with_each_batch_is_not_cached(
+    build_backbone, build_config, llama, tmp_path, options, config, reason
+):
+    if config and not hasattr(build_backbone(llama).config, "rope_parameters"):
+        config = {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+    network = get_peft_model(
+        build_backbone(llama, "classifier", **config), build_config(llama, "classifier", placement="add")
+    )
+    args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **options)
+    trainer = SPTTrainer(network, args, train_dataset=build_examples(4))
+    assert reason in str(trainer.plan_prefix_cache())

@@ -547,8 +547,14 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     """
     said = {name for name, value in given.items() if value is not None}
     if said & {"placement", "preset"}:
-        # What another placement has made of these is not what was asked for.
-        written = {name: value for name, value in written.items() if name not in ("generator", *PREPEND_DEFAULTS)}
+        # What another placement, or no preset, has made of these is not what was asked for.
+        resolved = (
+            "placement",
+            "generator",
+            *PREPEND_DEFAULTS,
+            *(("searcher", "selection") if "preset" in said else ()),
+        )
+        written = {name: value for name, value in written.items() if name not in resolved}
     excluded = {name for ways in (LENGTHS, SELECTIONS) if said.intersection(ways) for name in ways}
     return {**{name: value for name, value in written.items() if name not in excluded}, **given}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,10 +43,14 @@ class PrefixReader:
     Args:
         base_model: whose forward runs the blocks.
         layers: the blocks.
+        applies: whether a forward now computes below the layer what others do, asked before each.
     """
 
-    def __init__(self, base_model: nn.Module, layers: nn.ModuleList) -> None:
+    def __init__(
+        self, base_model: nn.Module, layers: nn.ModuleList, applies: Callable[[], bool] = lambda: True
+    ) -> None:
         self.base_model = base_model
+        self.applies = applies
         self.forward = _Forward()
         # How many values a block returns in a tuple, or 0 for a tensor; None before one has run.
         self._outputs: int | None = None
@@ -72,7 +76,7 @@ class PrefixReader:
 
     def _run_model(self, forward: WrappedMethod, *args: Any, **kwargs: Any) -> Any:
         source, inputs = self.forward.source, forward.arguments(args, kwargs)
-        if source is None or not self._states_follow_from_tokens(inputs):
+        if source is None or not self.applies() or not self._states_follow_from_tokens(inputs):
             return forward.method(*args, **kwargs)
         known = source.read(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("token_type_ids"))
         if known is not None and self._outputs is None:

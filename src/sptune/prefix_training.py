@@ -209,7 +209,7 @@ class PrefixCachingTrainer(Trainer):
         self.data_collator = NumberedCollator(self.data_collator)
         self._prefix, self._below, finished = cache, None, False
         self._adapters = set(_active_adapters(self.model))
-        self._reader = PrefixReader(backbone.base_model, backbone.layers)
+        self._reader = PrefixReader(backbone.base_model, backbone.layers, self._same_adapters)
         try:
             yield
             finished = True
@@ -263,7 +263,7 @@ class PrefixCachingTrainer(Trainer):
         cache = self._prefix
         if cache is not None and not cache.given_up and check:
             self._check_prefix(cache, inputs)
-        if cache is None or cache.given_up or self._reader is None or not self._same_adapters():
+        if cache is None or cache.given_up or self._reader is None:
             yield inputs
             return
         with self._reader.reading(cache.rows(rows)):

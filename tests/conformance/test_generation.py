@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessor, LogitsProcessorList
 
 NEW_TOKENS = 8
 
@@ -232,3 +233,27 @@ def test_generation_with_the_adapter_disabled_is_the_backbones(build_network, bu
     assert torch.equal(tokens, expected)
     assert_same(logits, expected_logits)
     assert (_generate(network, batch)[1] - expected_logits).abs().max() > 1e-2
+
+
+def test_another_text_asked_about_inside_generation_is_read_whole(build_network, build_batch, some_causal_case):
+    network = build_network(some_causal_case)
+    other = build_batch(some_causal_case, (12, 12))
+    other["input_ids"] = other["input_ids"].flip(1)  # texts of a fixture begin alike
+    with torch.no_grad():
+        expected = network(**other).logits
+    asked = []
+
+    class Ask(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            with torch.no_grad():
+                asked.append(network(**other).logits)
+            return scores
+
+    tokens = build_batch(some_causal_case, (5, 5))["input_ids"]
+    network.generate(
+        input_ids=tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=3, min_new_tokens=3, do_sample=False,
+        logits_processor=LogitsProcessorList([Ask()]),
+    )  # fmt: skip
+    assert len(asked) == 3
+    for logits in asked:
+        assert_same(logits, expected)

@@ -93,6 +93,18 @@ def test_the_papers_preset_is_what_it_says_unless_something_else_is_given() -> N
     assert (other.placement, other.num_virtual_tokens, other.searcher) == ("prepend", 4, "darts")
 
 
+def test_a_searcher_that_is_named_goes_before_the_preset() -> None:
+    assert RunOptions(preset="paper", searcher="auto").searcher == "auto"
+
+
+def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
+    written = RunOptions(placement="prepend").lasting()
+    assert RunOptions(**options.merged(written, {"placement": "add"})).generator == "bottleneck"
+    written = RunOptions().lasting()
+    made = RunOptions(**options.merged(written, {"preset": "paper"}))
+    assert (made.placement, made.generator, made.searcher) == ("prepend", "appg", "spt_darts")
+
+
 def test_a_file_from_before_there_were_placements_is_of_prompts_in_front() -> None:
     old = {"generator": "appg", "num_virtual_tokens": 10, "residual": True, "versions": {"sptune": "0.1.0"}}
     assert RunOptions.from_mapping(old, "config.yaml").placement == "prepend"

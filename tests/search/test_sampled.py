@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from sptune.search import SearchConfig, search_prompt_layers
-from sptune.search.searchers.sampled import SampledTrainer, draw_sets, set_log_probability
+from sptune.search.searchers.sampled import SampledTrainer, draw_pairs, draw_sets, set_log_probability
 
 P = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
@@ -95,3 +95,53 @@ def test_gates_are_probabilities_and_stand_in_the_history(build_search_network, 
     assert result.history[-1]["gates"] == result.gates
     assert result.history[2]["gates"] == pytest.approx([0.25] * 4)  # only weights learn at first
     assert result.history[5]["gates"] != result.history[3]["gates"]
+
+
+def test_pairs_are_of_different_sets():
+    order = draw_pairs(4, 2, 200, torch.Generator().manual_seed(0))
+    members = torch.zeros(400, 4).scatter_(1, order, 1.0)
+    assert not (members[:200] == members[200:]).all(1).any()
+    assert draw_pairs(2, 2, 3, torch.Generator()).shape == (6, 2)  # there is but one set
+
+
+def test_the_architecture_step_reads_the_cache_and_shows_the_model_no_numbers(
+    build_search_network, build_args, examples, collate
+):
+    network = build_search_network(candidate_layers=[2, 3], placement="add")
+    seen = set()
+    network.get_base_model().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    runs = []
+    lowest = network.base_model.backbone.layers[0]  # a block that is passed over is called all the same
+    lowest.attention.register_forward_hook(lambda *args: runs.append(1))
+    search = SearchConfig(searcher="sampled", num_prompt_layers=1, warmup_ratio=0.0)
+    args = build_args(num_train_epochs=6, max_steps=-1)
+    trainer = SampledTrainer(network, args, train_dataset=examples, search=search, data_collator=collate)
+    trainer.train()
+    assert "prefix_row" not in seen
+    few = len(runs)
+    runs.clear()
+    trainer = SampledTrainer(
+        network, args, train_dataset=examples, search=search, data_collator=collate, prefix_cache=None
+    )
+    trainer.train()
+    assert few < len(runs) / 2
+
+
+@pytest.mark.parametrize("fields", [{"threshold": 0.5}, {"threshold": 0.5, "selection": "gates"}], ids=str)
+def test_a_threshold_has_no_meaning_for_probabilities(fields):
+    with pytest.raises(ValueError, match="add up to 1"):
+        SearchConfig(searcher="sampled", **fields)
+
+
+def test_gates_that_make_no_discrete_network_are_refused(build_search_network, build_args, examples, collate):
+    search = SearchConfig(searcher="sampled", num_prompt_layers=1)
+    with pytest.raises(ValueError, match="visibility='always'"):
+        SampledTrainer(
+            build_search_network(visibility="always"),
+            build_args(),
+            train_dataset=examples,
+            search=search,
+            data_collator=collate,
+        )

@@ -915,6 +915,18 @@ def test_a_split_that_a_filter_left_empty_is_not_used(tmp_path, hub_like):
     assert any("[test] has no rows: it is not used" in note for note in splits.notes)
 
 
+def test_a_saved_split_without_a_file_counts_as_empty(tmp_path, hub_like):
+    loaded = hub_like(train=ROWS, validation=OTHERS)
+    loaded["test"] = loaded["train"].select([])
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    state = tmp_path / "saved" / "test" / "state.json"
+    about = json.loads(state.read_text())
+    about["_data_files"] = []
+    state.write_text(json.dumps(about))
+    _, splits = load_splits(data=str(tmp_path / "saved"))
+    assert any("[test] has no rows: it is not used" in note for note in splits.notes)
+
+
 def test_a_benchmark_task_brings_its_own_names_for_columns_and_classes(tmp_path):
     features = datasets.Features(
         {

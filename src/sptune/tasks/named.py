@@ -66,7 +66,8 @@ def _saved_splits(folder: Path) -> dict[str, Any]:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     files = [str(folder / file["filename"]) for file in state["_data_files"]]
     if not files:
-        return {"train": datasets.Dataset.from_list([])}
+        features = datasets.DatasetInfo.from_directory(str(folder)).features
+        return {"train": datasets.Dataset.from_dict({name: [] for name in features or ()}, features=features)}
     return {"train": datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])}
 
 
