@@ -647,7 +647,6 @@ def test_dropout_comes_back_after_training(train_upper):
 
 
 def test_a_cached_training_evaluates_before_its_first_step(train_upper):
-    """The check of the first batch is of a network that trains."""
     assert_cached_alike(train_upper, UPPER["lora"], eval_on_start=True, config={"hidden_dropout_prob": 0.3})
 
 

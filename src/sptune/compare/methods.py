@@ -24,7 +24,7 @@ STATIC_RATES = (2e-2, 5e-2, 1e-1)
 ADAPTER_RATES = (5e-4, 1e-3, 3e-3)
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
 LORA_RATES = (1e-3, 2e-3, 5e-3)
-VERA_RATES = (3e-3, 1e-2, 3e-2)
+VERA_RATES = (1e-2, 3e-2, 1e-1)
 # Of `from_layer`: the lowest layer of those that sptune takes without a search.
 SPACED = "spaced"
 
@@ -85,7 +85,7 @@ _TABLE = (
     Method("dora", PEFT, LORA_RATES, {**LORA, "use_dora": True}, "DoRA (PEFT)"),
     # What is saved and trained are scales; the random matrices are drawn again from a seed.
     Method("vera", PEFT, VERA_RATES, {"peft_type": "VERA", "save_projection": False}, "VeRA (PEFT)"),
-    Method("ln-tuning", PEFT, (1e-3, 3e-3, 1e-2), {"peft_type": "LN_TUNING"}, "LayerNorm tuning (PEFT)"),
+    Method("ln-tuning", PEFT, (3e-3, 1e-2, 3e-2), {"peft_type": "LN_TUNING"}, "LayerNorm tuning (PEFT)"),
     Method(
         "adalora",
         PEFT,
