@@ -77,7 +77,13 @@ def backbone(name, decoder_shape):
 @pytest.fixture
 def build(randomise, name, decoder_shape):
     def network(**options):
-        options = {"prompt_layers": [1, 3], "num_virtual_tokens": 3, "bottleneck_dim": 8, **options}
+        options = {
+            "placement": "prepend",
+            "prompt_layers": [1, 3],
+            "num_virtual_tokens": 3,
+            "bottleneck_dim": 8,
+            **options,
+        }
         path = "gpt_neox.layers" if name == "gpt_neox" else "model.layers"
         config = SPTConfig(task_type="CAUSAL_LM", layers_path=path, **options)
         network = get_peft_model(_backbone(name, decoder_shape), config)
@@ -89,7 +95,7 @@ def build(randomise, name, decoder_shape):
 
 def test_without_the_path_a_renamed_family_is_refused(decoder_shape):
     with pytest.raises(ValueError, match=r"(?s)renamed.*layers_path"):
-        get_peft_model(_backbone("renamed", decoder_shape), SPTConfig())
+        get_peft_model(_backbone("renamed", decoder_shape), SPTConfig(placement="prepend"))
 
 
 def test_gates_relax_exactly(build, backbone, build_batch, logits_of, llama):
