@@ -53,7 +53,7 @@ from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4
 # The prompts that were measured.
-PROMPTS: dict[str, Any] = {"num_virtual_tokens": M, "bottleneck_dim": 64, "residual": False}
+PROMPTS: dict[str, Any] = {"placement": "prepend", "num_virtual_tokens": M, "bottleneck_dim": 64, "residual": False}
 HEADS = ("classifier", "score")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
