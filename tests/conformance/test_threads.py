@@ -52,12 +52,14 @@ def test_forwards_under_gates_of_their_own(build_network, build_batch, some_case
 
 
 @PLACEMENTS
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
-def test_generate(build_network, build_batch, some_causal_case, use_cache, placement):
-    network = build_network(some_causal_case, placement=placement)
+def test_generate(build_network, build_batch, family_case, family, use_cache, placement):
+    case = family_case(family)
+    network = build_network(case, placement=placement)
 
     def answer(batch):
         inputs = {name: value for name, value in batch.items() if name != "position_ids"}
         return network.generate(**inputs, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=use_cache)
 
-    _assert_the_same_from_threads(answer, _batches(build_batch, some_causal_case), 10)
+    _assert_the_same_from_threads(answer, _batches(build_batch, case), 10)
