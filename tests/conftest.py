@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,9 +239,13 @@ def generator(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def own_number_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers 4 leaves the number format of a training in the environment; no test shall find another's."""
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+def own_accelerate_settings() -> Iterator[None]:
+    """Trainings leave number format and compiler in the environment; no test shall find another's."""
+    before = dict(os.environ)
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
