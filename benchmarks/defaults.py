@@ -9,10 +9,10 @@ variant holds layers and whatever differs from the common settings of subsets.py
 because it did no better here:
 
 - `form`: `scale` for h * s + b, two vectors learned for each layer, or `bottleneck and scale` for the sum of both;
-- `dropout` on the offset;
+- `dropout` on the offset, or `backbone_dropout`, that of the frozen blocks from the first prompt layer on;
 - `normalized`: the generator reads h / rms(h);
-- `place` (MiniLM): `attention` or `feed_forward`, beside which part of the block the offset is added. The generator reads
-  what that part reads.
+- `place` (MiniLM): `attention` or `feed_forward`, beside which part of the block the offset is added. The generator
+  reads what that part reads.
 
 Each run is a line of the output and never done twice; `--report` only prints the table: mean accuracy over the draws,
 task by task, and how far it is from the first variant, with a 95 % interval over the runs.
@@ -30,11 +30,12 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from peft import PeftModel, get_peft_model
 from scipy import stats
 from torch import nn
+from torch.nn import functional
 from transformers import set_seed
 
 from sptune.outputs import append_json_line, read_json_lines
@@ -45,7 +46,7 @@ Key = tuple[str, int]
 
 
 class OtherOffset(nn.Module):
-    """An offset made in another way: of the bottleneck, of scale and shift, or of both, with dropout on what is added."""
+    """An offset of the bottleneck, of scale and shift, or of both, with dropout on what is added."""
 
     def __init__(self, bottleneck: nn.Module, hidden_size: int, settings: Settings) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class OtherOffset(nn.Module):
         self.bottleneck = bottleneck if "bottleneck" in form else None
         self.scale = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
         self.shift = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
-        self.dropout = nn.Dropout(settings.get("dropout", 0.0))
+        self.dropout = settings.get("dropout", 0.0)
         self.normalized = settings.get("normalized", False)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -63,11 +64,12 @@ class OtherOffset(nn.Module):
         offset = torch.zeros_like(states) if self.bottleneck is None else self.bottleneck(states)
         if self.scale is not None:
             offset = offset + states * self.scale + self.shift
-        return self.dropout(offset)
+        # sptune keeps what belongs to a frozen backbone in evaluation mode.
+        return functional.dropout(offset, self.dropout, training=torch.is_grad_enabled())
 
 
 class Beside(nn.Module):
-    """In place of a block's generator: adds its offset to what another module gives, and nothing to the block's input."""
+    """In place of a block's generator: adds the offset to what another module gives, and nothing to the block's input."""
 
     def __init__(self, offset: nn.Module, reads: nn.Module, writes: nn.Module) -> None:
         super().__init__()
@@ -84,9 +86,13 @@ class Beside(nn.Module):
 def build(problem: Problem, settings: Settings) -> PeftModel:
     """The backbone with a variant's prompts."""
     network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(settings["layers"])))
+    blocks = [module for module in network.modules() if hasattr(module, "spt_generator")]
+    if settings.get("backbone_dropout"):
+        for block in network.base_model._attachment().backbone.layers[min(settings["layers"]) :]:
+            block.register_forward_pre_hook(lambda one, _: one.train(torch.is_grad_enabled()) and None)
     if not {"form", "dropout", "normalized", "place"} & settings.keys():
         return network
-    for block in (module for module in network.modules() if hasattr(module, "spt_generator")):
+    for block in blocks:
         for name, generator in block.spt_generator.items():
             offset = OtherOffset(generator, block.attachment.backbone.hidden_size, settings)
             inner = block.base_layer
