@@ -69,7 +69,7 @@ class OtherOffset(nn.Module):
 
 
 class Beside(nn.Module):
-    """In place of a block's generator: adds the offset to what another module gives, and nothing to the block's input."""
+    """In place of a block's generator: adds its offset to another module's output, and nothing to the block's input."""
 
     def __init__(self, offset: nn.Module, reads: nn.Module, writes: nn.Module) -> None:
         super().__init__()
