@@ -37,10 +37,10 @@ from transformers import TrainingArguments, set_seed
 from scoring import Row, SubsetTable, gains, in_words, spearman
 from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
-from sptune.gates import at_least_float32
-from sptune.outputs import append_json_line, read_json_lines
-from sptune.search.gate_training import SPTSearchTrainer
-from sptune.search.selection import select_layers
+from sptune.modeling.gates import at_least_float32
+from sptune.runs.output_folder import append_json_line, read_json_lines
+from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.layer_selection import select_layers
 from subsets import Problem
 
 TASKS = ("trec", "sst2")  # defaults are fixed on these

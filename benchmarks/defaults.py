@@ -38,7 +38,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import set_seed
 
-from sptune.outputs import append_json_line, read_json_lines
+from sptune.runs.output_folder import append_json_line, read_json_lines
 from subsets import Problem, Settings, train_network
 
 FIRST_SEED = 1000

@@ -45,10 +45,10 @@ from transformers import (
 
 import sptune
 from sptune import SearchConfig, SPTConfig
-from sptune.loading import CLASSIFIER, BackboneSpec, load_backbone
-from sptune.prefix_cache import PrefixCache, TokenTable
-from sptune.prefix_reader import PrefixReader
+from sptune.modeling.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.search import SPTSearchTrainer
+from sptune.training.activation_cache import PrefixCache, TokenTable
+from sptune.training.cached_forward import PrefixReader
 from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4

@@ -34,11 +34,11 @@ from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
-from sptune.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
-from sptune.outputs import append_json_line, read_json_lines, versions
-from sptune.prefix_cache import PrefixCacheSettings
+from sptune.modeling.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
+from sptune.runs.output_folder import append_json_line, read_json_lines, versions
 from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labelled
-from sptune.training import grouping_by_length
+from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.training.trainer import grouping_by_length
 
 TASKS = {
     "trec": (("text",), ("description", "entity", "abbreviation", "human", "location", "number")),

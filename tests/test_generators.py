@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sptune import SPTConfig
 from sptune.config import resolve_prompt_layers
-from sptune.generators import PHMLinear, adaptive_pool, build_generator
+from sptune.modeling.generators import PHMLinear, adaptive_pool, build_generator
 
 LENGTH, HIDDEN = 9, 8
 

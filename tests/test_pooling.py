@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from sptune import InputError, SPTConfig
-from sptune.pooling import MeanPooledClassifier, MeanPooledConfig
+from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
 
 CONFIGS = {
     "bert": BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16),

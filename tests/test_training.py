@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune import InputError, SptuneError
-from sptune.training import LONGEST_WITHOUT_FLASH, SPTTrainer
+from sptune.training.trainer import LONGEST_WITHOUT_FLASH, SPTTrainer
 
 
 def build_examples(size, causal=False):

@@ -11,9 +11,9 @@ from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
 from sptune import SPTConfig, SPTTrainer
-from sptune.prefix_cache import PrefixCacheSettings
-from sptune.progress import leave_processes
+from sptune.runs.progress import leave_processes
 from sptune.tasks.encoding import PaddingCollator
+from sptune.training.activation_cache import PrefixCacheSettings
 
 
 class Losses(TrainerCallback):

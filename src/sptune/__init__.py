@@ -2,14 +2,14 @@
 
 from sptune.config import SPTConfig
 from sptune.errors import InputError, SptuneError
-from sptune.model import SPTModel, discretize
-from sptune.pipeline import Run, evaluate, fit, predict
-from sptune.pooling import MeanPooledClassifier
-from sptune.prefix_cache import PrefixCacheSettings
-from sptune.prefix_training import PrefixCachingTrainer
+from sptune.modeling.mean_pooling import MeanPooledClassifier
+from sptune.modeling.model import SPTModel, discretize
 from sptune.registration import register
+from sptune.runs.run import Run, evaluate, fit, predict
 from sptune.search import SearchConfig, SearchResult, SPTSearchTrainer, search_prompt_layers
-from sptune.training import SPTTrainer
+from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.training.caching_trainer import PrefixCachingTrainer
+from sptune.training.trainer import SPTTrainer
 
 __version__ = "0.1.0"
 __all__ = [

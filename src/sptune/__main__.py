@@ -1,5 +1,5 @@
 """`python -m sptune`, and so `accelerate launch -m sptune`."""
 
-from sptune.cli import main
+from sptune.cli.commands import main
 
 main()

@@ -10,7 +10,7 @@ from peft import PeftConfig
 from peft.utils import PeftType
 from transformers.activations import ACT2FN
 
-from sptune.generators import GENERATORS, PLACEMENTS
+from sptune.modeling.generators import GENERATORS, PLACEMENTS
 from sptune.registration import PEFT_TYPE
 
 NAMED_SETTINGS = ("search", "all", "middle", "first")

@@ -30,7 +30,7 @@ from trl import SFTConfig, SFTTrainer
 from conformance.families import BY_NAME, FAMILIES, HIDDEN_SIZE, NUM_LAYERS
 from sptune import PrefixCacheSettings, SPTConfig, SPTTrainer
 from sptune.errors import InputError
-from sptune.prefix_training import PrefixCachingTrainer
+from sptune.training.caching_trainer import PrefixCachingTrainer
 
 LENGTHS = (9, 5, 7)
 NEW_TOKENS = {"max_new_tokens": 12, "do_sample": False}

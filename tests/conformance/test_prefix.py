@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sptune.prefix_cache import PrefixCache, TokenTable
-from sptune.prefix_reader import PrefixReader
+from sptune.training.activation_cache import PrefixCache, TokenTable
+from sptune.training.cached_forward import PrefixReader
 
 LENGTHS = (9, 5, 7)
 

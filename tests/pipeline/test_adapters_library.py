@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from sptune import stages
 from sptune.compare import METHODS, Study
 from sptune.compare.methods import ADAPTERS
 from sptune.compare.networks import attach, saved_bytes, trained_parameters
-from sptune.compare.run import execute
-from sptune.preparation import prepare
-from sptune.progress import Monitor
+from sptune.compare.study_run import execute
+from sptune.runs import stages
+from sptune.runs.plan import prepare
+from sptune.runs.progress import Monitor
 
 pytest.importorskip("adapters")
 

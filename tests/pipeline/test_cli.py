@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import sptune
-from sptune.cli import main
-from sptune.pipeline import Run
-from sptune.terminal import print_run
+from sptune.cli.commands import main
+from sptune.cli.terminal import print_run
+from sptune.runs.run import Run
 
 TINY = ["--bottleneck-dim", "4", "--batch-size", "8"]
 

@@ -15,17 +15,18 @@ import torch
 import yaml
 from transformers import BertForMaskedLM, LlamaForSequenceClassification
 
-from sptune import outputs, stages
-from sptune.cli import main
+from sptune.cli.commands import main
 from sptune.compare import METHODS, Study, compare
 from sptune.compare import comparison as comparing
-from sptune.compare.log import RunLog
 from sptune.compare.methods import ADAPTERS, HEAD, WEIGHTS, ZERO_SHOT
 from sptune.compare.networks import AdaLoraSteps, attach, trained_parameters
-from sptune.compare.run import execute
+from sptune.compare.run_log import RunLog
+from sptune.compare.study_run import execute
 from sptune.errors import InputError
-from sptune.preparation import prepare
-from sptune.progress import Monitor
+from sptune.runs import output_folder as outputs
+from sptune.runs import stages
+from sptune.runs.plan import prepare
+from sptune.runs.progress import Monitor
 
 SMALL = {"bottleneck_dim": 4}
 ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, HEAD, ZERO_SHOT)]

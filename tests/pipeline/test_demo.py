@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sptune.demo import run_demo, write_reviews
 from sptune.errors import InputError
+from sptune.runs.demo import run_demo, write_reviews
 
 
 def test_the_demo_replaces_no_data_of_others(tmp_path: Path) -> None:

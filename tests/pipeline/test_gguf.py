@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sptune.pipeline import fit, load_adapter
+from sptune.runs.run import fit, load_adapter
 
 REVIEWS = [
     ("a warm and funny film", "positive"),

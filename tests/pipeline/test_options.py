@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from sptune import SPTConfig, options
+from sptune import SPTConfig
 from sptune.errors import InputError
-from sptune.generators import GENERATORS, PLACEMENTS
-from sptune.options import RunOptions
+from sptune.modeling.generators import GENERATORS, PLACEMENTS
+from sptune.runs import run_options as options
+from sptune.runs.run_options import RunOptions
 from sptune.search import SearchConfig
-from sptune.search.config import CONSISTENCIES, SEARCHERS
+from sptune.search.search_config import CONSISTENCIES, SEARCHERS
 
 
 @pytest.mark.parametrize(

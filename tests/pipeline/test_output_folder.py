@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sptune import outputs
 from sptune.errors import InputError
+from sptune.runs import output_folder as outputs
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

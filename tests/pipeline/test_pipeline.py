@@ -15,12 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from sptune import MeanPooledClassifier, SPTConfig, preparation
-from sptune.cli import main
+from sptune import MeanPooledClassifier, SPTConfig
+from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
-from sptune.options import RunOptions
-from sptune.pipeline import evaluate, fit, inspect, load_adapter, predict, search, train
-from sptune.progress import Monitor
+from sptune.runs import plan as preparation
+from sptune.runs.progress import Monitor
+from sptune.runs.run import evaluate, fit, inspect, load_adapter, predict, search, train
+from sptune.runs.run_options import RunOptions
 from sptune.search import SearchResult
 
 RUN_FILES = {

@@ -14,14 +14,14 @@ import yaml
 from matplotlib.text import Text
 from scipy import stats
 
-from sptune.cli import main
+from sptune.cli.commands import main
 from sptune.compare import METHODS, Study
-from sptune.compare.log import RunLog
+from sptune.compare.pictures import plot_scores
+from sptune.compare.run_log import RunLog
 from sptune.compare.summary import interval, interval_within, mean_of_means, summarise
+from sptune.compare.tables import score_table
 from sptune.errors import InputError
-from sptune.options import RunOptions
-from sptune.report.comparison import plot_scores
-from sptune.report.tables import score_table
+from sptune.runs.run_options import RunOptions
 from sptune.tasks import BENCHMARK_TASKS
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"

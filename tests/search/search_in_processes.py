@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
-from sptune.progress import leave_processes
+from sptune.runs.progress import leave_processes
 from sptune.search import SearchConfig, SPTSearchTrainer
-from sptune.search.reading import greedy
 from sptune.search.searchers.fair import FairTrainer
+from sptune.search.selection_criteria import greedy
 
 
 class GateGradients(TrainerCallback):

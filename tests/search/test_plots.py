@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from sptune.errors import InputError
-from sptune.report.plots import plot_search
+from sptune.search.plots import plot_search
 
 
 def walk(layers, steps=20, warmup=5):

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from sptune.errors import InputError
 from sptune.search import SearchConfig, search_prompt_layers
-from sptune.training import SPTTrainer
+from sptune.training.trainer import SPTTrainer
 
 SEARCH = SearchConfig("spt_darts", num_prompt_layers=2, warmup_ratio=0.25, seed=2)
 

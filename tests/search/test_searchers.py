@@ -10,14 +10,15 @@ from torch.nn import functional
 
 from sptune import discretize
 from sptune.errors import InputError, SptuneError
-from sptune.search import SearchConfig, reading, search_prompt_layers
-from sptune.search.config import FEWEST_EXAMPLES
-from sptune.search.gate_training import SPTSearchTrainer
-from sptune.search.reading import BLOCKS, ROUNDS, greedy, perturbation, sets
+from sptune.search import SearchConfig, search_prompt_layers
+from sptune.search import selection_criteria as reading
+from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.search_config import FEWEST_EXAMPLES
 from sptune.search.searchers import NAMES, exhaustive, halving, ways_to_read
 from sptune.search.searchers.fair import FairTrainer
 from sptune.search.searchers.gumbel import binary_concrete
 from sptune.search.searchers.l0 import PENALTY, L0Trainer
+from sptune.search.selection_criteria import BLOCKS, ROUNDS, greedy, perturbation, sets
 
 WAYS = [(name, way) for name in NAMES for way in ways_to_read(name) or (None,)]
 

@@ -2,7 +2,7 @@ import pytest
 
 from sptune.errors import InputError
 from sptune.search import SearchConfig, select_layers
-from sptune.search.selection import layers_to_find
+from sptune.search.layer_selection import layers_to_find
 
 GATES = [0.2, 0.9, 0.4, 0.7]
 CANDIDATES = [1, 3, 5, 8]

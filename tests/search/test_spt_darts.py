@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sptune.search.halves import split_halves
-from sptune.search.spt_darts import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.bilevel import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.data_split import split_halves
 
 
 def class_counts(labels, indices):

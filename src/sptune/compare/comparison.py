@@ -12,20 +12,20 @@ from typing import Any
 
 import yaml
 
-from sptune import outputs
-from sptune.compare.log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.networks import lowest_layer
-from sptune.compare.run import FAILED
+from sptune.compare.pictures import plot_layers, plot_scores, searching
+from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.study import Row, RunSpec, Study
+from sptune.compare.study_run import FAILED
 from sptune.compare.summary import Line, summarise
-from sptune.compare.work import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
+from sptune.compare.tables import cost_table, score_table
+from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
-from sptune.loading import check_supported, find_source, load_config, text_config
-from sptune.preparation import check_prompts, read_data
-from sptune.progress import processes
-from sptune.report.comparison import plot_layers, plot_scores, searching
-from sptune.report.tables import cost_table, score_table
+from sptune.modeling.loading import check_supported, find_source, load_config, text_config
+from sptune.runs import output_folder as outputs
+from sptune.runs.plan import check_prompts, read_data
+from sptune.runs.progress import processes
 
 STUDY_FILE = "study.yaml"
 SUMMARY_FILE, TABLES_FILE = "summary.json", "summary.md"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.options import PROMPT_OPTIONS
+from sptune.runs.run_options import PROMPT_OPTIONS
 
 PROMPTS, PEFT, ADAPTERS, WEIGHTS, HEAD, ZERO_SHOT = "prompts", "peft", "adapters", "weights", "head", "zero-shot"
 

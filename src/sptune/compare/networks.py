@@ -16,19 +16,19 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
-from sptune import stages
-from sptune.backbones import find_backbone
 from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.config import default_candidates
 from sptune.errors import InputError
-from sptune.flow import CACHE_NAMES
-from sptune.forward_context import argument_positions
-from sptune.loading import position_limit, text_config
-from sptune.outputs import weight_bytes
-from sptune.pooling import MeanPooledClassifier
+from sptune.modeling.backbones import find_backbone
+from sptune.modeling.forward_context import argument_positions
+from sptune.modeling.loading import position_limit, text_config
+from sptune.modeling.mean_pooling import MeanPooledClassifier
+from sptune.modeling.prepend.flow import CACHE_NAMES
+from sptune.runs import stages
+from sptune.runs.output_folder import weight_bytes
+from sptune.runs.stages import SPLITS, Job
 from sptune.search import SearchConfig
-from sptune.search.selection import evenly_spaced, layers_to_find
-from sptune.stages import SPLITS, Job
+from sptune.search.layer_selection import evenly_spaced, layers_to_find
 
 # AdaLoRA's share of steps before the first and after the last change of ranks, as in its paper's GLUE runs.
 ADALORA_FIRST, ADALORA_LAST = 0.1, 0.3

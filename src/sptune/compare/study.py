@@ -12,10 +12,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sptune import outputs
 from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
-from sptune.options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, SHARED_OPTIONS, RunOptions
+from sptune.runs import output_folder as outputs
+from sptune.runs.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, SHARED_OPTIONS, RunOptions
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.

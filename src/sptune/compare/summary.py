@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy import stats
 
-from sptune.compare.run import DONE, FAILED
 from sptune.compare.study import Row, Study
+from sptune.compare.study_run import DONE, FAILED
 
 
 @dataclass(frozen=True)

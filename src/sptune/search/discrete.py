@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from sptune.search.halves import split_dataset
+from sptune.search.data_split import split_dataset
+from sptune.search.layer_selection import LayerSet
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.selection import LayerSet
-from sptune.search.trainer import check_finite, planned_steps
-from sptune.training import SPTTrainer
+from sptune.search.supernet_trainer import check_finite, planned_steps
+from sptune.training.trainer import SPTTrainer
 
 
 def all_sets(candidates: Sequence[int], size: int) -> list[LayerSet]:

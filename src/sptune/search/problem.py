@@ -11,10 +11,10 @@ from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from sptune.model import SPTModel
-from sptune.search.config import SearchConfig
-from sptune.search.reading import READINGS
-from sptune.search.trainer import SearchTrainer, check_finite
+from sptune.modeling.model import SPTModel
+from sptune.search.search_config import SearchConfig
+from sptune.search.selection_criteria import READINGS
+from sptune.search.supernet_trainer import SearchTrainer, check_finite
 
 
 @dataclass

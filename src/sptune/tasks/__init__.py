@@ -1,6 +1,6 @@
 """Text-classification tasks: templates, the ten benchmark tasks, data, splits, encoding and metrics."""
 
-from sptune.tasks.benchmarks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
+from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
 from sptune.tasks.data import load_splits, read_labelled, read_unlabelled
 from sptune.tasks.encoding import PaddingCollator, TaskEncoder, padding_token_id
 from sptune.tasks.metrics import compute_metrics

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sized
 
-from sptune.search.config import FEWEST_EXAMPLES, trains_network
 from sptune.search.problem import Findings, SearchProblem
+from sptune.search.search_config import FEWEST_EXAMPLES, trains_network
 from sptune.search.searchers import fair, spaced
 
 SELECTIONS = fair.SELECTIONS

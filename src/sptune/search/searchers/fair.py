@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.trainer import SearchTrainer, check_discrete
-from sptune.training import batch_size
+from sptune.search.supernet_trainer import SearchTrainer, check_discrete
+from sptune.training.trainer import batch_size
 
 SELECTIONS = ("sets", "greedy", "perturbation")
 

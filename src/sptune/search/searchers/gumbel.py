@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from sptune.gates import at_least_float32
-from sptune.search.gate_training import SPTSearchTrainer
+from sptune.modeling.gates import at_least_float32
+from sptune.search.gate_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.reading import READINGS
+from sptune.search.selection_criteria import READINGS
 
 SELECTIONS = tuple(READINGS)
 

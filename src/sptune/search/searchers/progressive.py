@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sptune.gates import at_least_float32
-from sptune.search.gate_training import SPTSearchTrainer
+from sptune.modeling.gates import at_least_float32
+from sptune.search.gate_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
 
 # Generators of dropped layers stop learning early, so that nothing but the gates can be read.

@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from sptune.gates import at_least_float32
-from sptune.search.gate_training import SPTSearchTrainer, repeat_batch
+from sptune.modeling.gates import at_least_float32
+from sptune.search.gate_trainer import SPTSearchTrainer, repeat_batch
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.trainer import check_discrete
-from sptune.training import batch_size
+from sptune.search.supernet_trainer import check_discrete
+from sptune.training.trainer import batch_size
 
 SELECTIONS = ("gates", "sets", "greedy")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from sptune.search.layer_selection import evenly_spaced
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.selection import evenly_spaced
 
 SELECTIONS: tuple[str, ...] = ()
 

@@ -1,8 +1,8 @@
 """SPT-DARTS (method section 4): DARTS with architecture consistency and the mixed-level gate gradient."""
 
-from sptune.search.gate_training import SPTSearchTrainer
+from sptune.search.gate_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.reading import READINGS
+from sptune.search.selection_criteria import READINGS
 
 SELECTIONS = tuple(READINGS)
 

@@ -1,0 +1,72 @@
+"""The rows of a study: one JSON line a run, written by any number of processes, never half."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from sptune.compare.study import Row
+from sptune.compare.study_run import FAILED
+from sptune.errors import InputError
+from sptune.runs import output_folder as outputs
+
+ROWS_FILE = "runs.jsonl"
+LOCKS_FOLDER = "locks"
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """The rows in a study's folder; of a run that was done again the last, in the place of the first.
+
+    Raises:
+        InputError: the file is of something else.
+    """
+    try:
+        return list({row["run"]: row for row in outputs.read_json_lines(folder / ROWS_FILE)}.values())
+    except (ValueError, TypeError, KeyError):
+        path = folder / ROWS_FILE
+        raise InputError(f"{path}: holds something else than the runs of a study; name another folder.") from None
+
+
+class RunLog:
+    """The file of rows in a study's folder, and who is at work on which run.
+
+    Locks belong to processes: one that dies, however, leaves none behind.
+
+    Args:
+        folder: the study's.
+
+    Attributes:
+        lock: held by whoever writes a file that all processes of the study share.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.path = folder / ROWS_FILE
+        self._locks = folder / LOCKS_FOLDER
+        self._locks.mkdir(parents=True, exist_ok=True)
+        self.lock = outputs.file_lock(self.path)
+
+    def read(self) -> list[Row]:
+        """All rows; see `read_rows`."""
+        return read_rows(self.folder)
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is on the disk when this returns."""
+        outputs.append_json_line(self.path, row)
+
+    def forget_failed(self, runs: Collection[str]) -> None:
+        """Take those of these runs out that failed, and that no other process has done since, to be done again."""
+        with self.lock:
+            kept = [row for row in self.read() if row["run"] not in runs or row["state"] != FAILED]
+            outputs.write_json_lines(self.path, kept)
+
+    def claim(self, run: str) -> FileLock | None:
+        """The lock of a run, to be released by the caller; None if another process is at work on it."""
+        lock = FileLock(self._locks / f"{run}.lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        return lock

@@ -1,0 +1,367 @@
+"""Which backbone a run uses and how it is loaded: hub id, local folder or GGUF file, with the head the task needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from sptune.errors import InputError
+from sptune.modeling.backbones import FAMILIES, Backbone, find_backbone, find_prepend_backbone
+from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
+
+MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
+
+# Names that sequence-classification heads have in transformers; PEFT trains and saves them on its own.
+HEADS = ("classifier", "score")
+
+LONGEST_DEFAULT = 512
+
+# Families whose positions start after the padding index.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text")
+
+# Names of weights that a message gives.
+MOST_SHOWN = 5
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class BackboneSource:
+    """Where a backbone's files are.
+
+    Attributes:
+        model: hub id, or absolute path of a local folder.
+        gguf_file: name of a GGUF file inside `model`, None for an ordinary checkpoint.
+        revision: branch, tag or commit on the hub.
+        dtype: number format to load the weights in.
+    """
+
+    model: str
+    gguf_file: str | None = None
+    revision: str | None = None
+    dtype: str = "float32"
+
+    def files(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained` that say which files to read."""
+        given = {"gguf_file": self.gguf_file, "revision": self.revision}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def python_files(self) -> str:
+        """The same as they stand behind other arguments in Python."""
+        return "".join(f", {name}={value!r}" for name, value in self.files().items())
+
+    def python_tokenizer(self) -> str:
+        """A Python expression that loads the tokenizer, for the model card."""
+        return f"AutoTokenizer.from_pretrained({self.model!r}{self.python_files()})"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone with the head that a task needs; task.json keeps it, so that an adapter finds its backbone again.
+
+    Attributes:
+        source: where the files are.
+        head: "masked_lm", "causal_lm" or "classifier".
+        pooling: "mean" or "own", what a classifier's head sees; None for a language-model head.
+        labels: class names of a classifier, in the order of its logits.
+    """
+
+    source: BackboneSource
+    head: str
+    pooling: str | None = None
+    labels: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for task.json."""
+        return {
+            **dataclasses.asdict(self.source),
+            "head": self.head,
+            "pooling": self.pooling,
+            "labels": list(self.labels),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
+        """What `to_dict` wrote."""
+        source = BackboneSource(**{field.name: values[field.name] for field in dataclasses.fields(BackboneSource)})
+        return cls(source, values["head"], values["pooling"], tuple(values["labels"]))
+
+    def python(self) -> str:
+        """A Python expression that loads this backbone, for the model card."""
+        files = self.source.python_files()
+        if self.head == CLASSIFIER:
+            files = f", id2label={dict(enumerate(self.labels))}{files}"
+        files += f", dtype={self.source.dtype!r}"  # transformers 5 would take the checkpoint's
+        if self.pooling == "mean":
+            return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
+        return f"{_auto_class(self.head).__name__}.from_pretrained({self.source.model!r}{files})"
+
+
+def find_source(model: str | None, gguf_file: str | None, revision: str | None, dtype: str) -> BackboneSource:
+    """Where the backbone is that the options name; nothing is loaded.
+
+    Raises:
+        InputError: no model named, or a local folder or GGUF file that does not exist.
+    """
+    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
+        raise InputError(
+            f"gguf_file={gguf_file!r} needs the package gguf, which is not installed; "
+            "install it with: pip install 'sptune[gguf]'"
+        )
+    if model is None:
+        if gguf_file is None:
+            raise InputError("model is missing: name a hub id or a local folder (model=...), or a gguf_file.")
+        file = Path(gguf_file)
+        if not file.is_file():
+            raise InputError(f"gguf_file={gguf_file!r}: there is no such file; give the path of a GGUF file.")
+        return BackboneSource(str(file.resolve().parent), file.name, None, dtype)
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1:
+            raise InputError(f"model={model!r}: there is no such folder; give a local folder or a hub id.")
+        return BackboneSource(model, gguf_file, revision, dtype)
+    if gguf_file is not None:
+        name = Path(gguf_file).name
+        if not (folder / name).is_file():
+            found = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
+            raise InputError(f"gguf_file={gguf_file!r} is not in {folder}; GGUF files there: {found}.")
+        gguf_file = name
+    elif not (folder / "config.json").is_file():
+        raise InputError(
+            f"model={model!r}: the folder holds no config.json, so it is no transformers model; name the folder that "
+            "save_pretrained wrote, or a gguf_file in it."
+        )
+    return BackboneSource(str(folder.resolve()), gguf_file, None, dtype)
+
+
+def load_config(source: BackboneSource) -> PretrainedConfig:
+    """The backbone's configuration.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    return _load("configuration", source, lambda: AutoConfig.from_pretrained(source.model, **source.files()))
+
+
+def load_tokenizer(source: BackboneSource) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer; one without a padding token pads with its end token.
+
+    Raises:
+        InputError: it cannot be had, or has neither a padding nor an end token.
+    """
+    tokenizer = _load("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source.model, **source.files()))
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(
+                f"The tokenizer of {source.model} has neither a padding nor an end token, so examples cannot be "
+                "batched; set its pad_token and save it beside the model."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, list[str]]:
+    """The frozen backbone with its head.
+
+    Returns:
+        The model, and the names of modules that the checkpoint did not bring, which a run must train and save.
+
+    Raises:
+        InputError: it cannot be had, its files lack weights of the backbone itself, or they have no language-model head
+            where one is needed.
+    """
+    source = spec.source
+    id2label = dict(enumerate(spec.labels))
+    options = {**source.files(), "dtype": getattr(torch, source.dtype)}
+    if source.gguf_file and hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if spec.pooling == "mean":
+        backbone, _ = _load_weights(AutoModel, source, options)
+        return MeanPooledClassifier.from_backbone(_named(backbone, source), id2label=id2label), ["classifier"]
+    if spec.head == CLASSIFIER:
+        options |= {
+            "num_labels": len(spec.labels),
+            "id2label": id2label,
+            "label2id": {label: index for index, label in id2label.items()},
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+    model, absent = _load_weights(_auto_class(spec.head), source, options)
+    if absent and spec.head != CLASSIFIER:
+        raise InputError(
+            f"{source.model} has no trained language-model head (missing in its files, or of another shape: "
+            f"{', '.join(absent)}), which a verbalizer task reads; choose a masked or causal language model, or "
+            "task_kind='classifier'."
+        )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return _named(model, source), absent
+
+
+def language_head(config: PretrainedConfig, source: BackboneSource) -> str | None:
+    """The language-model head that a checkpoint brings, "masked_lm" or "causal_lm"; None if it says it has none."""
+    architectures = " ".join(getattr(config, "architectures", None) or [])
+    if is_causal(config):
+        has_head = source.gguf_file is not None or "LMHead" in architectures or "ForCausalLM" in architectures
+        return CAUSAL_LM if has_head and config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
+    has_head = "MaskedLM" in architectures or architectures == "BertForPreTraining"
+    return MASKED_LM if has_head and config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES else None
+
+
+def is_causal(config: PretrainedConfig) -> bool:
+    """Whether text attends only backwards in models of this configuration."""
+    inner = text_config(config)
+    family = FAMILIES.get(inner.model_type)
+    if family is not None:
+        return family.causal
+    return inner.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def text_config(config: PretrainedConfig) -> Any:
+    """The configuration of the backbone itself."""
+    return config.text_config if isinstance(config, MeanPooledConfig) else config
+
+
+def check_supported(config: PretrainedConfig, prepend: bool, layers_path: str | None) -> None:
+    """Refuse a backbone that cannot take prompts before its weights are loaded.
+
+    Args:
+        config: the backbone's.
+        prepend: whether the prompts stand in front of the text.
+        layers_path: where its blocks are, if that was said.
+
+    Raises:
+        InputError: see `sptune.modeling.backbones`.
+    """
+    inner = text_config(config)
+    if getattr(inner, "is_encoder_decoder", False):
+        raise InputError(
+            f"{inner.model_type!r} is an encoder-decoder, which a run does not know how to read a task from; take an "
+            "encoder or a decoder, or attach prompts in Python: get_peft_model(model, SPTConfig(layers_path='...'))."
+        )
+    if layers_path is not None:
+        return  # a path starts at the model with its head, so it is followed when that is there
+    if prepend and inner.model_type not in FAMILIES:
+        raise InputError(
+            f"Models of type {inner.model_type!r} are not in the table of families that take prompts in front of the "
+            f"text ({', '.join(FAMILIES)}). Leave out placement=prepend; or, if its blocks take hidden_states and "
+            "attention_mask as Llama's or BERT's do, name their list: layers_path=model.layers"
+        )
+    with torch.device("meta"):
+        skeleton = AutoModel.from_config(inner)
+    find_blocks(skeleton, prepend)
+
+
+def find_blocks(model: nn.Module, prepend: bool, layers_path: str | None = None) -> Backbone:
+    """The blocks of a model, refused if prompts of this placement cannot be attached to them.
+
+    Raises:
+        InputError: see `sptune.modeling.backbones`.
+    """
+    return find_prepend_backbone(model, layers_path) if prepend else find_backbone(model, layers_path)
+
+
+def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many tokens the backbone takes."""
+    inner = text_config(config)
+    limit = getattr(inner, "max_position_embeddings", None) or LONGEST_DEFAULT
+    if inner.model_type in POSITIONS_AFTER_PADDING:
+        limit -= inner.pad_token_id + 1  # its positions start after the padding index
+    return min(limit, tokenizer.model_max_length)
+
+
+def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
+    """The longest input in tokens: `wanted`, or what the backbone takes, at most 512.
+
+    Raises:
+        InputError: `wanted` is more than the backbone takes.
+    """
+    limit = position_limit(config, tokenizer)
+    if wanted is None:
+        return min(limit, LONGEST_DEFAULT)
+    if wanted > limit:
+        raise InputError(f"max_length={wanted} is more than the {limit} tokens this backbone takes; lower it.")
+    return wanted
+
+
+def _auto_class(head: str) -> Any:
+    classes = {
+        MASKED_LM: AutoModelForMaskedLM,
+        CAUSAL_LM: AutoModelForCausalLM,
+        CLASSIFIER: AutoModelForSequenceClassification,
+    }
+    return classes[head]
+
+
+def _named(model: Any, source: BackboneSource) -> PreTrainedModel:
+    """The model under the name that adapters remember, and without the quantiser that unpacked its GGUF weights."""
+    model.name_or_path = source.model
+    if source.gguf_file and getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer, model.is_quantized = None, False
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    return model
+
+
+def _load_weights(auto_class: Any, source: BackboneSource, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """A model, and the names of its modules outside the backbone, or its pooler, that the files do not bring.
+
+    Transformers draws at random what is missing, or of another shape than the configuration says. A head may be so,
+    for it is trained; a backbone is frozen and would stay random, so it is refused.
+    """
+    model, report = _load(
+        "model",
+        source,
+        lambda: auto_class.from_pretrained(
+            source.model, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        ),
+    )
+    # An entry is a name on transformers 4, and on 5 begins with one.
+    mismatched = (entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"])
+    keys = sorted({*report["missing_keys"], *mismatched})
+    prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+    pooler = f"{prefix}pooler"
+    weights = {key for key in model.state_dict() if key.startswith(prefix)}
+    lacking = [key for key in keys if key in weights and not key.startswith(f"{pooler}.")]
+    if lacking:
+        shown = ", ".join(lacking[:MOST_SHOWN]) + (", ..." if len(lacking) > MOST_SHOWN else "")
+        raise InputError(
+            f"The files of {source.model} lack weights of the backbone, or have them in another shape than its "
+            f"configuration says; {len(lacking)} of {len(weights)} would stay random: {shown}. Check that the "
+            "configuration belongs to the weights (number of layers, sizes, vocabulary) and both to this version of "
+            "transformers, or name another model."
+        )
+    return model, sorted({pooler if key.startswith(f"{pooler}.") else key.split(".")[0] for key in keys})
+
+
+def _load(what: str, source: BackboneSource, load: Callable[[], Loaded]) -> Loaded:
+    try:
+        return load()
+    except (OSError, ValueError, ImportError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        place = "in this folder" if Path(source.model).is_dir() else "on the model hub or in its local cache"
+        remedy = "" if Path(source.model).is_dir() else (
+            " Check the name and the network, set HF_ENDPOINT for a mirror, or give a local folder (--model ./folder)."
+        )  # fmt: skip
+        raise InputError(
+            f"The {what} of {source.model!r} could not be loaded {place}: {lines[0] if lines else type(error).__name__}"
+            f"{remedy}"
+        ) from error

@@ -1,0 +1,179 @@
+"""A sequence classifier for any backbone: a linear head on the masked mean of the text's final states."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from sptune.errors import InputError
+from sptune.modeling.forward_context import argument_positions
+from sptune.modeling.prepend.flow import CACHE_NAMES
+
+
+class MeanPooledConfig(PretrainedConfig):
+    """Configuration of a `MeanPooledClassifier`.
+
+    Args:
+        text_config: configuration of the backbone, or its content as a mapping.
+        kwargs: as in every transformers configuration (`num_labels`, `id2label`, `label2id`, ...).
+    """
+
+    model_type = "sptune_mean_pooled"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+
+    def __init__(self, text_config: PretrainedConfig | dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config: Any = text_config
+        super().__init__(**kwargs)
+
+
+class MeanPooledClassifier(PreTrainedModel):
+    """logits = W (sum_t mask_t h_t / sum_t mask_t) + b, with h_t the backbone's final states.
+
+    It loads, saves and takes adapters like any transformers sequence classifier; its head is named `classifier`.
+
+    Args:
+        config: says which backbone to build, with random weights; `from_backbone` brings a pretrained one.
+    """
+
+    config_class = MeanPooledConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: MeanPooledConfig) -> None:
+        super().__init__(config)
+        self.backbone = _without_pooler(AutoModel.from_config(config.text_config))
+        self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels or 2)
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: str | os.PathLike[str] | PreTrainedModel,
+        *,
+        num_labels: int | None = None,
+        id2label: dict[int, str] | None = None,
+        **kwargs: Any,
+    ) -> MeanPooledClassifier:
+        """A classifier with a new head on a pretrained backbone.
+
+        Args:
+            backbone: hub id, folder, or a model without a head (as `AutoModel` gives it); of a `MeanPooledClassifier`
+                its backbone.
+            num_labels: number of classes, where `id2label` does not say it.
+            id2label: names of the classes.
+            kwargs: passed to `AutoModel.from_pretrained`.
+
+        Raises:
+            ValueError: neither `num_labels` nor `id2label` was given.
+        """
+        if id2label is None:
+            if num_labels is None:
+                raise ValueError("from_backbone needs num_labels or id2label; give one of them.")
+            id2label = {index: f"LABEL_{index}" for index in range(num_labels)}
+        base: Any = backbone
+        if not isinstance(backbone, PreTrainedModel):
+            base = AutoModel.from_pretrained(backbone, **kwargs)
+        name = base.name_or_path
+        if isinstance(base, MeanPooledClassifier):
+            base = base.backbone
+        label2id = {label: index for index, label in id2label.items()}
+        attention = base.config._attn_implementation
+        config = MeanPooledConfig(base.config, id2label=id2label, label2id=label2id, attn_implementation=attention)
+        with torch.device("meta"):
+            model = cls(config)
+        model.backbone = _without_pooler(base)
+        model.classifier = nn.Linear(model.classifier.in_features, len(id2label), dtype=base.dtype)
+        nn.init.normal_(model.classifier.weight, std=getattr(base.config, "initializer_range", 0.02))
+        nn.init.zeros_(model.classifier.bias)
+        model.classifier.to(base.device)
+        model.name_or_path = name
+        return model.eval()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's token embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the backbone's token embeddings."""
+        self.backbone.set_input_embeddings(value)
+
+    def pool(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The mean of the final states over the real tokens: (batch, hidden)."""
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
+        else:
+            kwargs["input_ids"] = input_ids
+        states = self.backbone(attention_mask=attention_mask, **kwargs).last_hidden_state
+        if attention_mask is None:
+            return states.mean(dim=1)
+        # Cached keys, such as prefix tuning's, are in the mask and have no states.
+        weights = attention_mask[:, -states.shape[1] :].to(states).unsqueeze(-1)
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        cache: Any = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given.
+
+        `past_key_values` and `cache` are two names of the keys and values that stand before the text.
+
+        Raises:
+            InputError: there are such, and the backbone takes none.
+        """
+        optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        given = {name: value for name, value in optional.items() if value is not None}
+        before = past_key_values if cache is None else cache
+        if before is not None:
+            given[self._cache_name()] = before
+        kwargs.pop("return_dict", None)
+        pooled = self.pool(input_ids, attention_mask, inputs_embeds, **given, **kwargs)
+        logits = self.classifier(pooled)
+        loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _cache_name(self) -> str:
+        """By which name the backbone takes keys and values; given by another, it might ignore them."""
+        takes = argument_positions(self.backbone.forward)
+        for name in CACHE_NAMES:
+            if name in takes:
+                return name
+        raise InputError(
+            f"{type(self.backbone).__name__} takes no keys and values of what stands before the text, which prefix "
+            "tuning trains; use another method, or another backbone."
+        )
+
+
+def _without_pooler(backbone: Any) -> PreTrainedModel:
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    return backbone
+
+
+AutoConfig.register(MeanPooledConfig.model_type, MeanPooledConfig)
+AutoModel.register(MeanPooledConfig, MeanPooledClassifier)
+AutoModelForSequenceClassification.register(MeanPooledConfig, MeanPooledClassifier)

@@ -1,0 +1,1 @@
+"""What only prompts in front of the text need (`placement="prepend"`)."""

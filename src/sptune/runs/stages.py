@@ -1,0 +1,377 @@
+"""The stages that runs are made of: load, train the head alone, search for layers, train a network, evaluate."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from sptune.runs import output_folder as outputs
+from sptune.training.linear_probe import HeadAlone, head_scores
+from sptune.config import SPTConfig
+from sptune.errors import SptuneError
+from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, find_blocks, load_backbone
+from sptune.modeling.model import SPTModel, discretize
+from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.runs.plan import Plan, prompt_config, search_config
+from sptune.runs.progress import StepCallback, on_cpu, processes
+from sptune.search import SearchResult, search_prompt_layers
+from sptune.search.search_config import trains_network
+from sptune.tasks import compute_metrics
+from sptune.training.trainer import SPTTrainer, grouping_by_length
+
+WARMUP_SHARE = 0.06
+CLIP_NORM = 1.0
+SPLITS = ("train", "validation", "test")
+# Transformers 4 leaves the number format of one training in the environment, where the next one finds it; what stood
+# there at first is of whoever launched this process.
+MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+LAUNCHED_WITH = os.environ.get(MIXED_PRECISION, "no")
+
+Encoded = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan with its frozen backbone and encoded data.
+
+    Attributes:
+        absent: modules that the checkpoint did not bring, which must be trained and saved.
+        encoded: splits by name; validation and test by length, so that batches hold little padding.
+        test_order: where each example of the encoded test data stands in the plan's.
+    """
+
+    plan: Plan
+    backbone: PreTrainedModel
+    absent: list[str]
+    encoded: Encoded
+    test_order: np.ndarray
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files of the run."""
+        return processes().is_main_process
+
+    @property
+    def untrained_modules(self) -> list[str]:
+        """Modules that must be trained besides the heads, which PEFT trains and saves on its own."""
+        return [name for name in self.absent if name not in HEADS]
+
+    @property
+    def head_modules(self) -> set[str]:
+        """Names of modules that every method trains besides its own parameters, where the backbone has them."""
+        return {*HEADS, *(name.split(".")[-1] for name in self.absent)}
+
+    @property
+    def peft_task_type(self) -> str | None:
+        """PEFT's name for the kind of head."""
+        return {CLASSIFIER: "SEQ_CLS", CAUSAL_LM: "CAUSAL_LM"}.get(self.plan.spec.head)
+
+
+def load(plan: Plan) -> Job:
+    """Load what a plan names.
+
+    Raises:
+        InputError: the backbone cannot be loaded or cannot take prompts.
+    """
+    with plan.clock.stage("load"):
+        plan.monitor.stage(f"Loading {plan.spec.source.model}")
+        set_seed(plan.options.seed)
+        backbone, absent = load_backbone(plan.spec, plan.tokenizer)
+        find_blocks(backbone, plan.options.placement == "prepend", plan.options.layers_path)
+    with plan.clock.stage("encode"):
+        plan.monitor.stage("Turning text into tokens")
+        encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}
+        orders = {name: by_length(encoded[name]) for name in SPLITS[1:]}
+        encoded |= {name: encoded[name].select(order) for name, order in orders.items()}
+    return Job(plan, backbone, absent, encoded, orders["test"])
+
+
+def by_length(encoded: Any) -> np.ndarray:
+    """Where the rows of encoded data come from when the shortest stands first."""
+    return np.argsort(encoded["length"], kind="stable")
+
+
+# -- stages -------------------------------------------------------------------------------------------------------
+
+
+def zero_shot(
+    job: Job, splits: Sequence[str] = SPLITS[1:], callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """What the language model answers without any training.
+
+    Args:
+        job: a verbalizer task.
+        splits: what it is evaluated on.
+        callbacks: besides the one that counts steps.
+    """
+    job.plan.monitor.stage("Asking the language model without any training, for comparison")
+    trainer = make_trainer(job, job.backbone, training_arguments(job, "baseline", 1), callbacks=callbacks)
+    return {"kind": "zero-shot", "parameters": 0, **evaluated(job, trainer, job.encoded, splits)}
+
+
+def head_alone(
+    job: Job, splits: Sequence[str] = SPLITS[1:], callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
+    """The head on the frozen backbone, trained as prompts are; the backbone is given back as it was.
+
+    Args:
+        job: a classifier task.
+        splits: what it is evaluated on.
+        callbacks: besides the one that counts steps.
+
+    Returns:
+        `kind`, `parameters`, metrics by split, and `pooling_seconds`: what the one pass of the training texts through
+        the backbone took, where one is enough.
+    """
+    plan = job.plan
+    heads = [name for name in HEADS if isinstance(getattr(job.backbone, name, None), nn.Module)]
+    alone = HeadAlone(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
+    arguments = training_arguments(job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate)
+    encoded, collator, pooling_seconds = job.encoded, plan.encoder.collator, 0.0
+    if alone.pools_once:
+        plan.monitor.stage("Running the backbone once over all texts, for the head alone")
+        pool = partial(alone.pool, collator=collator, batch_size=arguments.per_device_eval_batch_size,
+                       device=arguments.device)  # fmt: skip
+        started = time.monotonic()
+        pooled = {"train": pool(encoded["train"])}
+        pooling_seconds = time.monotonic() - started
+        encoded = pooled | {name: pool(split) for name, split in encoded.items() if name != "train"}
+    plan.monitor.stage("Training the head alone, for comparison", plan.max_steps)
+    set_seed(plan.options.seed)
+    trainer = make_trainer(
+        job, alone, arguments, encoded, None if alone.pools_once else collator, head_scores, callbacks
+    )
+    with _quiet_stdout():
+        trainer.train()
+    results = evaluated(job, trainer, encoded, splits)
+    parameters = sum(parameter.numel() for parameter in alone.parameters())
+    alone.restore()
+    return {"kind": "head alone", "parameters": parameters, "pooling_seconds": round(pooling_seconds, 2), **results}
+
+
+def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
+    """The search's result; and the search network, unless the result is of a run that was interrupted later."""
+    plan = job.plan
+    path = plan.folder / outputs.SEARCH_FILE
+    if plan.options.resume and path.exists():
+        return SearchResult.load(path), None
+    with plan.clock.stage("search"):
+        set_seed(plan.options.seed)
+        network = get_peft_model(job.backbone, _prompt_config(job, "search"))
+        how = search_config(plan.options)
+        searches = trains_network(how.searcher, len(job.encoded["train"]))
+        title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
+        # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
+        plan.monitor.stage(title, plan.search_steps if searches and how.reading else None)
+        with _quiet_stdout():
+            result = search_prompt_layers(
+                network,
+                job.encoded["train"],
+                training_arguments(job, "search", plan.search_steps, evaluate=False),
+                how,
+                class_scores=plan.encoder.class_scores,
+                data_collator=plan.encoder.collator,
+                callbacks=[StepCallback(plan.monitor)],
+                head_learning_rate=plan.options.head_learning_rate,
+                prefix_cache=_prefix_cache(job),
+                resume_from_checkpoint=_last_checkpoint(plan, "search"),
+                tell=plan.monitor.note,
+            )
+    if job.is_main:
+        result.save(path)
+        for name in outputs.SEARCH_PICTURES if result.history else ():
+            with outputs.written_whole(plan.folder / name) as partial:
+                result.plot(partial)
+    return result, network
+
+
+def prompted(job: Job, result: SearchResult | None, network: PeftModel | None) -> PeftModel:
+    """The final network, with fresh weights: prompts at the layers that were found or given.
+
+    Args:
+        job: with a backbone that carries the search network, or nothing.
+        result: of the search; None if the options name the layers.
+        network: the search network, if it is still there.
+    """
+    set_seed(job.plan.options.seed)
+    layers: Any = job.plan.options.prompt_layers if result is None else result.prompt_layers
+    if network is None:
+        return get_peft_model(job.backbone, _prompt_config(job, layers))
+    return discretize(network, layers)
+
+
+def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerCallback] = ()) -> SPTTrainer:
+    """Train what is trainable in a network on all the training data; it ends with its best weights.
+
+    Args:
+        job: what the network was made of.
+        network: the backbone with whatever is trained.
+        title: names the stage.
+        callbacks: besides the one that counts steps.
+
+    Returns:
+        The trainer, for evaluation.
+    """
+    plan = job.plan
+    with plan.clock.stage("train"):
+        trainer = make_trainer(job, network, training_arguments(job, "train", plan.max_steps), callbacks=callbacks)
+        if isinstance(getattr(network, "base_model", None), SPTModel):
+            plan.monitor.note(str(trainer.plan_prefix_cache()))
+        plan.monitor.stage(title, plan.max_steps)
+        with _quiet_stdout():
+            trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
+    return trainer
+
+
+def _prompt_config(job: Job, prompt_layers: Any) -> SPTConfig:
+    return prompt_config(
+        job.plan.options,
+        prompt_layers,
+        task_type=job.peft_task_type,
+        modules_to_save=job.untrained_modules or None,
+    )
+
+
+class LastEvaluation(TrainerCallback):
+    """Evaluates after the last step, too, which transformers 4 does only where the interval divides the steps."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for it."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
+def training_arguments(
+    job: Job, name: str, steps: int, *, learning_rate: float | None = None, evaluate: bool = True
+) -> TrainingArguments:
+    """What all stages share: AdamW, a short warm-up, linear decay, clipping, and the best checkpoint at the end."""
+    os.environ[MIXED_PRECISION] = LAUNCHED_WITH
+    options = job.plan.options
+    interval = math.ceil(steps / (5 if steps <= 300 else 10))
+    more: dict[str, Any] = {}
+    if evaluate:
+        more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
+        more |= {"metric_for_best_model": "score", "greater_is_better": True}
+    if name != "baseline":
+        more |= grouping_by_length()
+    if name != "baseline" and options.gradient_checkpointing:
+        # The reentrant kind, which transformers 4 takes, drops the gradients of whatever lies above frozen embeddings.
+        more |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return TrainingArguments(
+        output_dir=str(job.plan.checkpoints / name),
+        max_steps=steps,
+        per_device_train_batch_size=options.batch_size,
+        per_device_eval_batch_size=max(options.batch_size, 32),
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        learning_rate=learning_rate or options.learning_rate or 0.0,
+        weight_decay=options.weight_decay,
+        warmup_steps=round(WARMUP_SHARE * steps),
+        lr_scheduler_type="linear",
+        max_grad_norm=CLIP_NORM,
+        optim="adamw_torch",
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to="none",
+        use_cpu=on_cpu(),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=not on_cpu(),
+        seed=options.seed,
+        bf16=options.bf16,
+        **more,
+    )
+
+
+def make_trainer(
+    job: Job,
+    model: nn.Module,
+    arguments: TrainingArguments,
+    encoded: Encoded | None = None,
+    collator: Any = None,
+    class_scores: Callable[..., torch.Tensor] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> SPTTrainer:
+    """A trainer on the job's data and scores, or on those of the head alone."""
+    if encoded is None:
+        encoded, collator, class_scores = job.encoded, job.plan.encoder.collator, job.plan.encoder.class_scores
+    return SPTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded["train"],
+        eval_dataset=encoded["validation"],
+        data_collator=collator,
+        compute_metrics=lambda outcome: task_metrics(job.plan, outcome.predictions, outcome.label_ids),
+        class_scores=class_scores,
+        head_learning_rate=job.plan.options.head_learning_rate,
+        head_modules=job.head_modules,
+        prefix_cache=_prefix_cache(job),
+        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
+    )
+
+
+def _prefix_cache(job: Job) -> PrefixCacheSettings | None:
+    options = job.plan.options
+    return (
+        PrefixCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype) if options.prefix_cache else None
+    )
+
+
+def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:
+    """Keeps what transformers prints of its logs out of the results on standard output."""
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def _last_checkpoint(plan: Plan, name: str) -> str | None:
+    folder = plan.checkpoints / name
+    return get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
+
+
+# -- results ------------------------------------------------------------------------------------------------------
+
+
+def task_metrics(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The task's metrics for class scores (n, classes).
+
+    Raises:
+        SptuneError: the scores are no numbers.
+    """
+    if not np.isfinite(scores).all():
+        options = plan.options
+        raise SptuneError(
+            "Training diverged: the class scores are no longer numbers. Lower learning_rate (it was "
+            f"{options.learning_rate:g}) or head_learning_rate (it was {options.head_learning_rate:g})."
+        )
+    return compute_metrics(plan.task, scores.argmax(-1), labels)
+
+
+def predicted(trainer: SPTTrainer, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Class scores (n, classes) and labels (n,)."""
+    with _quiet_stdout():
+        outcome = trainer.predict(dataset)
+    return np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
+
+
+def evaluated(job: Job, trainer: SPTTrainer, encoded: Encoded, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Metrics of splits, each with its number of examples."""
+    results = {}
+    for name in names:
+        scores, labels = predicted(trainer, encoded[name])
+        results[name] = {**task_metrics(job.plan, scores, labels), "examples": len(labels)}
+    return results

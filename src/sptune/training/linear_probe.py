@@ -1,0 +1,76 @@
+"""What prompts must beat: the same head alone on the frozen backbone. It trains as a model of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from sptune.modeling.mean_pooling import MeanPooledClassifier
+
+Batch = dict[str, torch.Tensor]
+
+
+class HeadAlone(nn.Module):
+    """The modules of a classifier that a run trains besides prompts, and nothing else, over a frozen backbone.
+
+    The backbone is not part of this module: it keeps its weights, its evaluation mode (no dropout) and stays out of
+    checkpoints. On a mean-pooled classifier the head sees only one vector of an example, so `pool` computes it once
+    and `class_scores` takes it from there.
+
+    Args:
+        model: a sequence classifier, which must not be used elsewhere while its head is trained here.
+        modules: dotted names of the modules to train.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: list[str]) -> None:
+        super().__init__()
+        model.requires_grad_(False).eval()
+        self._whole: list[Any] = [model]  # a list, so that the backbone is not registered
+        self.trained = nn.ModuleList(model.get_submodule(name) for name in modules)
+        self.trained.requires_grad_(True)
+        self._untouched = {name: value.clone() for name, value in self.trained.state_dict().items()}
+
+    def restore(self) -> None:
+        """Give the classifier back as it was: its head untrained, everything frozen."""
+        self.trained.load_state_dict(self._untouched)
+        self.trained.requires_grad_(False)
+
+    @property
+    def pools_once(self) -> bool:
+        """Whether data must go through `pool` before training."""
+        return isinstance(self._whole[0], MeanPooledClassifier)
+
+    def train(self, mode: bool = True) -> HeadAlone:
+        """Leave dropout off: the head is what is compared, and the cached vectors know no dropout either."""
+        return super().train(False)
+
+    def forward(self, pooled: torch.Tensor | None = None, **batch: torch.Tensor) -> torch.Tensor:
+        """Class logits (batch, classes), from pooled vectors (batch, hidden) or from tokens."""
+        if pooled is not None:
+            return self.trained[0](pooled)
+        model = self._whole[0].to(next(self.parameters()).device)
+        return model(**batch).logits
+
+    def pool(
+        self, dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Batch], batch_size: int, device: torch.device
+    ) -> Dataset:
+        """The dataset with one vector for each example, in the column `pooled`, and its label."""
+        model = self._whole[0].to(device)
+        vectors, labels = [], []
+        for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator):
+            labels.append(batch.pop("labels"))
+            with torch.no_grad():
+                vectors.append(model.pool(**{name: value.to(device) for name, value in batch.items()}).float().cpu())
+        columns = {"pooled": torch.cat(vectors).numpy(), "labels": torch.cat(labels).numpy()}
+        return Dataset.from_dict(columns).with_format("torch")
+
+
+def head_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Class scores of a `HeadAlone`, for a trainer."""
+    return model(**{name: value for name, value in batch.items() if name != "labels"})

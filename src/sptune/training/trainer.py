@@ -1,0 +1,452 @@
+"""`SPTTrainer` trains prompts.
+
+It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision and data parallelism come from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from peft import PeftModel
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+from sptune.errors import InputError, SptuneError
+from sptune.modeling.gates import at_least_float32
+from sptune.modeling.loading import HEADS
+from sptune.modeling.model import SPTModel
+from sptune.modeling.prepend.flow import before_first_target
+from sptune.training.caching_trainer import PrefixCachingTrainer
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+# In tokens; see benchmarks/attention.py.
+LONGEST_WITHOUT_FLASH = 128
+
+ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
+
+
+class SPTTrainer(PrefixCachingTrainer):
+    """A `transformers.Trainer` that knows class scores, caches what lies below the prompts, and gives the head a rate.
+
+    Args:
+        class_scores: called with the model and a batch, gives (batch, classes); the loss is then the cross entropy of
+            these scores with the batch's labels (`args.label_names`, "labels" by default), or what `compute_loss_func`
+            makes of them as the `logits` of its outputs, and the scores are the predictions. Without it the model's own
+            loss is used.
+        head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
+        head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
+            part of a dotted name, such as "pooler".
+        **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
+
+    The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
+    gradient accumulation and data parallelism give the gradient of one large batch, whatever the model. A
+    `compute_loss_func` is therefore given the number of items of its own batch.
+
+    Raises:
+        InputError: `class_scores` without a name of labels or with several, or `head_learning_rate` with an optimizer
+            of your own.
+    """
+
+    # Options of the learning rates, for messages.
+    _rates = "learning_rate or head_learning_rate"
+    # Our losses are scaled already. Transformers 5 reads this attribute, 4.57 the one set in the constructor.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *args: Any,
+        class_scores: ClassScores | None = None,
+        head_learning_rate: float | None = None,
+        head_modules: Collection[str] = HEADS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.class_scores = class_scores
+        self.head_learning_rate = head_learning_rate
+        self.head_modules = head_modules
+        self.model_accepts_loss_kwargs = True
+        if class_scores is not None and self.args.label_names is None:
+            self.label_names = ["labels"]
+        if class_scores is not None and len(self.label_names) != 1:
+            raise InputError(
+                f"label_names={self.label_names}, but class_scores are compared with one column of labels; name that "
+                "one in TrainingArguments, or leave label_names out for 'labels'."
+            )
+        if head_learning_rate is not None and self.optimizer is not None:
+            raise InputError(
+                f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
+                "give the head's parameters a group and a rate of their own there, or leave one of the two out."
+            )
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = self._counting_items(self.compute_loss_func)
+        self._evaluated: dict[str, Any] = {}
+        self._overflowed = False
+        self.add_callback(_PersistentWorkers())
+        backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `transformers.Trainer.train`; from a checkpoint with all the steps of the present arguments none is taken.
+
+        With more steps or epochs than the checkpoint has been through, training goes on.
+        """
+        checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
+        state = _trainer_state(checkpoint)
+        if checkpoint is None or state is None or not self._has_all_steps(state):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        self.state = state
+        self._load_from_checkpoint(checkpoint)
+        self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        self.callback_handler.on_train_end(self.args, self.state, self.control)
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def _has_all_steps(self, state: TrainerState) -> bool:
+        """Whether a checkpoint with this state has been through the steps that the arguments come to."""
+        if state.global_step == 0:
+            return False
+        if self.args.max_steps > 0:
+            return state.global_step >= self.args.max_steps
+        if self.args.auto_find_batch_size and state.train_batch_size is not None:
+            self._train_batch_size = state.train_batch_size
+        steps_in_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
+        return state.global_step >= math.ceil(self.args.num_train_epochs * steps_in_epoch)
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        # Steps of fp16 overflow now and then; its loss scaling skips them.
+        if grad_norm is not None and not self.args.fp16 and not math.isfinite(float(grad_norm)):
+            self._tell_of_overflow(float(grad_norm))
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _tell_of_overflow(self, grad_norm: float) -> None:
+        """Say that a step's gradient was no number, and stop if the trained weights are none any more.
+
+        Raises:
+            SptuneError: they are not.
+        """
+        step, rates = self.state.global_step, f"lower {self._rates}"
+        trained = ((name, p) for name, p in cast(nn.Module, self.model).named_parameters() if p.requires_grad)
+        broken = [name for name, p in trained if not p.isfinite().all()]
+        if broken:
+            raise SptuneError(
+                f"Training diverged: the gradient norm of step {step} is {grad_norm}, and {len(broken)} tensors "
+                f"are not finite any more ({broken[0]}, ...). Go on from a checkpoint before it, {rates}, and check "
+                "that the batch is finite."
+            )
+        if not self._overflowed:
+            self._overflowed = True
+            logger.warning(
+                "The gradient norm of step %d is %s, so clipping has set the step's gradients to zero and nothing was "
+                "learned from it. If this goes on, %s, or compute in float32.",
+                step,
+                grad_norm,
+                rates,
+            )
+
+    # Losses
+
+    def training_step(
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """As in `transformers.Trainer`, with the attention kernel that is fast here."""
+        with self.attention_kernel(inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def attention_kernel(self, inputs: Batch) -> contextlib.AbstractContextManager[Any]:
+        """For forward and backward on these inputs, the kernel of PyTorch's attention that is fast.
+
+        On a CPU the backward pass of flash attention is slow in bfloat16 while sequences are short. A compiled graph
+        would keep the kernel of its first batch, so there the choice is left to PyTorch.
+        """
+        in_bfloat16 = self.args.bf16 or getattr(self.model, "dtype", None) == torch.bfloat16
+        if self.args.device.type != "cpu" or not in_bfloat16 or self.args.torch_compile:
+            return contextlib.nullcontext()
+        tokens = inputs.get("input_ids")
+        if tokens is None or tokens.shape[-1] > LONGEST_WITHOUT_FLASH:
+            return contextlib.nullcontext()
+        return sdpa_kernel(SDPBackend.MATH)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The batch's mean loss; in training, times its share of the step's items if their number is given."""
+        loss, outputs = self._mean_loss(model, inputs)
+        if model.training:
+            loss = loss * self._share(inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def _predict_batch(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
+        if self.class_scores is None:
+            return super()._predict_batch(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        labels = self._labels(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = at_least_float32(self.class_scores(model, inputs))
+            loss = None if labels is None else self._loss_of_scores(scores, labels)
+        return (loss, None, None) if prediction_loss_only else (loss, scores, labels)
+
+    def _probing_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
+        if self._labels(inputs) is None:
+            return super()._probing_loss(model, inputs) if self.class_scores is None else None
+        return self._mean_loss(model, inputs)[0]
+
+    def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""
+        if self.class_scores is None:
+            inputs = dict(inputs)
+            popped = self.label_smoother is not None or self.compute_loss_func is not None
+            if self._takes_source_mask and popped and "labels" in inputs and "source_mask" not in inputs:
+                # Trainer takes the labels out before the forward, and the generators would see the targets.
+                inputs["source_mask"] = before_first_target(inputs["labels"])
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+            # The mean over no label at all is no number.
+            return (loss if self._count_items(inputs) else loss.nan_to_num(0.0)), outputs
+        scores = at_least_float32(self.class_scores(model, inputs))
+        labels = self._labels(inputs)
+        if labels is None:
+            raise InputError(
+                f"The batch has no {self.label_names[0]!r} to compare class_scores with, only {', '.join(inputs)}; "
+                "name the column of the labels in TrainingArguments(label_names=[...])."
+            )
+        loss = self._loss_of_scores(scores, labels)
+        return loss, {"loss": loss, "logits": scores}
+
+    def _loss_of_scores(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss of class scores (batch, classes) with labels (batch,)."""
+        if self.compute_loss_func is not None:
+            loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
+        else:
+            loss = F.cross_entropy(scores, labels, label_smoothing=self.args.label_smoothing_factor)
+        return loss if self._label_positions(labels).any() else loss.nan_to_num(0.0)
+
+    def _counting_items(self, loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """The loss function with the number of items of the batch at hand, by which the loss is the batch's mean."""
+
+        def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+            counted = self._label_positions(labels).sum() if isinstance(labels, torch.Tensor) else None
+            return loss_func(outputs, labels, num_items_in_batch=counted)
+
+        return mean_loss
+
+    def _labels(self, inputs: Batch) -> Any:
+        """The labels of a batch; None without any."""
+        return inputs.get(self.label_names[0] if len(self.label_names) == 1 else "labels")
+
+    @property
+    def _takes_source_mask(self) -> bool:
+        """Whether the model has prompts in front of the text, whose generators must not see targets."""
+        tuner = getattr(self.accelerator.unwrap_model(self.model), "base_model", None)
+        return isinstance(tuner, SPTModel) and tuner.takes_source_mask and self._labels_are_shifted
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if self._takes_source_mask and "source_mask" not in self._signature_columns:
+            self._signature_columns.append("source_mask")
+
+    def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
+        """Where a label is predicted, as booleans: a causal model predicts none at the first position."""
+        if self._labels_are_shifted and self.class_scores is None and labels.dim() > 1:
+            labels = labels[:, 1:]
+        return labels != -100
+
+    def _count_items(self, inputs: Batch) -> torch.Tensor:
+        labels = self._labels(inputs)
+        if isinstance(labels, torch.Tensor):
+            return self._label_positions(labels).sum()
+        return torch.tensor(batch_size(inputs))
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
+        """Items of a whole step, over all its micro-batches and processes."""
+        if not batch_samples:
+            return None
+        items = sum((self._count_items(batch).to(device) for batch in batch_samples), torch.zeros((), device=device))
+        return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
+
+    def _share(self, inputs: Batch, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
+        """Items of this batch by items of the step; times the processes, over which gradients are averaged."""
+        if num_items_in_batch is None:
+            return 1.0
+        items = self._count_items(inputs)
+        return self.accelerator.num_processes * items / torch.as_tensor(num_items_in_batch, device=items.device)
+
+    # Optimiser
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser `args.optim` names, with groups of their own for the head and the gates."""
+        created = self.optimizer is None
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        if created:
+            split_groups(optimizer, self._group_options(self.model_wrapped if model is None else model))
+        return optimizer
+
+    def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
+        """Identities of the parameters that go into groups of their own, and those groups' options."""
+        if self.head_learning_rate is None:
+            return []  # the groups are those of transformers, and either trainer goes on from the other's checkpoints
+        heads = {"modules_to_save", *self.head_modules}
+        head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
+        return [(head, {"lr": self.head_learning_rate})]
+
+    # Data
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As in transformers, where persistent workers give the data they were started with, whatever is asked for."""
+        own = self.eval_dataset
+        if not self.args.dataloader_persistent_workers:
+            return super().get_eval_dataloader(eval_dataset)
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        asked = own if eval_dataset is None else cast(Any, own)[name] if isinstance(eval_dataset, str) else eval_dataset
+        if name == "eval" and asked is not own:
+            with _workers_for_one_pass(self.args):
+                return super().get_eval_dataloader(eval_dataset)
+        if self._evaluated.get(name) is not asked:
+            getattr(self, "_eval_dataloaders", {}).pop(name, None)
+        self._evaluated[name] = asked
+        loader = super().get_eval_dataloader(eval_dataset)
+        _draw_as_new_workers(loader)
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """As in transformers, but grouping by length depends on seed and epoch alone, so that runs can be resumed."""
+        sampler = super()._get_train_sampler() if train_dataset is None else super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(sampler, seed)
+        return sampler
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        """The order of the data, also where training groups by length, so that predictions belong to their examples."""
+        sampler = super()._get_eval_sampler(eval_dataset)
+        return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def grouping_by_length() -> dict[str, Any]:
+    """The option of `TrainingArguments` for batches of texts of like length; transformers 4 has another name for it."""
+    if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
+        return {"group_by_length": True}
+    return {"train_sampling_strategy": "group_by_length"}
+
+
+def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
+    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would begin anew.
+
+    Args:
+        output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
+        resume_from_checkpoint: as in `transformers.Trainer.train`.
+    """
+    if resume_from_checkpoint is True:
+        return get_last_checkpoint(output_dir or ".")
+    return str(resume_from_checkpoint) if resume_from_checkpoint else None
+
+
+def _trainer_state(checkpoint: str | None) -> TrainerState | None:
+    file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
+    return TrainerState.load_from_json(str(file)) if file is not None and file.is_file() else None
+
+
+class _PersistentWorkers(TrainerCallback):
+    """Lets training with persistent workers come to what it comes to without them."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw what fresh workers would draw."""
+        _draw_as_new_workers(kwargs.get("train_dataloader"))
+
+
+def _draw_as_new_workers(loader: Any) -> None:
+    """Take a number from PyTorch's random state if the loader's workers are running already.
+
+    Every pass over a loader draws its workers' seed there, but with persistent workers only the first pass does, and
+    dropout would go on from another state.
+    """
+    if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_()
+
+
+@contextlib.contextmanager
+def _workers_for_one_pass(args: TrainingArguments) -> Iterator[None]:
+    given, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
+    try:
+        yield
+    finally:
+        args.dataloader_persistent_workers = given
+
+
+class EpochSampler(Sampler):
+    """Orders a length-grouped sampler by seed and epoch instead of by the global random state.
+
+    Args:
+        sampler: the sampler, whose `generator` this one sets.
+        seed: the order in epoch e depends on seed + e.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+
+def split_groups(optimizer: torch.optim.Optimizer, special: list[tuple[set[int], dict[str, Any]]]) -> None:
+    """Move parameters of an optimiser that has not stepped yet into groups of their own.
+
+    Args:
+        optimizer: its `param_groups` are changed in place; what remains of the old groups comes first.
+        special: identities of parameters, and the options in which their group differs; options that the optimiser
+            does not know, such as betas in SGD, are left out.
+    """
+    remaining, moved = [], []
+    for group in optimizer.param_groups:
+        parameters = group.pop("params")
+        for members, changes in special:
+            taken = [parameter for parameter in parameters if id(parameter) in members]
+            parameters = [parameter for parameter in parameters if id(parameter) not in members]
+            if taken:
+                changes = {name: value for name, value in changes.items() if name in group or name == "gates"}
+                moved.append({"params": taken, **group, **changes})
+        if parameters:
+            remaining.append({"params": parameters, **group})
+    optimizer.param_groups[:] = remaining + moved
+
+
+def batch_size(inputs: Batch) -> int:
+    """Examples in a batch."""
+    return next(value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim() > 0)
