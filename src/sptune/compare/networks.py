@@ -20,10 +20,9 @@ from sptune.compare.methods import ADAPTERS, PEFT, PROMPTS, WEIGHTS, Method
 from sptune.config import default_candidates
 from sptune.errors import InputError
 from sptune.modeling.backbones import find_backbone
-from sptune.modeling.forward_context import argument_positions
+from sptune.modeling.calls import CACHE_NAMES, argument_positions
 from sptune.modeling.loading import position_limit, text_config
 from sptune.modeling.mean_pooling import MeanPooledClassifier
-from sptune.modeling.prepend.flow import CACHE_NAMES
 from sptune.runs import stages
 from sptune.runs.output_folder import weight_bytes
 from sptune.runs.stages import SPLITS, Job

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sptune.errors import InputError
-from sptune.modeling.forward_context import ThreadState, argument_positions
+from sptune.modeling.calls import argument_positions
+from sptune.modeling.forward_context import ThreadState
 from sptune.modeling.gates import at_least_float32
 
 

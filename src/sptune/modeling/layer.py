@@ -15,10 +15,11 @@ from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.modeling.attachment import Attachment
 from sptune.modeling.backbones import WeightedProbabilities, check_attention_mask, check_length, hooked_device
-from sptune.modeling.forward_context import AdapterSettings, argument_positions
+from sptune.modeling.calls import CACHE_NAMES, argument_positions
+from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import at_least_float32, mix_prompts, mixing_weights
 from sptune.modeling.generators import INITIAL_STD, INSTANCE_AWARE, build_generator
-from sptune.modeling.prepend.flow import CACHE_NAMES, PromptFlow
+from sptune.modeling.prepend.flow import PromptFlow
 from sptune.modeling.prepend.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 
 

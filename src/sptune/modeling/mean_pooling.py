@@ -12,8 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune.errors import InputError
-from sptune.modeling.forward_context import argument_positions
-from sptune.modeling.prepend.flow import CACHE_NAMES
+from sptune.modeling.calls import CACHE_NAMES, argument_positions
 
 
 class MeanPooledConfig(PretrainedConfig):

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from sptune.errors import InputError
 from sptune.modeling.backbones import unwrapped
-from sptune.modeling.forward_context import argument_positions
+from sptune.modeling.calls import argument_positions
 
 logger = logging.getLogger(__name__)
 

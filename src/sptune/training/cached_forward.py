@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from sptune.modeling.backbones import unwrapped
-from sptune.modeling.forward_context import ThreadState, WrappedMethod, argument_positions
-from sptune.modeling.prepend.flow import CACHE_NAMES
+from sptune.modeling.calls import CACHE_NAMES, WrappedMethod, argument_positions
+from sptune.modeling.forward_context import ThreadState
 from sptune.training.activation_cache import PrefixSource
 
 # What states follow from, or what does not change them.

@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError
 from sptune.modeling.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbone, rope_type
-from sptune.modeling.forward_context import WrappedMethod
+from sptune.modeling.calls import WrappedMethod
 from sptune.modeling.model import SPTModel
 from sptune.training.activation_cache import (
     GIB,

@@ -30,7 +30,7 @@ from sptune.errors import InputError, SptuneError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.loading import HEADS
 from sptune.modeling.model import SPTModel
-from sptune.modeling.prepend.flow import before_first_target
+from sptune.modeling.targets import before_first_target
 from sptune.training.caching_trainer import PrefixCachingTrainer
 
 logger = logging.getLogger(__name__)

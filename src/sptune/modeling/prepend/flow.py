@@ -14,20 +14,13 @@ from torch.nn.functional import pad
 
 from sptune.errors import InputError
 from sptune.modeling.backbones import Backbone
-from sptune.modeling.forward_context import (
-    AdapterSettings,
-    ForwardContext,
-    ForwardState,
-    WrappedMethod,
-    argument_positions,
-)
+from sptune.modeling.calls import WrappedMethod, argument_positions
+from sptune.modeling.forward_context import AdapterSettings, ForwardContext, ForwardState
 from sptune.modeling.gates import presence_bias
 from sptune.modeling.generators import INSTANCE_AWARE
+from sptune.modeling.targets import before_first_target, has_language_model_head
 
 logger = logging.getLogger(__name__)
-
-# What transformers calls the keys and values of what came before: since 5.24, earlier, and in blocks of old families.
-CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
 class PromptFlow:
@@ -148,7 +141,7 @@ class PromptFlow:
             return
         reading = any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values())
         training = self.model.training and torch.is_grad_enabled()
-        if self._warned or not (training and reading and self.backbone.causal and _has_language_model_head(self.model)):
+        if self._warned or not (training and reading and self.backbone.causal and has_language_model_head(self.model)):
             return
         self._warned = True
         logger.warning(
@@ -210,7 +203,7 @@ class PromptFlow:
             self.backbone.causal
             and labels is not None
             and labels.shape == mask.shape
-            and _has_language_model_head(self.model)
+            and has_language_model_head(self.model)
         ):
             mask = real & before_first_target(labels.to(real.device))
         self._warn_of_little_to_read(mask, real)
@@ -432,19 +425,9 @@ class PromptFlow:
         return self.state.extended["relative"]
 
 
-def before_first_target(labels: torch.Tensor) -> torch.Tensor:
-    """(batch, length) true before a row's first label: what stands behind a target has seen it."""
-    return (labels != -100).cumsum(-1) == 0
-
-
 def _text(inputs: dict[str, Any]) -> torch.Tensor | None:
     tokens = inputs.get("input_ids")
     return inputs.get("inputs_embeds") if tokens is None else tokens
-
-
-def _has_language_model_head(model: nn.Module) -> bool:
-    embeddings = getattr(model, "get_output_embeddings", None)
-    return embeddings is not None and embeddings() is not None
 
 
 def _positions_restart(position_ids: torch.Tensor | None, attention_mask: torch.Tensor | None) -> bool:
