@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from sptune.config import SPTConfig
 from sptune.modeling.backbones import Backbone, find_backbone, find_prepend_backbone
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext
-from sptune.modeling.prepend.flow import PromptFlow
+
+if TYPE_CHECKING:
+    from sptune.modeling.prepend.flow import PromptFlow
 
 
 class Attachment:
@@ -45,6 +49,9 @@ class Attachment:
             InputError: the model takes no prompts in front of the text.
         """
         if config.placement == "prepend" and self.flow is None:
+            # Imported here so that placement="add" never loads what only "prepend" needs.
+            from sptune.modeling.prepend.flow import PromptFlow
+
             backbone = find_prepend_backbone(self.model, config.layers_path)
             self.flow = PromptFlow(self.model, backbone, self.settings, self.context)
 

@@ -28,14 +28,14 @@ from sptune.modeling.backbones import (
 )
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import gate_logits
-from sptune.modeling.layer import PromptedBlock
+from sptune.modeling.layer import SPTLayer
 from sptune.modeling.modules_to_save import find_modules_to_save, wrap_modules
 
 
 class SPTModel(BaseTuner):
     """Selective Prompt Tuning of a frozen transformer.
 
-    The blocks of prompt layers are wrapped in `PromptedBlock`s; with `placement="prepend"` all of them are. Made by
+    The blocks of prompt layers are wrapped in `SPTLayer`s; with `placement="prepend"` all of them are. Made by
     `peft.get_peft_model`; reach it as `peft_model.base_model`.
 
     Raises:
@@ -43,14 +43,14 @@ class SPTModel(BaseTuner):
     """
 
     prefix = "spt_"
-    tuner_layer_cls = PromptedBlock
+    tuner_layer_cls = SPTLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 (PEFT reads it from the class)
 
     # -- what PEFT calls -------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         peft_config = cast(SPTConfig, peft_config)
-        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, PromptedBlock) for m in self.model.modules()):
+        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, SPTLayer) for m in self.model.modules()):
             raise InputError(
                 "The model holds another PEFT adapter, which SPT would train without saving it, and remove in "
                 "unload(); merge it first (merge_and_unload) or unload it."
@@ -102,14 +102,14 @@ class SPTModel(BaseTuner):
         self._wrap_blocks(attached, list(range(len(blocks))) if prepend else layers, parent.training)
         for block in _prompted(attached) if prepend else ():
             block.take_prepended()
-        block = cast(PromptedBlock, blocks[int(target_name)])
+        block = cast(SPTLayer, blocks[int(target_name)])
         block.update_layer(adapter_name, peft_config)
 
     def _wrap_blocks(self, attached: Attachment, layers: list[int], training: bool) -> None:
         blocks = attached.backbone.layers
         for index in layers:
-            if not isinstance(blocks[index], PromptedBlock):
-                block = PromptedBlock(blocks[index], index, attached)
+            if not isinstance(blocks[index], SPTLayer):
+                block = SPTLayer(blocks[index], index, attached)
                 block.train(training)
                 block.set_adapter(self.active_adapters)
                 blocks[index] = block
@@ -118,7 +118,7 @@ class SPTModel(BaseTuner):
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
         # Adapter files do not name the adapter. PEFT's own takes the name away before a parameter, but generators are
         # modules with parameters at some depth.
-        for container in PromptedBlock.adapter_layer_names:
+        for container in SPTLayer.adapter_layer_names:
             head, found, rest = key.partition(f".{container}.{adapter_name}")
             if found:
                 return f"{head}.{container}{rest}"
@@ -322,7 +322,7 @@ class SPTModel(BaseTuner):
             raise InputError(f"One adapter must be active, but {self.active_adapters} are; use set_adapter.")
         return self.active_adapters[0]
 
-    def _generating_blocks(self) -> list[PromptedBlock]:
+    def _generating_blocks(self) -> list[SPTLayer]:
         adapter = self._active()
         return [block for block in _prompted(self._attachment()) if adapter in block.spt_generator]
 
@@ -372,7 +372,7 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
 
 def _find_attachment(model: nn.Module) -> Attachment | None:
     for module in model.modules():
-        if isinstance(module, PromptedBlock):
+        if isinstance(module, SPTLayer):
             return module.attachment
     return None
 
@@ -386,6 +386,6 @@ def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
     return find_backbone(model, config.layers_path) if attached is None else attached.backbone
 
 
-def _prompted(attached: Attachment) -> list[PromptedBlock]:
+def _prompted(attached: Attachment) -> list[SPTLayer]:
     """The wrapped blocks, lowest layer first."""
-    return [block for block in attached.backbone.layers if isinstance(block, PromptedBlock)]
+    return [block for block in attached.backbone.layers if isinstance(block, SPTLayer)]

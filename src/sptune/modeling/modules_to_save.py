@@ -19,7 +19,7 @@ from torch import nn
 
 from sptune.errors import InputError
 from sptune.modeling.backbones import Backbone, unwrapped
-from sptune.modeling.layer import PromptedBlock
+from sptune.modeling.layer import SPTLayer
 
 # PEFT adds these names itself for these tasks, and a backbone has only one of them.
 HEADS_OF_TASKS = {
@@ -123,7 +123,7 @@ def _named_modules(model: nn.Module, backbone: Backbone) -> Iterator[NamedModule
         own = cast(nn.Module, module.original_module) if wrapped else module
         if name:
             yield NamedModule(name, block, own, wrapped)
-        if isinstance(module, PromptedBlock):
+        if isinstance(module, SPTLayer):
             own = module.base_layer
         for child_name, child in own.named_children():
             inside = indices.get(id(module), block)
