@@ -9,6 +9,8 @@ variant holds layers and whatever differs from the common settings of subsets.py
 because it did no better here:
 
 - `form`: `scale` for h * s + b, two vectors learned for each layer, or `bottleneck and scale` for the sum of both;
+  `scale` is how many times faster the vectors are trained;
+- `lora`: LoRA (r = 8, query and value) in place of prompts, as a measure;
 - `dropout` on the offset, or `backbone_dropout`, that of the frozen blocks from the first prompt layer on;
 - `normalized`: the generator reads h / rms(h);
 - `place` (MiniLM): `attention` or `feed_forward`, beside which part of the block the offset is added. The generator
@@ -30,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -52,6 +54,7 @@ class OtherOffset(nn.Module):
         super().__init__()
         form = settings.get("form", "bottleneck")
         self.bottleneck = bottleneck if "bottleneck" in form else None
+        self.speed = settings.get("scale", 1)
         self.scale = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
         self.shift = nn.Parameter(torch.zeros(hidden_size)) if "scale" in form else None
         self.dropout = settings.get("dropout", 0.0)
@@ -63,7 +66,7 @@ class OtherOffset(nn.Module):
             states = states / states.square().mean(-1, keepdim=True).add(1e-6).sqrt()
         offset = torch.zeros_like(states) if self.bottleneck is None else self.bottleneck(states)
         if self.scale is not None:
-            offset = offset + states * self.scale + self.shift
+            offset = offset + self.speed * (states * self.scale + self.shift)
         # sptune keeps what belongs to a frozen backbone in evaluation mode.
         return functional.dropout(offset, self.dropout, training=torch.is_grad_enabled())
 
@@ -84,7 +87,15 @@ class Beside(nn.Module):
 
 
 def build(problem: Problem, settings: Settings) -> PeftModel:
-    """The backbone with a variant's prompts."""
+    """The backbone with a variant's prompts, or with LoRA."""
+    if settings.get("lora"):
+        config = LoraConfig(
+            task_type=problem.prompts().task_type,
+            r=8,
+            lora_alpha=16,
+            target_modules=["query", "value"] if problem.is_minilm else ["q_proj", "v_proj"],
+        )
+        return get_peft_model(problem.model(), config)
     network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(settings["layers"])))
     blocks = [module for module in network.modules() if hasattr(module, "spt_generator")]
     if settings.get("backbone_dropout"):
