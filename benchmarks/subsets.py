@@ -36,7 +36,7 @@ from transformers import TrainingArguments, set_seed
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
 from sptune.modeling.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
 from sptune.runs.output_folder import append_json_line, read_json_lines, versions
-from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labelled
+from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labeled
 from sptune.training.activation_cache import PrefixCacheSettings
 from sptune.training.trainer import grouping_by_length
 
@@ -149,7 +149,7 @@ class Problem:
             task, self.tokenizer, max_length=self.settings["max_length"], causal=not self.is_minilm
         )
         found = sorted((data / name).glob(files))
-        examples = [one for file in found for one in read_labelled(file, fields, "label", labels=labels)]
+        examples = [one for file in found for one in read_labeled(file, fields, "label", labels=labels)]
         train, rest = few_shot(examples, self.settings["examples"], seed=seed)
         seen = {tuple(one.fields.values()) for one in train}
         test = [one for one in rest if tuple(one.fields.values()) not in seen][: self.settings["test_examples"]]

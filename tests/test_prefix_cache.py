@@ -25,7 +25,7 @@ from transformers import (
 
 from sptune import PrefixCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.errors import InputError
-from sptune.tasks.encoding import PaddingCollator
+from sptune.tasks import PaddingCollator
 from sptune.training.activation_cache import ABOUT_FILE, PrefixCache, PrefixCacheSettings, TokenTable, fingerprint
 
 FILE_LIMIT = 4_000

@@ -12,7 +12,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 
 from sptune import SPTConfig, SPTTrainer
 from sptune.runs.progress import leave_processes
-from sptune.tasks.encoding import PaddingCollator
+from sptune.tasks import PaddingCollator
 from sptune.training.activation_cache import PrefixCacheSettings
 
 

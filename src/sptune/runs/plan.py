@@ -43,7 +43,7 @@ from sptune.tasks import (
     load_benchmark,
     load_splits,
 )
-from sptune.tasks.spelling import look, spelled
+from sptune.tasks.data.lookalike_names import lookalike_key, spell_out
 from sptune.tasks.template import Template
 
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
@@ -190,10 +190,10 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
         return Task(name, "classifier", columns, label_column, labels), splits
     if set(options.label_words) != set(labels):
         alike = [
-            f"; {spelled(given, label)} only looks like {spelled(label, given)}"
+            f"; {spell_out(given, label)} only looks like {spell_out(label, given)}"
             for given in options.label_words
             for label in labels
-            if given not in labels and look(given) == look(label)
+            if given not in labels and lookalike_key(given) == lookalike_key(label)
         ]
         raise InputError(
             f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}"

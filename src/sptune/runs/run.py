@@ -27,7 +27,7 @@ from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.search import SearchResult
 from sptune.runs.stages import SPLITS, Job, by_length, load, predicted, task_metrics
-from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labelled, read_unlabelled
+from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labeled, read_unlabeled
 from sptune.training.trainer import SPTTrainer
 
 # Enough of a large training set to see how well it was learned.
@@ -338,7 +338,7 @@ def evaluate(
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
     task = _saved_task(adapter, text_columns, label_column)
-    examples = read_labelled(test_file, task.text_fields, task.label_field, labels=task.labels)
+    examples = read_labeled(test_file, task.text_fields, task.label_field, labels=task.labels)
     scores = _scores(adapter, task, examples, monitor or Monitor())
     if output is not None:
         outputs.write_json_lines(Path(output), _prediction_rows(task, examples, scores))
@@ -374,7 +374,7 @@ def predict(
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
     task = _saved_task(adapter, text_columns, None)
-    examples = read_unlabelled(input, task.text_fields)
+    examples = read_unlabeled(input, task.text_fields)
     rows = list(_prediction_rows(task, examples, _scores(adapter, task, examples, monitor or Monitor())))
     if output is not None:
         outputs.write_json_lines(Path(output), rows)

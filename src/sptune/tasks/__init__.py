@@ -1,9 +1,12 @@
-"""Text-classification tasks: templates, the ten benchmark tasks, data, splits, encoding and metrics."""
+"""Text classification: tasks, templates, label words, benchmark tasks, data, splits, encoding and metrics."""
+
+import warnings
 
 from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
-from sptune.tasks.data import load_splits, read_labelled, read_unlabelled
-from sptune.tasks.encoding import PaddingCollator, TaskEncoder, padding_token_id
+from sptune.tasks.data import load_splits, read_labeled, read_unlabeled
+from sptune.tasks.encoding import TaskEncoder
 from sptune.tasks.metrics import compute_metrics
+from sptune.tasks.padding import PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example, Splits, few_shot, split_stratified
 from sptune.tasks.task import Task
 
@@ -22,7 +25,15 @@ __all__ = [
     "load_benchmark",
     "load_splits",
     "padding_token_id",
-    "read_labelled",
-    "read_unlabelled",
+    "read_labeled",
+    "read_unlabeled",
     "split_stratified",
 ]
+
+
+def __getattr__(name: str) -> object:
+    new_name = {"read_labelled": "read_labeled", "read_unlabelled": "read_unlabeled"}.get(name)
+    if new_name is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"{name} is now called {new_name}.", FutureWarning, stacklevel=2)
+    return globals()[new_name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,43 +13,16 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
+from sptune.tasks.answer_logits import causal_answer_logits, forward_arguments, masked_answer_logits
+from sptune.tasks.label_words import label_token_ids
+from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example
 from sptune.tasks.task import Task
 from sptune.tasks.template import Template
-from sptune.tasks.verbalizer import causal_answer_logits, forward_arguments, label_token_ids, masked_answer_logits
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096
-Batch = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class PaddingCollator:
-    """Makes a batch of encoded examples, padded to the longest of them.
-
-    Attributes:
-        pad_token_id: what stands in `input_ids` where there is no token.
-        left: whether padding stands in front.
-    """
-
-    pad_token_id: int
-    left: bool
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> Batch:
-        """Tensors `input_ids`, `attention_mask`, `token_type_ids` if given, (batch, length); `labels`, (batch,)."""
-        lengths = [len(feature["input_ids"]) for feature in features]
-        longest = max(lengths)
-        batch = {}
-        for name, fill in (("input_ids", self.pad_token_id), ("attention_mask", 0), ("token_type_ids", 0)):
-            if name in features[0]:
-                rows = torch.full((len(features), longest), fill, dtype=torch.long)
-                for row, feature, length in zip(rows, features, lengths, strict=True):
-                    row[longest - length if self.left else 0 :][:length] = torch.as_tensor(feature[name])
-                batch[name] = rows
-        if "labels" in features[0]:
-            batch["labels"] = torch.tensor([int(feature["labels"]) for feature in features])
-        return batch
 
 
 class TaskEncoder:
@@ -314,14 +286,6 @@ class TaskEncoder:
                 f"num_labels={len(self.task.labels)}."
             )
         return logits.float()
-
-
-def padding_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token to pad with: the tokenizer's own, else its end token, so that no embedding has to be added."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
 
 
 def _ending_tokens(tokenizer: PreTrainedTokenizerBase) -> int:

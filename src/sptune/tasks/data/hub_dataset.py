@@ -1,4 +1,4 @@
-"""Data sets by name: from the hub, from a local folder or file, or as `save_to_disk` wrote them."""
+"""Opens a Hugging Face dataset from the hub, a folder of files, a folder written by `save_to_disk`, or one file."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from sptune.errors import InputError
-from sptune.tasks.problems import Problems
-from sptune.tasks.reading import READERS, RowSource, class_names, format_of, open_file
+from sptune.tasks.data.error_report import ErrorReport
+from sptune.tasks.data.file_reader import READERS, file_format, open_file
+from sptune.tasks.data.row_source import RowSource, declared_class_names
 
-# Opens a split, which may lie in several files.
-Opener = Callable[[], list[RowSource]]
+# Opens a split, which may consist of several files.
+SplitOpener = Callable[[], list[RowSource]]
 
 
-def open_data(name: str, config: str | None, columns: list[str]) -> tuple[dict[str, Opener], list[str]]:
-    """The splits of a data set: an id on the hub, a folder of files, a folder that `save_to_disk` wrote, or one file.
+def open_dataset(name: str, config: str | None, columns: list[str]) -> tuple[dict[str, SplitOpener], list[str]]:
+    """Find the splits of a dataset.
 
-    Datasets finds the files of a folder and their splits, but would guess types from their text: they are read by the
-    same readers as any other file.
+    The datasets library finds the files of a folder and their splits, but guesses types from text. So the readers of
+    this package read the files.
 
     Args:
-        name: of the data set.
-        config: its configuration, or None.
-        columns: those to read.
+        name: An id on the hub, a folder of files, a folder written by `save_to_disk`, or one file.
+        config: The configuration of the dataset, or None.
+        columns: The columns to read.
 
     Returns:
-        How to open each split, by its name, and notes.
+        A function for each split, by name, that opens it; and notes.
 
     Raises:
-        InputError: nothing under that name, a configuration missing or unknown, no network.
+        InputError: If the dataset cannot be found or loaded, or its configuration is missing or unknown.
     """
-    import datasets
-
     path = Path(name)
     is_saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if config is not None and (is_saved or path.is_file()):
@@ -51,14 +52,15 @@ def open_data(name: str, config: str | None, columns: list[str]) -> tuple[dict[s
                 return _folder_splits(path, builder)
             loaded = dict(datasets.load_dataset(place, config))
     except Exception as error:
-        raise InputError(_why_not_loaded(name, config, path.exists(), error)) from error
+        raise InputError(_load_error(name, config, path.exists(), error)) from error
     return {split: partial(_open_split, f"{name}[{split}]", dataset, columns) for split, dataset in loaded.items()}, []
 
 
 def _saved_splits(folder: Path) -> dict[str, Any]:
-    """What `save_to_disk` wrote, without the format it was saved in, whose library may not be installed."""
-    import datasets
+    """The splits of a folder written by `save_to_disk`.
 
+    The format (such as "jax") is ignored, because its library may not be installed.
+    """
     splits = folder / "dataset_dict.json"
     if splits.is_file():
         names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
@@ -71,8 +73,8 @@ def _saved_splits(folder: Path) -> dict[str, Any]:
     return {"train": datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])}
 
 
-def _folder_splits(folder: Path, builder: Any) -> tuple[dict[str, Opener], list[str]]:
-    """How to open the splits of a folder of files as Datasets' builder finds them, and a note on files left out."""
+def _folder_splits(folder: Path, builder: Any) -> tuple[dict[str, SplitOpener], list[str]]:
+    """The splits of a folder, as the builder of the datasets library finds them, and a note on unused files."""
     whole = folder.resolve()
 
     def shown(file: str) -> Path:
@@ -86,19 +88,19 @@ def _folder_splits(folder: Path, builder: Any) -> tuple[dict[str, Opener], list[
         if unused:
             more = f" and {len(unused) - 1} more" if len(unused) > 1 else ""
             notes.append(
-                f"{unused[0]}{more}: not read. Datasets takes files of one format, and those whose names say their "
-                "split, if there are any."
+                f"{unused[0]}{more}: not used. The datasets library reads files of one format and, if there are any, "
+                "only those named after a split."
             )
-    names = class_names(builder.info.features)
+    names = declared_class_names(builder.info.features)
     return {split: partial(_open_files, paths, names) for split, paths in splits.items()}, notes
 
 
 def _data_files(folder: Path) -> list[Path]:
-    """All files of a folder that can be read, but for those that Datasets takes for hidden."""
+    """All files of a folder that can be read, except those that the datasets library regards as hidden."""
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if format_of(path) in READERS
+        if file_format(path) in READERS
         and path.is_file()
         and not any(part.startswith((".", "__")) for part in path.relative_to(folder).parts)
         and path.name not in ("dataset_info.json", "dataset_infos.json", "config.json")
@@ -112,12 +114,12 @@ def _open_files(paths: Sequence[Path], declared: dict[str, list[str]]) -> list[R
     return sources
 
 
-def _why_not_loaded(name: str, config: str | None, is_local: bool, error: Exception) -> str:
+def _load_error(name: str, config: str | None, is_local: bool, error: Exception) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, Exception) and is_local else error
     reason = " ".join(str(cause).split())[:300]
     shown = f"{name!r}" + (f" with configuration {config!r}" if config else "")
     if "builderconfig" in reason.lower() or "config name" in reason.lower():
-        remedy = "Name one of its configurations (data_config), or leave it out where there is one only."
+        remedy = "Name one of its configurations (data_config), or leave it out if there is only one."
     elif is_local:
         remedy = (
             "Check that the folder holds .jsonl, .csv or .parquet files, all in one format, named after their split "
@@ -126,21 +128,21 @@ def _why_not_loaded(name: str, config: str | None, is_local: bool, error: Except
         )
     elif isinstance(error, ConnectionError):
         remedy = (
-            "Without a network give a local folder instead, or files (train_file, validation_file, test_file); a "
-            "data set that was loaded once is found again in the cache."
+            "Without a network, give a local folder or files (train_file, validation_file, test_file); a dataset that "
+            "was loaded before is found in the cache."
         )
     else:
         remedy = (
-            "Check the name (owner/name on the hub, or the path of a folder); a private or gated data set needs `hf "
+            "Check the name (owner/name on the hub, or the path of a folder); a private or gated dataset needs `hf "
             "auth login`."
         )
-    return f"The data {shown} cannot be loaded: {reason.rstrip('.') or type(error).__name__}. {remedy}"
+    return f"The dataset {shown} cannot be loaded: {reason.rstrip('.') or type(error).__name__}. {remedy}"
 
 
 def _open_split(name: str, dataset: Any, columns: list[str]) -> list[RowSource]:
-    """The rows of one split of a data set; row numbers are those of the data set, from 0, so `dataset[number]`."""
+    """The rows of one split of a dataset, with the row numbers of `dataset[number]`."""
     present = [column for column in columns if column in dataset.column_names]
-    # Problems take 0 for the whole source, so rows count from 1 until they are shown.
-    problems = Problems(name, lambda number: f"{name}[{number - 1}]")
+    # Line 0 means the whole source in a report, so rows are counted from 1 and shown from 0.
+    errors = ErrorReport(name, lambda number: f"{name}[{number - 1}]")
     rows = enumerate(dataset.select_columns(present), start=1)
-    return [RowSource(name, rows, problems, list(dataset.column_names), class_names(dataset.features))]
+    return [RowSource(name, rows, errors, list(dataset.column_names), declared_class_names(dataset.features))]

@@ -1,0 +1,138 @@
+"""Checks the set of classes in the training data: their order, number, spelling and frequency."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from sptune.errors import InputError
+from sptune.tasks.data.label_checks import label_name
+from sptune.tasks.data.lookalike_names import lookalike_key, spell_out
+from sptune.tasks.splits import Example
+
+MAX_CLASSES = 50  # more labels than this, most with one example, are not classes
+MAX_FRACTIONS = 20  # more fractional numbers are scores; so are fewer if half of the examples have their own
+MAX_RATINGS = 20  # more whole numbers get a note
+MIN_CLASS_SIZE = 5  # a smaller class with less than a tenth of an even share gets a note
+
+
+def check_class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that the user gave.
+
+    Raises:
+        InputError: If there are fewer than two, or a name is repeated.
+    """
+    names = tuple(label_name(label) for label in labels)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(f"labels is {', '.join(names) or 'empty'}; give at least two different classes, each once.")
+    return names
+
+
+def order_classes(examples: Sequence[Example], declared: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes of the examples: in declared order, else numerical for numbers and alphabetical for names."""
+    seen = {example.label for example in examples if example.label is not None}
+    if declared is not None:
+        return tuple(name for name in declared if name in seen)
+    numbers = {name: _number(name) for name in seen}
+    if all(number is not None for number in numbers.values()):
+        return tuple(sorted(seen, key=lambda name: (numbers[name], name)))
+    return tuple(sorted(seen))
+
+
+def check_numeric_labels(train: Sequence[Example], source: str, column: str, notes: list[str]) -> None:
+    """Refuse labels that are scores, and note labels that are many whole numbers.
+
+    A few fractional numbers are classes, such as sections (1.1, 1.10) or half stars. Scores are many, or most of them
+    have only one or two examples.
+
+    Raises:
+        InputError: If most labels are fractional numbers and they are many.
+    """
+    labels = dict.fromkeys(example.label for example in train if example.label is not None)
+    numbers = {label: number for label in labels if (number := _written_number(label)) is not None}
+    fractions = [label for label, number in numbers.items() if not number.is_integer()]
+    are_many = len(fractions) > min(MAX_FRACTIONS, max(len(train) / 2, MIN_CLASS_SIZE))
+    if are_many and len(fractions) > len(labels) / 2:
+        raise InputError(
+            f"{source}, field {column!r}: {len(labels)} different labels in {len(train)} examples, {len(fractions)} of "
+            f"them fractional, such as {', '.join(map(repr, fractions[:3]))}. This looks like a number to predict, not "
+            "a class. Name another label column, or replace the numbers by a few classes, such as low and high; if "
+            "they are classes, name all of them (labels=...)."
+        )
+    if len(numbers) == len(labels) > MAX_RATINGS and not fractions:
+        notes.append(
+            f"{source}, field {column!r}: {len(labels)} different whole numbers. Each one is a separate class; their "
+            "order is not learned."
+        )
+
+
+def check_classes(train: Sequence[Example], source: str, column: str, classes: Sequence[str], notes: list[str]) -> None:
+    """Check the number of classes, and note classes without examples.
+
+    Raises:
+        InputError: If there is only one class, or almost every example has a label of its own.
+    """
+    seen = {example.label for example in train}
+    if len(seen) < 2:
+        raise InputError(
+            f"{source}, field {column!r}, value {next(iter(seen))!r}: all {len(train)} examples have this one label. A "
+            "classifier needs at least two classes; add examples of another, or name another label column."
+        )
+    if len(seen) > MAX_CLASSES and len(seen) > len(train) / 2:
+        raise InputError(
+            f"{source}, field {column!r}: {len(seen)} different labels in {len(train)} examples, such as "
+            f"{train[0].label!r}. This looks like a number to predict or an identifier, not a class; name another "
+            "label column."
+        )
+    notes.extend(
+        f"The class {name!r} has no examples in {source}: it will not be learned."
+        for name in classes
+        if name not in seen
+    )
+
+
+def check_spelling(train: Sequence[Example], source: str, column: str) -> None:
+    """Refuse classes whose names look alike, for example differ only in case: one of them is usually a typo.
+
+    Raises:
+        InputError: If two names look alike.
+    """
+    count = Counter(example.label for example in train if example.label is not None)
+    spellings: dict[str, str] = {}
+    for name in count:
+        other = spellings.setdefault(lookalike_key(name), name)
+        if other != name:
+            rare, common = sorted((name, other), key=lambda one: count[one])
+            place = next(example.where for example in train if example.label == rare)
+            raise InputError(
+                f"{place}, field {column!r}, value {spell_out(rare, common)}: there is also a class "
+                f"{spell_out(common, rare)} with {count[common]} examples in {source}; this one has {count[rare]}. "
+                "Use one spelling, or, if they are two classes, name all classes (labels=...)."
+            )
+
+
+def note_rare_classes(train: Sequence[Example], source: str) -> list[str]:
+    """One note for each class with so few examples that it may be a typo and can hardly be learned."""
+    count = Counter(example.label for example in train)
+    return [
+        f"The class {name!r} has {number} of the {len(train)} examples in {source}: it can hardly be learned."
+        for name, number in count.items()
+        if number < MIN_CLASS_SIZE and number * len(count) * 10 < len(train)
+    ]
+
+
+def _number(name: str) -> float | None:
+    try:
+        number = float(name)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _written_number(label: str) -> float | None:
+    """The number that a label writes, possibly with a decimal comma and a percent sign."""
+    text = label.rstrip("%").strip()
+    is_decimal_comma = re.fullmatch(r"[+-]?\d*,(\d{1,2}|\d{4,})", text)
+    return _number(text.replace(",", ".") if is_decimal_comma else text)

@@ -1,0 +1,189 @@
+"""Loads checked examples: the three splits (`load_splits`) or one file (`read_labeled`, `read_unlabeled`)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from sptune.errors import InputError
+from sptune.tasks.data.class_checks import (
+    check_class_names,
+    check_classes,
+    check_numeric_labels,
+    check_spelling,
+    note_rare_classes,
+    order_classes,
+)
+from sptune.tasks.data.column_checks import check_column_names
+from sptune.tasks.data.error_report import raise_errors
+from sptune.tasks.data.file_reader import open_file
+from sptune.tasks.data.hub_dataset import open_dataset
+from sptune.tasks.data.row_checks import check_rows
+from sptune.tasks.data.row_source import RowSource
+from sptune.tasks.data.split_roles import openers_of_files, openers_of_splits
+from sptune.tasks.splits import Example, Splits, divide
+
+logger = logging.getLogger(__name__)
+
+TEXT_COLUMNS = ("text",)
+LABEL_COLUMN = "label"
+
+
+def load_splits(
+    *,
+    train_file: str | Path | None = None,
+    validation_file: str | Path | None = None,
+    test_file: str | Path | None = None,
+    data: str | None = None,
+    data_config: str | None = None,
+    split_names: Mapping[str, str | None] | None = None,
+    text_columns: Sequence[str] = TEXT_COLUMNS,
+    label_column: str = LABEL_COLUMN,
+    labels: Sequence[str] | None = None,
+    few_shot: int | None = None,
+    seed: int = 0,
+) -> tuple[tuple[str, ...], Splits]:
+    """Load labeled data from files or from a Hugging Face dataset, check them and split them.
+
+    Args:
+        train_file: A .jsonl, .csv, .tsv or .parquet file.
+        validation_file: Split off from the training data by default.
+        test_file: Split off from the training data by default.
+        data: Instead of files, a dataset: an id on the hub, a folder of files, a folder written by `save_to_disk`, or
+            a single file.
+        data_config: The configuration of the dataset.
+        split_names: The splits to use as "train", "validation" and "test", if their names differ; None for a split
+            that is split off from the training data.
+        text_columns: The column with the text; two columns for text pairs.
+        label_column: The column with the class, a name or a number.
+        labels: The classes in order. Default: those of the training data, in the order that a `ClassLabel` feature
+            declares, else in numerical or alphabetical order.
+        few_shot: The number of training examples in all.
+        seed: The seed of all random splits.
+
+    Returns:
+        The classes in order, and the splits.
+
+    Raises:
+        InputError: All errors of the data in one message.
+    """
+    text_columns = check_column_names(text_columns, label_column)
+    given_labels = None if labels is None else check_class_names(labels)
+    notes: list[str] = []
+    if data is not None and train_file is None and validation_file is None and test_file is None:
+        splits, notes = open_dataset(data, data_config, [*text_columns, label_column])
+        openers = openers_of_splits(data, splits, split_names or {}, label_column, notes)
+    elif data is None and train_file is not None:
+        openers = openers_of_files(train_file, validation_file, test_file)
+    else:
+        raise _conflict(data, train_file)
+    sources = {role: open_split() for role, open_split in openers.items()}
+    classes, examples = _check_sources(sources, text_columns, label_column, given_labels, notes)
+    divided = divide(
+        examples["train"],
+        examples.get("validation"),
+        examples.get("test"),
+        few_shot_count=few_shot,
+        seed=seed,
+        source=_source_name(sources["train"]),
+    )
+    divided.notes[:0] = notes
+    return classes, divided
+
+
+def _conflict(data: str | None, train_file: str | Path | None) -> InputError:
+    if (data is None) == (train_file is None):
+        return InputError(
+            "Give either files (train_file, optionally validation_file and test_file) or a dataset (data)."
+        )
+    return InputError("validation_file and test_file go with train_file, not with data; leave one or the other out.")
+
+
+def _check_sources(
+    sources: Mapping[str, Sequence[RowSource]],
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: tuple[str, ...] | None,
+    notes: list[str],
+) -> tuple[tuple[str, ...], dict[str, list[Example]]]:
+    """Check the rows of all splits and the classes.
+
+    Returns:
+        The classes in order, and the examples by role.
+    """
+    train_name = _source_name(sources["train"])
+    declared = sources["train"][0].class_names.get(label_column)
+    are_classes_known = labels is not None or declared is not None
+    train = _check_split(sources["train"], text_columns, label_column, labels, None)
+    if not are_classes_known:
+        check_numeric_labels(train, train_name, label_column, notes)
+    classes = labels or order_classes(train, declared)
+    examples = {"train": train}
+    for role in ("validation", "test"):
+        if role in sources:
+            examples[role] = _check_split(
+                sources[role], text_columns, label_column, classes or None, None if labels else train_name
+            )
+    files = [file for split in sources.values() for file in split]
+    raise_errors(file.errors for file in files)
+    notes.extend(note for file in files for note in file.notes)
+    check_classes(train, train_name, label_column, classes, notes)
+    if not are_classes_known:
+        check_spelling(train, train_name, label_column)
+        notes.extend(note_rare_classes(train, train_name))
+    return classes, examples
+
+
+def _check_split(
+    files: Sequence[RowSource],
+    text_columns: Sequence[str],
+    label_column: str,
+    known_labels: tuple[str, ...] | None,
+    train_name: str | None,
+) -> list[Example]:
+    """The examples of all files of a split; see `check_rows`."""
+    check = partial(check_rows, known_labels=known_labels, train_name=train_name)
+    return [example for file in files for example in check(file, text_columns, label_column)]
+
+
+def _source_name(files: Sequence[RowSource]) -> str:
+    return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def read_labeled(
+    path: str | Path,
+    text_columns: Sequence[str] = TEXT_COLUMNS,
+    label_column: str = LABEL_COLUMN,
+    *,
+    labels: Sequence[str],
+) -> list[Example]:
+    """Read the examples of one file with known classes.
+
+    Raises:
+        InputError: All errors of the file in one message.
+    """
+    source = open_file(path)
+    columns = check_column_names(text_columns, label_column)
+    examples = check_rows(source, columns, label_column, known_labels=check_class_names(labels))
+    _raise_errors_and_log_notes(source)
+    return examples
+
+
+def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS) -> list[Example]:
+    """Read the texts of one file without labels.
+
+    Raises:
+        InputError: All errors of the file in one message.
+    """
+    source = open_file(path)
+    examples = check_rows(source, check_column_names(text_columns, None), None)
+    _raise_errors_and_log_notes(source)
+    return examples
+
+
+def _raise_errors_and_log_notes(source: RowSource) -> None:
+    raise_errors([source.errors])
+    for note in source.notes:
+        logger.warning("%s", note)

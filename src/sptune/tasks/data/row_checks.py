@@ -1,0 +1,139 @@
+"""Checks the rows of a source and turns those without errors into examples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sptune.tasks.data.column_checks import report_header, report_missing_fields
+from sptune.tasks.data.error_report import ErrorReport, describe_type
+from sptune.tasks.data.label_checks import check_label, is_missing, report_unknown_labels, report_unlabeled_rows
+from sptune.tasks.data.lookalike_names import is_blank
+from sptune.tasks.data.row_source import RepeatedValues, RowSource
+from sptune.tasks.splits import Example
+
+
+def check_rows(
+    source: RowSource,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    *,
+    known_labels: Collection[str] | None = None,
+    train_name: str | None = None,
+) -> list[Example]:
+    """Turn the rows of a source into examples; errors go into `source.errors`.
+
+    Args:
+        source: The rows.
+        text_columns: The columns with text.
+        label_column: The column with the label; None for unlabeled data.
+        known_labels: The classes; None to accept any label.
+        train_name: The source of the training data, for messages, if the classes were read from it.
+
+    Returns:
+        The examples of the rows without errors.
+    """
+    checker = _RowChecker(source, text_columns, label_column, known_labels)
+    if source.columns is not None and report_header(source, checker.columns, source.columns):
+        return []
+    examples = [checker.example(line, values) for line, values in source.rows]
+    checker.report(train_name)
+    return [example for example in examples if example is not None]
+
+
+class _RowChecker:
+    """Checks row by row and remembers the errors that one message reports for many rows."""
+
+    def __init__(
+        self,
+        source: RowSource,
+        text_columns: Sequence[str],
+        label_column: str | None,
+        known_labels: Collection[str] | None,
+    ) -> None:
+        self.source = source
+        self.text_columns = text_columns
+        self.label_column = label_column
+        self.known_labels = known_labels
+        self.columns = [*text_columns, *([] if label_column is None else [label_column])]
+        self._count = 0
+        self._seen_columns: dict[str, None] = {}
+        self._missing: dict[str, list[int]] = {column: [] for column in self.columns}
+        self._unlabeled: list[tuple[int, Any]] = []
+        self._unknown: list[tuple[int, str]] = []
+
+    def example(self, line: int, values: Mapping[str, Any]) -> Example | None:
+        """The example of a row; None if the row has an error."""
+        self._count += 1
+        self._seen_columns.update(dict.fromkeys(values))
+        if not self._has_fields(line, values):
+            return None
+        errors = self.source.errors
+        texts = {column: _check_text(values[column], column, line, errors) for column in self.text_columns}
+        fields = {column: text for column, text in texts.items() if text is not None}
+        label = None if self.label_column is None else self._label(line, values[self.label_column], self.label_column)
+        if len(fields) < len(texts) or (label is None and self.label_column is not None):
+            return None
+        return Example(fields, label, errors.locate(line))
+
+    def _has_fields(self, line: int, values: Mapping[str, Any]) -> bool:
+        """Whether the row has each column exactly once."""
+        missing = [column for column in self.columns if column not in values]
+        for column in missing:
+            self._missing[column].append(line)
+        if missing:
+            return False
+        repeated = [column for column in self.columns if isinstance(values[column], RepeatedValues)]
+        for column in repeated:
+            self.source.errors.add("occurs more than once in this object", "Keep one of them.", line=line, field=column)
+        return not repeated
+
+    def _label(self, line: int, value: Any, column: str) -> str | None:
+        """The class name of a label; None if it is missing, unknown or not a label."""
+        class_names = self.source.class_names.get(column)
+        if is_missing(value, class_names):
+            self._unlabeled.append((line, value))
+            return None
+        label = check_label(value, column, class_names, line, self.source.errors)
+        if label is not None and self.known_labels is not None and label not in self.known_labels:
+            self._unknown.append((line, label))
+            return None
+        return label
+
+    def report(self, train_name: str | None) -> None:
+        """Report the errors that concern many rows, after the last row."""
+        errors = self.source.errors
+        if not self._count and not errors.count:
+            errors.add(
+                "empty: it has a header but no rows" if self.source.columns else "empty: it has no examples",
+                "Add at least one example, or leave the file out.",
+            )
+        report_missing_fields(self.source, self._missing, self._count, list(self._seen_columns))
+        if self.label_column is not None:
+            report_unlabeled_rows(errors, self._unlabeled, self._count, self.label_column)
+            report_unknown_labels(
+                errors, self._unknown, self._count, self.label_column, self.known_labels or (), train_name
+            )
+
+
+def _check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str | None:
+    """A text; None, and an error in the report, if it is blank or not text."""
+    if value is None or (isinstance(value, str) and is_blank(value)):
+        error, remedy = "empty text", "Write the text, or remove the line."
+    elif not isinstance(value, str):
+        error = f"a {describe_type(value)}, not text"
+        remedy = "Name a column that holds text, or put the value in quotation marks."
+    elif not _is_unicode(value):
+        error, remedy = "half a surrogate pair, which is not a character", "Write the file again as UTF-8."
+    else:
+        return value
+    errors.add(error, remedy, line=line, field=column, value=value)
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

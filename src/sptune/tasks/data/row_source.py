@@ -1,0 +1,44 @@
+"""RowSource: the rows of one file or split with their line numbers, before they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+
+from sptune.tasks.data.error_report import ErrorReport
+
+Rows = Iterator[tuple[int, dict[str, Any]]]
+
+
+class RepeatedValues(tuple[Any, ...]):
+    """The values of a key that occurs more than once in a JSON object."""
+
+
+@dataclass
+class RowSource:
+    """The rows of one file or split, read on demand.
+
+    Attributes:
+        name: The file or split, as the user named it.
+        rows: Pairs of line (or row) number and values by column.
+        errors: What could not be read so far.
+        columns: The columns of the header or schema; None for JSON.
+        class_names: For a column of class indices, the names of the classes.
+        notes: Unusual properties of the file that did not prevent reading it.
+    """
+
+    name: str
+    rows: Rows
+    errors: ErrorReport
+    columns: list[str] | None = None
+    class_names: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def declared_class_names(features: datasets.Features | None) -> dict[str, list[str]]:
+    """The class names that the features of a Hugging Face dataset declare, by column."""
+    columns = (features or {}).items()
+    return {column: list(feature.names) for column, feature in columns if isinstance(feature, datasets.ClassLabel)}

@@ -1,0 +1,116 @@
+"""Decides which files or splits of a dataset serve as training, validation and test data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from sptune.errors import InputError
+from sptune.tasks.data.file_reader import open_file
+from sptune.tasks.data.hub_dataset import SplitOpener
+from sptune.tasks.data.label_checks import is_missing
+from sptune.tasks.data.row_source import RowSource
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "dev", "valid", "val"),
+    "test": ("test",),
+}
+
+
+def openers_of_files(
+    train_file: str | Path, validation_file: str | Path | None, test_file: str | Path | None
+) -> dict[str, SplitOpener]:
+    """Functions that open the given files, by role.
+
+    Raises:
+        InputError: If two of them are the same file.
+    """
+    given = {"train": train_file, "validation": validation_file, "test": test_file}
+    paths = {role: Path(path) for role, path in given.items() if path is not None}
+    resolved: dict[Path, str] = {}
+    for role, path in paths.items():
+        other = resolved.setdefault(path.resolve(), role)
+        if other != role:
+            raise InputError(
+                f"{other}_file and {role}_file are the same file, {path}. Scores on training data mean nothing; leave "
+                f"{role}_file out, and it is split off from the training data."
+            )
+    return {role: partial(_open_one_file, path) for role, path in paths.items()}
+
+
+def _open_one_file(path: Path) -> list[RowSource]:
+    return [open_file(path)]
+
+
+def openers_of_splits(
+    name: str,
+    splits: Mapping[str, SplitOpener],
+    split_names: Mapping[str, str | None],
+    label_column: str,
+    notes: list[str],
+) -> dict[str, SplitOpener]:
+    """The splits of a dataset by role.
+
+    A validation or test split without rows or labels is not used. If the test split is not used, the validation split
+    takes its role.
+
+    Args:
+        name: The dataset, for messages.
+        splits: All splits by name.
+        split_names: The split for a role, where its name is not in `SPLIT_NAMES`; None for no split.
+        label_column: The column with the label.
+        notes: Receives notes on splits that are not used.
+
+    Raises:
+        InputError: If a split does not exist or the training split is not clear.
+    """
+    chosen = _choose_splits(name, list(splits), split_names)
+    for role in ("test", "validation"):
+        if role in chosen and (reason := _why_unused(splits[chosen[role]](), label_column)):
+            split = chosen.pop(role)
+            notes.append(f"{reason.format(split=f'{name}[{split}]')}: it is not used.")
+            if role == "test" and "validation" in chosen:
+                chosen["test"] = chosen.pop("validation")
+                notes.append(f"{name}[{chosen['test']}] is the test data.")
+    return {role: splits[split] for role, split in chosen.items()}
+
+
+def _choose_splits(name: str, available: Sequence[str], split_names: Mapping[str, str | None]) -> dict[str, str]:
+    """The name of the split for each role."""
+    chosen: dict[str, str] = {}
+    for role, usual_names in SPLIT_NAMES.items():
+        wanted = (
+            split_names[role] if role in split_names else next((one for one in usual_names if one in available), None)
+        )
+        if wanted is None:
+            continue
+        if wanted not in available:
+            raise InputError(
+                f"The dataset {name!r} has no split {wanted!r}; it has {', '.join(available)}. Choose one of these "
+                f"for {role!r} (split_names)."
+            )
+        chosen[role] = wanted
+    if "train" not in chosen:
+        if len(available) != 1:
+            raise InputError(
+                f"The dataset {name!r} has no split 'train'; it has {', '.join(available)}. Name the one to train on "
+                "(split_names)."
+            )
+        chosen["train"] = available[0]
+    return chosen
+
+
+def _why_unused(files: Sequence[RowSource], label_column: str) -> str | None:
+    """Why a split cannot be used: it has no rows, or its labels are withheld, as in the test data of benchmarks."""
+    is_empty = True
+    for file in files:
+        class_names = file.class_names.get(label_column)
+        for _, values in file.rows:
+            is_empty = False
+            if label_column not in values or not is_missing(values[label_column], class_names):
+                return None
+    if is_empty:
+        return "{split} has no rows" if all(file.columns and not file.errors.count for file in files) else None
+    return "The labels of {split} are withheld"
