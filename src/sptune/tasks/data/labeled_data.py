@@ -96,7 +96,7 @@ def load_splits(
 def _conflict(data: str | None, train_file: str | Path | None) -> InputError:
     if (data is None) == (train_file is None):
         return InputError(
-            "Give either files (train_file, optionally validation_file and test_file) or a dataset (data)."
+            "Give either files (train_file, and optionally validation_file and test_file) or a dataset (data)."
         )
     return InputError("validation_file and test_file go with train_file, not with data; leave one or the other out.")
 
