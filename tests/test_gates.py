@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from sptune.modeling.gates import mixing_weights
+from sptune.modeling.prepend.prompt_mixing import mixing_weights
 
 GATES = torch.tensor([[0.3, 0.8, 0.5, 0.9], [0.0, 0.2, 0.0, 1.0], [1.0, 0.4, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from sptune import SPTConfig
 from sptune.config import resolve_prompt_layers
-from sptune.modeling.generators import PHMLinear, adaptive_pool, build_generator
+from sptune.modeling.generators import PHMLinear, build_generator
+from sptune.modeling.prepend.prompt_generators import adaptive_pool
 
 LENGTH, HIDDEN = 9, 8
 

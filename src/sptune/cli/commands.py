@@ -449,7 +449,7 @@ def tasks(as_json: JsonFlag = False) -> None:
 @_command
 def models(as_json: JsonFlag = False) -> None:
     """List the model families that can take prompts."""
-    from sptune.modeling.backbones import FAMILIES
+    from sptune.modeling.prepend.families import FAMILIES
 
     described = {name: {"attention": "causal" if family.causal else "both ways"} for name, family in FAMILIES.items()}
     if as_json:

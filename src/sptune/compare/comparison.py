@@ -200,7 +200,7 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
             source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
             said = read_data(options)[1].notes
             config = load_config(source)
-            check_supported(config, options.placement == "prepend", options.layers_path)
+            check_supported(config, options.placement, options.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
         own = [one for one in left if one.task == task]

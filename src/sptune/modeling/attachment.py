@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sptune.config import SPTConfig
-from sptune.modeling.backbones import Backbone, find_backbone, find_prepend_backbone
+from sptune.modeling.backbones import Backbone, find_backbone
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Attachment:
         """
         if config.placement == "prepend" and self.flow is None:
             # Imported here so that placement="add" never loads what only "prepend" needs.
+            from sptune.modeling.prepend.families import find_prepend_backbone
             from sptune.modeling.prepend.flow import PromptFlow
 
             backbone = find_prepend_backbone(self.model, config.layers_path)

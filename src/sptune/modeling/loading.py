@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,7 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from sptune.errors import InputError
-from sptune.modeling.backbones import FAMILIES, Backbone, find_backbone, find_prepend_backbone
+from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
 
 MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
@@ -228,11 +227,7 @@ def language_head(config: PretrainedConfig, source: BackboneSource) -> str | Non
 
 def is_causal(config: PretrainedConfig) -> bool:
     """Whether text attends only backwards in models of this configuration."""
-    inner = text_config(config)
-    family = FAMILIES.get(inner.model_type)
-    if family is not None:
-        return family.causal
-    return inner.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return text_config(config).model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def text_config(config: PretrainedConfig) -> Any:
@@ -240,43 +235,42 @@ def text_config(config: PretrainedConfig) -> Any:
     return config.text_config if isinstance(config, MeanPooledConfig) else config
 
 
-def check_supported(config: PretrainedConfig, prepend: bool, layers_path: str | None) -> None:
+def check_supported(config: PretrainedConfig, placement: str | None, layers_path: str | None) -> None:
     """Refuse a backbone that cannot take prompts before its weights are loaded.
 
     Args:
         config: the backbone's.
-        prepend: whether the prompts stand in front of the text.
-        layers_path: where its blocks are, if that was said.
+        placement: of the prompts.
+        layers_path: the path of its blocks, if one was given.
 
     Raises:
-        InputError: see `sptune.modeling.backbones`.
+        InputError: see `sptune.modeling.backbones.find_backbone`.
     """
     inner = text_config(config)
     if getattr(inner, "is_encoder_decoder", False):
         raise InputError(
-            f"{inner.model_type!r} is an encoder-decoder, which a run does not know how to read a task from; take an "
-            "encoder or a decoder, or attach prompts in Python: get_peft_model(model, SPTConfig(layers_path='...'))."
+            f"{inner.model_type!r} is an encoder-decoder, which a run cannot use; choose an encoder or a decoder, or "
+            "attach prompts in Python: get_peft_model(model, SPTConfig(layers_path='...'))."
         )
     if layers_path is not None:
-        return  # a path starts at the model with its head, so it is followed when that is there
-    if prepend and inner.model_type not in FAMILIES:
-        raise InputError(
-            f"Models of type {inner.model_type!r} are not in the table of families that take prompts in front of the "
-            f"text ({', '.join(FAMILIES)}). Leave out placement=prepend; or, if its blocks take hidden_states and "
-            "attention_mask as Llama's or BERT's do, name their list: layers_path=model.layers"
-        )
+        return  # the path begins at the model with its head, and is checked when that is loaded
+    if placement == "prepend":
+        _check_family(inner.model_type)
     with torch.device("meta"):
         skeleton = AutoModel.from_config(inner)
-    find_blocks(skeleton, prepend)
+    find_backbone(skeleton, placement=placement)
 
 
-def find_blocks(model: nn.Module, prepend: bool, layers_path: str | None = None) -> Backbone:
-    """The blocks of a model, refused if prompts of this placement cannot be attached to them.
+def _check_family(model_type: str) -> None:
+    """Refuse a family without prompts in front of the text, in the words of the command line."""
+    from sptune.modeling.prepend.families import FAMILIES
 
-    Raises:
-        InputError: see `sptune.modeling.backbones`.
-    """
-    return find_prepend_backbone(model, layers_path) if prepend else find_backbone(model, layers_path)
+    if model_type not in FAMILIES:
+        raise InputError(
+            f"Models of type {model_type!r} are not in the table of families that take prompts in front of the text "
+            f"({', '.join(FAMILIES)}). Leave out placement=prepend; or, if its blocks take hidden_states and "
+            "attention_mask as Llama's or BERT's do, name their list: layers_path=model.layers"
+        )
 
 
 def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:

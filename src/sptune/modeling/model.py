@@ -17,15 +17,7 @@ from torch import nn
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.modeling.attachment import Attachment
-from sptune.modeling.backbones import (
-    Backbone,
-    check_prompt_at_first_layer,
-    find_backbone,
-    find_prepend_backbone,
-    frozen_part,
-    keep_differentiable,
-    unwrapped,
-)
+from sptune.modeling.backbones import Backbone, find_backbone, frozen_part, keep_differentiable, unwrapped
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import gate_logits
 from sptune.modeling.layer import SPTLayer
@@ -57,8 +49,7 @@ class SPTModel(BaseTuner):
             )
         backbone = _backbone_for(self.model, peft_config)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
-        if peft_config.placement == "prepend":
-            check_prompt_at_first_layer(backbone, layers)
+        backbone.check_layers(layers)
         if peft_config.projection == "phm" and backbone.hidden_size % peft_config.phm_dim:
             raise InputError(
                 f"phm_dim={peft_config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; "
@@ -380,10 +371,12 @@ def _find_attachment(model: nn.Module) -> Attachment | None:
 def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
     """The blocks of a model as the placement of an adapter needs to know them."""
     attached = _find_attachment(model)
-    if config.placement == "prepend":
-        known = attached.flow if attached is not None else None
-        return find_prepend_backbone(model, config.layers_path) if known is None else known.backbone
-    return find_backbone(model, config.layers_path) if attached is None else attached.backbone
+    known: Backbone | None = None
+    if attached is not None and config.placement == "prepend":
+        known = attached.flow.backbone if attached.flow is not None else None
+    elif attached is not None:
+        known = attached.backbone
+    return find_backbone(model, config.layers_path, config.placement) if known is None else known
 
 
 def _prompted(attached: Attachment) -> list[SPTLayer]:

@@ -124,7 +124,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     with clock.stage("load"):
         monitor.stage(f"Reading the configuration and the tokenizer of {source.model}")
         config = load_config(source)
-        check_supported(config, options.placement == "prepend", options.layers_path)
+        check_supported(config, options.placement, options.layers_path)
         check_prompts(options, config)
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:

@@ -23,7 +23,8 @@ from sptune.runs import output_folder as outputs
 from sptune.training.linear_probe import HeadAlone, head_scores
 from sptune.config import SPTConfig
 from sptune.errors import SptuneError
-from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, find_blocks, load_backbone
+from sptune.modeling.backbones import find_backbone
+from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
 from sptune.training.activation_cache import PrefixCacheSettings
 from sptune.runs.plan import Plan, prompt_config, search_config
@@ -91,7 +92,7 @@ def load(plan: Plan) -> Job:
         plan.monitor.stage(f"Loading {plan.spec.source.model}")
         set_seed(plan.options.seed)
         backbone, absent = load_backbone(plan.spec, plan.tokenizer)
-        find_blocks(backbone, plan.options.placement == "prepend", plan.options.layers_path)
+        find_backbone(backbone, plan.options.layers_path, plan.options.placement)
     with plan.clock.stage("encode"):
         plan.monitor.stage("Turning text into tokens")
         encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.functional import pad
 
 from sptune.errors import InputError
-from sptune.modeling.backbones import Backbone
 from sptune.modeling.calls import WrappedMethod, argument_positions
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext, ForwardState
-from sptune.modeling.gates import presence_bias
-from sptune.modeling.generators import INSTANCE_AWARE
+from sptune.modeling.prepend.families import PrependBackbone
+from sptune.modeling.prepend.prompt_generators import INSTANCE_AWARE
+from sptune.modeling.prepend.prompt_mixing import presence_bias
 from sptune.modeling.targets import before_first_target, has_language_model_head
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class PromptFlow:
     """
 
     def __init__(
-        self, model: nn.Module, backbone: Backbone, settings: dict[str, AdapterSettings], context: ForwardContext
+        self, model: nn.Module, backbone: PrependBackbone, settings: dict[str, AdapterSettings], context: ForwardContext
     ) -> None:
         self.model = model
         self.backbone = backbone

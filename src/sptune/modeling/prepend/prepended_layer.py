@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sptune.errors import InputError
-from sptune.modeling.backbones import WeightedProbabilities, check_attention_mask, check_length
 from sptune.modeling.calls import argument_positions
 from sptune.modeling.forward_context import AdapterSettings
-from sptune.modeling.gates import mix_prompts, mixing_weights
-from sptune.modeling.generators import INITIAL_STD, INSTANCE_AWARE
 from sptune.modeling.prepend.block_call import BlockCall
 from sptune.modeling.prepend.flow import PromptFlow
 from sptune.modeling.prepend.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
+from sptune.modeling.prepend.masks import check_attention_mask, check_length
+from sptune.modeling.prepend.prompt_generators import INITIAL_STD, INSTANCE_AWARE
+from sptune.modeling.prepend.prompt_mixing import mix_prompts, mixing_weights
+from sptune.modeling.prepend.weighted_attention import WeightedProbabilities
 
 if TYPE_CHECKING:
     from sptune.modeling.layer import SPTLayer

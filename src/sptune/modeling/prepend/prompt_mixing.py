@@ -1,0 +1,52 @@
+"""How the new prompt of a gated layer is mixed with the one from the layer below (method section 3)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def mixing_weights(
+    a: torch.Tensor, v_below: torch.Tensor, tau: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The weights of the propagated and the new prompt at a gated layer, and the presence above it.
+
+    v = v_below + a (1 - v_below), w_prop = v_below (1 - tau a), w_new = a (tau v_below + 1 - v_below), and
+    w_prop + w_new = v: the prompt of the layer is (w_prop P_prop + w_new P_new) / v.
+
+    Args:
+        a: the layer's gate values, any shape.
+        v_below: probability that a prompt was inserted below, the same shape or one that broadcasts.
+        tau: the mixing rate, in (0, 1].
+
+    Returns:
+        w_prop, w_new, v.
+    """
+    v = v_below + a * (1 - v_below)
+    return v_below * (1 - tau * a), a * (tau * v_below + 1 - v_below), v
+
+
+def mix_prompts(
+    propagated: torch.Tensor, new: torch.Tensor, a: torch.Tensor, v_below: torch.Tensor, tau: float
+) -> torch.Tensor:
+    """P = (w_prop P_prop + w_new P_new) / v; zero where nothing is present (v = 0), since nothing will look at it.
+
+    Args:
+        propagated: the slots as they come from the layer below, (batch, m, d).
+        new: what the generator made, (batch, m, d).
+        a: gate values, (1,) or (batch,).
+        v_below: presence below, (1,) or (batch,).
+        tau: the mixing rate.
+    """
+    w_prop, w_new, v = mixing_weights(a, v_below, tau)
+    # Where nothing is present both weights are 0 and any divisor does; 1 keeps the gradients finite.
+    divisor = torch.where(v > 0, v, torch.ones_like(v))
+    keep, renew = (weight[:, None, None].to(new.dtype) for weight in (w_prop / divisor, w_new / divisor))
+    return keep * propagated + renew * new
+
+
+def presence_bias(v: torch.Tensor) -> torch.Tensor:
+    """log v, added to every attention logit on a slot; the lowest finite number where v = 0.
+
+    A finite bound keeps rows that see nothing but absent slots free of NaN, and its softmax weight is 0 all the same.
+    """
+    return torch.log(v.clamp_min(torch.finfo(v.dtype).tiny)).masked_fill(v <= 0, torch.finfo(v.dtype).min)

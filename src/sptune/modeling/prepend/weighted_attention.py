@@ -1,0 +1,58 @@
+"""`WeightedProbabilities`: scaled attention to prompts in families whose masks cannot carry a bias on the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sptune.modeling.forward_context import ThreadState
+from sptune.modeling.gates import at_least_float32
+
+
+class _FloatingMask(ThreadState):
+    """The mask on its way from an attention's arguments to its probabilities."""
+
+    weights: torch.Tensor | None = None
+
+
+class WeightedProbabilities:
+    """Weighs attention probabilities by a floating mask, where a family's mask cannot carry a bias on the logits.
+
+    softmax(logits + log w) = w softmax(logits) / sum(w softmax(logits)). The mask holds w at the prompts' columns and
+    0 or 1 elsewhere; a boolean mask leaves the attention as it was. The mask travels as an argument of the block, so
+    that gradient checkpointing recomputes with the right one.
+
+    Args:
+        attention: a self-attention module with an argument `attention_mask` and a `dropout` on its probabilities.
+    """
+
+    def __init__(self, attention: nn.Module) -> None:
+        self.mask = _FloatingMask()
+        dropout: Any = attention.dropout
+        self._handles = [
+            attention.register_forward_pre_hook(self._catch_mask, with_kwargs=True),
+            dropout.register_forward_pre_hook(self._weigh),
+        ]
+
+    def remove(self) -> None:
+        """Leave the attention as it was found."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _catch_mask(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
+        self.mask.weights = mask if mask.is_floating_point() else None
+
+    def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        weights, self.mask.weights = self.mask.weights, None  # kept, it would hold on to the whole graph
+        if weights is None:
+            return None
+        probabilities = args[0]
+        weighted = at_least_float32(probabilities) * weights  # in half precision, small sums have no finite gradient
+        total = weighted.sum(-1, keepdim=True)
+        # A row that sees nothing is padding. It stays as the backbone has it: zeros would blow up in layer norms.
+        blind = total == 0
+        weighted = torch.where(blind, probabilities, weighted / total.masked_fill(blind, 1.0))
+        return (weighted.to(probabilities.dtype), *args[1:])
