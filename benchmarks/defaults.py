@@ -3,10 +3,10 @@
     python benchmarks/defaults.py --data data --settings benchmarks/defaults.yaml \
         --output benchmarks/results/defaults.jsonl --part 1/2
 
-trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All of
-them come from the training files (`train.jsonl`), and seeds count from 1000 on, so that no test example is looked at. A
-variant holds layers and whatever differs from the common settings of subsets.py, and what sptune itself does not offer
-because it did no better here:
+trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All
+of them come from the training files (`train.jsonl`; of MR, what local_study.py leaves there), and seeds count from
+1000 on, so that no test example of the studies is looked at. A variant holds layers and whatever differs from the
+common settings of subsets.py, and what sptune itself does not offer because it did no better here:
 
 - `form`: `scale` for h * s + b, two vectors learned for each layer, or `bottleneck and scale` for the sum of both;
   `scale` is how many times faster the vectors are trained;
@@ -40,6 +40,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import set_seed
 
+from local_study import CARVED, carve
 from sptune.runs.output_folder import append_json_line, read_json_lines
 from subsets import Problem, Settings, train_network
 
@@ -139,13 +140,22 @@ def run_all(given: argparse.Namespace, study: dict[str, Any]) -> None:
         if number % parts != part - 1 or about in done(given.output):
             continue
         changes = {"test_examples": 1000, **{key: value for key, value in settings.items() if key != "layers"}}
-        problem = Problem(study["backbone"], given.data, task, seed, changes, "train.jsonl")
+        data = development_data(given.data, task, given.work / f"part-{part}")
+        problem = Problem(study["backbone"], data, task, seed, changes, "train.jsonl")
         started = time.monotonic()
         set_seed(seed)
         row = train_network(problem, build(problem, settings), seed, given.work / f"part-{part}")
         row |= {"seconds": round(time.monotonic() - started, 1), "amx": torch.backends.cpu.get_cpu_capability()}
         append_json_line(given.output, {"variant": name, "task": task, "seed": seed, "settings": settings, **row})
         print(json.dumps({"variant": name, "task": task, "seed": seed, **row}), flush=True)
+
+
+def development_data(data: Path, task: str, work: Path) -> Path:
+    """The folder of a task's training data, without the test data that the studies split off from them (MR)."""
+    if task not in CARVED or CARVED[task][0] != "test":
+        return data
+    carve(data / task / "train.jsonl", work / "development" / task, *CARVED[task])
+    return work / "development"
 
 
 def done(output: Path) -> set[tuple[str, int, str]]:
