@@ -4,11 +4,11 @@ import warnings
 
 from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
 from sptune.tasks.data import load_splits, read_labeled, read_unlabeled
-from sptune.tasks.encoding import TaskEncoder
 from sptune.tasks.metrics import compute_metrics
 from sptune.tasks.padding import PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example, Splits, few_shot, split_stratified
 from sptune.tasks.task import Task
+from sptune.tasks.task_encoder import TaskEncoder
 
 __all__ = [
     "BENCHMARK_SOURCES",

@@ -35,9 +35,9 @@ def causal_answer_logits(
     With left padding, the head is computed only at that position if the model supports it.
 
     Args:
-        model: A causal language model.
+        model: a causal language model.
         inputs: `input_ids` (batch, length) and the other inputs of the model.
-        arguments: The argument names of its forward; see `forward_arguments`.
+        arguments: the argument names of its forward; see `forward_arguments`.
 
     Returns:
         The logits, (batch, vocabulary).
@@ -73,9 +73,9 @@ def masked_answer_logits(model: nn.Module, inputs: Mapping[str, torch.Tensor], m
     Masked language models have no argument for this, and the head of a large vocabulary costs several layers' time.
 
     Args:
-        model: A masked language model.
+        model: a masked language model.
         inputs: `input_ids` (batch, length) with one mask token per row, and the other inputs of the model.
-        mask_token_id: The id of the mask token.
+        mask_token_id: the id of the mask token.
 
     Returns:
         The logits, (batch, vocabulary).
@@ -121,8 +121,8 @@ def _at(states: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Ten
 
     Args:
         states: (batch, prompts + length, n); prompts may precede the text.
-        positions: Indices into the text, (batch,).
-        length: The length of the text.
+        positions: indices into the text, (batch,).
+        length: the length of the text.
 
     Returns:
         The selected states, (batch, n).

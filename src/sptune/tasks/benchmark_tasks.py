@@ -1,7 +1,7 @@
-"""The ten text-classification tasks of the paper, with templates and label words, and where the hub keeps their data.
+"""The ten text-classification tasks of the paper: templates, label words and their Hugging Face datasets.
 
-The templates with [MASK] are those Late Prompt Tuning uses. A causal language model must have read the whole text
-before it answers, so tasks whose [MASK] stands before a text have an open-ended form of our own.
+The templates with [MASK] are those of Late Prompt Tuning. A causal language model must read all text before it answers,
+so a task with text after [MASK] also has a causal template.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PAIR = ("text_a", "text_b")
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where the Hugging Face hub keeps a task's data.
+    """The Hugging Face dataset of a task.
 
     Attributes:
-        path: the data set's id.
-        text_columns: in the order of the task's text fields.
+        path: the id of the dataset.
+        text_columns: the columns with text, in the order of the task's text fields.
         label_column: the column with the class.
-        label_names: what the data call the classes, in the order of the task's labels.
-        config: configuration of the data set.
-        split_names: see `load_splits`; None for a split to carve out of the training data.
+        label_names: the class names in the dataset, in the order of the task's labels.
+        config: the configuration of the dataset.
+        split_names: see `load_splits`; None for a split that is split off from the training data.
     """
 
     path: str
@@ -130,7 +130,7 @@ BENCHMARK_TASKS: dict[str, Task] = {
 def _glue(
     config: str, text_columns: tuple[str, ...], label_names: tuple[str, ...], test: str = "validation"
 ) -> HubSource:
-    """A GLUE task. The labels of its test data are withheld, so its validation data are the test."""
+    """A GLUE task, whose validation data are the test data because the labels of its test data are withheld."""
     splits = {"validation": None, "test": test}
     return HubSource("nyu-mll/glue", text_columns, "label", label_names, config, splits)
 
@@ -154,10 +154,10 @@ BENCHMARK_SOURCES: dict[str, HubSource] = {
 
 
 def benchmark_task(name: str) -> Task:
-    """One of the ten tasks.
+    """The task of a benchmark.
 
     Raises:
-        InputError: no task of that name.
+        InputError: if the name is unknown.
     """
     if name not in BENCHMARK_TASKS:
         raise InputError(
@@ -168,16 +168,16 @@ def benchmark_task(name: str) -> Task:
 
 
 def load_benchmark(name: str, *, data: str | None = None, few_shot: int | None = None, seed: int = 0) -> Splits:
-    """The data of a benchmark task from the hub, with the task's own names for columns and classes.
+    """Load the data of a benchmark task, with the columns and classes of the task.
 
     Args:
-        name: of the task.
-        data: another place for the same data, with the hub's columns and labels: a local copy of them.
-        few_shot: train on so many examples in all.
-        seed: of every draw.
+        name: the name of the task.
+        data: a local copy of the dataset, with the columns and labels of the original.
+        few_shot: the number of training examples in all.
+        seed: the seed of all random splits.
 
     Raises:
-        InputError: no task of that name, data that cannot be loaded or are wrong.
+        InputError: if the name is unknown, or the data cannot be loaded or have errors.
     """
     task, source = benchmark_task(name), BENCHMARK_SOURCES.get(name)
     assert source is not None

@@ -20,15 +20,15 @@ def label_token_ids(tokenizer: PreTrainedTokenizerBase, task: Task, causal: bool
     If the tokenizer splits a word into several tokens, the first one is used and a warning is logged.
 
     Args:
-        tokenizer: The tokenizer of the backbone.
-        task: A verbalizer task.
-        causal: Whether the backbone is a causal language model.
+        tokenizer: the tokenizer of the backbone.
+        task: a verbalizer task.
+        causal: whether the backbone is a causal language model.
 
     Returns:
         One token id per class.
 
     Raises:
-        InputError: If two classes share a token, or the tokenizer does not know a word.
+        InputError: if two classes share a token, or the tokenizer does not know a word.
     """
     assert task.label_words is not None
     context, spaced = task.answer_context(causal)

@@ -13,24 +13,24 @@ from sptune.tasks.task import Task
 def compute_metrics(
     task: Task, predictions: np.ndarray | Sequence[int], labels: np.ndarray | Sequence[int]
 ) -> dict[str, float]:
-    """The task's metrics.
+    """Compute the metrics of a task.
 
     Args:
-        task: says which metrics, and which class F1 is about.
+        task: names the metrics and the positive class of F1.
         predictions: class indices, (n,).
         labels: class indices, (n,).
 
     Returns:
-        "accuracy"; for a task with F1 also "f1" and "mean" of both; and "score", the number to compare runs by: the
-        mean of the task's metrics.
+        "accuracy"; with F1 also "f1" and their "mean"; and "score", the mean of the metrics of the task, by which runs
+        are compared.
 
     Raises:
-        InputError: no examples, or shapes that differ.
+        InputError: if there are no examples, or the shapes differ.
     """
     predicted, true = np.asarray(predictions), np.asarray(labels)
     if predicted.ndim != 1 or predicted.shape != true.shape or not len(true):
         raise InputError(
-            f"Metrics need class indices of one shape (n,) with n > 0; predictions have {predicted.shape}, labels "
+            f"Metrics need class indices of the same shape (n,) with n > 0; predictions have {predicted.shape}, labels "
             f"{true.shape}. Take the argmax of class scores first."
         )
     values = {"accuracy": float((predicted == true).mean())}

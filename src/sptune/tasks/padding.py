@@ -17,8 +17,8 @@ class PaddingCollator:
     """Pads encoded examples to the longest one and stacks them to a batch.
 
     Attributes:
-        pad_token_id: The token id of padding.
-        left: Whether to pad on the left.
+        pad_token_id: the token id of padding.
+        left: whether to pad on the left.
     """
 
     pad_token_id: int
@@ -28,7 +28,7 @@ class PaddingCollator:
         """Make a batch.
 
         Args:
-            features: Rows that `TaskEncoder.encode` returns.
+            features: rows that `TaskEncoder.encode` returns.
 
         Returns:
             `input_ids`, `attention_mask` and, if given, `token_type_ids`, (batch, length); `labels`, (batch,).

@@ -1,4 +1,4 @@
-"""Task: which columns hold text and label, which classes there are, how an example becomes an input and an answer."""
+"""Task: the columns with text and label, the classes, and the template and label words of a verbalizer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Task:
     """A text-classification task.
 
     Attributes:
-        name: for messages and files.
-        kind: "verbalizer" (the language-model head scores one label word a class) or "classifier" (a classification
-            head, trained with the prompts).
+        name: the name in messages and files.
+        kind: "verbalizer" (the language-model head scores one label word per class) or "classifier" (a classification
+            head that is trained with the prompts).
         text_fields: the columns with text, in the order of the input; a classifier takes one or two.
         label_field: the column with the label.
         labels: the names of the classes; the index in this tuple is the class index.
         template: for a verbalizer, the input with {column} and one [MASK], such as "{text} . It was [MASK] .".
-        causal_template: the same for a causal language model, with the answer at its end; None to cut `template` off
-            at [MASK].
+        causal_template: the template for a causal language model, which ends at the answer; by default `template` up
+            to [MASK].
         label_words: for a verbalizer, the answer word of each class, in the order of `labels`.
-        metrics: "accuracy", and "f1" of `positive_label`; the task's score is their mean.
-        positive_label: the class that F1 is about.
+        metrics: "accuracy" and "f1" (of `positive_label`); the score of the task is their mean.
+        positive_label: the positive class of F1.
 
     Raises:
-        InputError: what cannot be right, with the value and the remedy.
+        InputError: if a value is invalid.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Task:
         if not self.metrics or any(metric not in METRICS for metric in self.metrics):
             raise self._error(f"metrics is {self.metrics}", f"choose from {', '.join(METRICS)}")
         if "f1" in self.metrics and self.positive_label is None:
-            raise self._error("F1 needs to know its class", f"give positive_label, one of {', '.join(self.labels)}")
+            raise self._error("F1 needs a positive class", f"give positive_label, one of {', '.join(self.labels)}")
         if self.positive_label is not None and self.positive_label not in self.labels:
             raise self._error(f"positive_label is {self.positive_label!r}", f"choose from {', '.join(self.labels)}")
 
@@ -105,13 +105,13 @@ class Task:
                 "give each class a word of its own, in the order of the classes",
             )
         if any(not word.strip() for word in words):
-            raise self._error(f"label_words is {words}", "an empty word cannot be an answer")
+            raise self._error(f"label_words is {words}", "give each class a word")
 
     def template_for(self, causal: bool) -> Template:
-        """The template for a masked (`causal=False`) or a causal language model.
+        """The template for a causal or a masked language model.
 
         Raises:
-            InputError: the task is a classifier, or has no form that such a model can answer.
+            InputError: if the task is a classifier or has no template for such a model.
         """
         if self.kind != "verbalizer":
             raise self._error("a classifier has no template", "use kind='verbalizer'")
@@ -121,24 +121,24 @@ class Task:
         if not template.has_answer:
             raise self._error(
                 f"template '{template}' has no {MASK}",
-                f"a masked language model needs it where the label word stands, such as '{template} {MASK} .'",
+                f"a masked language model needs it at the position of the label word, such as '{template} {MASK} .'",
             )
         return template
 
     def answer_context(self, causal: bool) -> tuple[str, bool]:
-        """The template's text before the label word, and whether a space stands between; see `Template`."""
+        """The text of the template before the label word, and whether a space separates them; see `Template`."""
         text = (self.causal_template or self.template) if causal else (self.template or self.causal_template)
         return Template.parse(text or "").answer_context
 
     def as_classifier(self) -> Task:
-        """The same task for a classification head."""
+        """The task as a classifier."""
         return replace(self, kind="classifier", template=None, causal_template=None, label_words=None)
 
     def with_columns(self, text_columns: Sequence[str], label_column: str | None = None) -> Task:
-        """The same task on data with other column names, matched by position.
+        """The task with other column names, matched by position.
 
         Raises:
-            InputError: another number of text columns than the task has.
+            InputError: if the number of text columns differs.
         """
         if len(text_columns) != len(self.text_fields):
             raise self._error(
@@ -159,10 +159,10 @@ class Task:
         )
 
     def with_labels(self, labels: Sequence[str]) -> Task:
-        """The same task on data that names the classes otherwise, matched by position.
+        """The task with other class names, matched by position.
 
         Raises:
-            InputError: another number of classes than the task has.
+            InputError: if the number of classes differs.
         """
         if len(labels) != len(self.labels):
             raise self._error(
@@ -173,15 +173,15 @@ class Task:
         return replace(self, labels=tuple(labels), positive_label=positive)
 
     def to_dict(self) -> dict[str, Any]:
-        """What goes into task.json."""
+        """The content of task.json."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:
-        """The task that `to_dict` wrote.
+        """The task from the content of task.json.
 
         Raises:
-            InputError: a key is missing or unknown.
+            InputError: if a key is missing or unknown.
         """
         known = {field.name for field in fields(cls)}
         needed = {"name", "kind", "text_fields", "label_field", "labels"}

@@ -1,6 +1,6 @@
-"""Templates: how the text columns of an example and the place of the answer stand in one input.
+"""Template: combines the text columns of an example and the answer position to one input.
 
-`{column}` is a column of the data, `[MASK]` the place of the label word, `{{` and `}}` are braces themselves.
+`{column}` is a column of the data, `[MASK]` the position of the label word; `{{` and `}}` are literal braces.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ class Template:
     """A parsed template.
 
     Attributes:
-        parts: in the order of the input, ("literal", text), ("field", column) or ("answer", "").
+        parts: ("literal", text), ("field", column) or ("answer", ""), in the order of the input.
     """
 
     parts: tuple[tuple[str, str], ...]
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """Read a template.
+        """Parse a template.
 
         Raises:
-            InputError: unbalanced braces, a field without a name, no field at all, or more than one [MASK].
+            InputError: if braces are unbalanced, a field has no plain name, there is no field or more than one [MASK].
         """
         parts: list[tuple[str, str]] = []
         try:
             pieces = list(Formatter().parse(text))
         except ValueError as error:
             raise InputError(
-                f"Template {text!r}: {error}. Write a column as {{column}} and a brace itself as {{{{ or }}}}."
+                f"Template {text!r}: {error}. Write a column as {{column}} and a literal brace as {{{{ or }}}}."
             ) from None
         for literal, field, form, conversion in pieces:
             before, *after = literal.split(MASK)
@@ -56,28 +56,28 @@ class Template:
             parts.append(("field", field))
         template = cls(tuple(parts))
         if not template.fields:
-            raise InputError(f"Template {text!r} holds no text column; write one in braces, such as {{text}}.")
+            raise InputError(f"Template {text!r} has no text column; write one in braces, such as {{text}}.")
         answers = sum(kind == "answer" for kind, _ in parts)
         if answers > 1:
-            raise InputError(f"Template {text!r} holds {MASK} {answers} times; write it once, where the answer stands.")
+            raise InputError(f"Template {text!r} has {answers} {MASK}; write it once, at the position of the answer.")
         return template
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The columns used, each once, in the order of the input."""
+        """The columns in the template, each once, in the order of the input."""
         return tuple(dict.fromkeys(value for kind, value in self.parts if kind == "field"))
 
     @property
     def has_answer(self) -> bool:
-        """Whether [MASK] stands in the template."""
+        """Whether the template contains [MASK]."""
         return ("answer", "") in self.parts
 
     @property
     def answer_context(self) -> tuple[str, bool]:
-        """The template's own text right before the answer, and whether a space separates the two.
+        """The literal text right before the answer, and whether a space separates them.
 
-        A template without [MASK] is answered after its end, with a space unless it ends with a line break. An answer
-        at the very beginning is treated as if a space stood before it, as published label words are.
+        The answer to a template without [MASK] follows its end, after a space unless it ends with a line break. An
+        answer at the start counts as preceded by a space, as in published label words.
         """
         index = self.parts.index(("answer", "")) if self.has_answer else len(self.parts)
         if index == 0:
@@ -89,31 +89,37 @@ class Template:
         return text, text != literal or (not self.has_answer and not text.endswith("\n"))
 
     def open_ended(self) -> Template:
-        """The template cut off at the answer, for a model that reads from left to right.
+        """The template up to the answer, for a causal language model.
 
         Raises:
-            InputError: a column stands after the answer, which such a model would not have read.
+            InputError: if a column follows the answer, because the model would not see it.
         """
         if not self.has_answer:
             return self
         index = self.parts.index(("answer", ""))
         if any(kind == "field" for kind, _ in self.parts[index:]):
             raise InputError(
-                f"Template '{self}' asks for the answer before the text is complete, and a causal language model reads "
-                "from left to right; give causal_template, with the answer at its end, such as '{text} Question type:'."
+                f"Template '{self}' has text after the answer, which a causal language model does not see; give a "
+                "causal_template that ends at the answer, such as '{text} Question type:'."
             )
         return Template(self.parts[:index])
 
     def renamed(self, names: Mapping[str, str]) -> Template:
-        """The same template on other column names."""
+        """The template with other column names."""
         return Template(
             tuple((kind, names.get(value, value) if kind == "field" else value) for kind, value in self.parts)
         )
 
     def render(self, fields: Mapping[str, str], answer: str = "") -> tuple[str, list[tuple[int, int]]]:
-        """The input text, and where in it each field stands: (start, end) by characters, in the order of the input.
+        """Fill in the template.
 
-        Spaces at the end are left out: they belong to the word that follows.
+        Args:
+            fields: the text of each column.
+            answer: the text at the position of the answer.
+
+        Returns:
+            The input without trailing spaces, which belong to the next word; and the (start, end) characters of each
+            field, in the order of the input.
         """
         pieces: list[str] = []
         spans: list[tuple[int, int]] = []

@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from sptune import tasks
 from sptune.errors import InputError
 from sptune.tasks import load_splits, read_labeled, read_unlabeled
 from tasks.data.data_files import as_dicts, write_jsonl
@@ -59,3 +60,11 @@ def test_unlabeled_texts_are_checked(tmp_path):
     path = write_jsonl(tmp_path / "new.jsonl", [{"text": "fine"}, {"text": ""}])
     with pytest.raises(InputError, match=f"{path}:2, field 'text', value ''"):
         read_unlabeled(path)
+
+
+def test_the_old_spellings_of_the_readers_still_work(tmp_path):
+    path = write_jsonl(tmp_path / "new.jsonl", [{"text": "fine", "label": "a"}])
+    with pytest.warns(FutureWarning, match="read_labeled"):
+        assert tasks.read_labelled(path, labels=("a", "b")) == read_labeled(path, labels=("a", "b"))
+    with pytest.warns(FutureWarning, match="read_unlabeled"):
+        assert tasks.read_unlabelled(path) == read_unlabeled(path)

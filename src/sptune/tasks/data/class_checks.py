@@ -22,7 +22,7 @@ def check_class_names(labels: Sequence[str]) -> tuple[str, ...]:
     """The names of the classes that the user gave.
 
     Raises:
-        InputError: If there are fewer than two, or a name is repeated.
+        InputError: if there are fewer than two, or a name is repeated.
     """
     names = tuple(label_name(label) for label in labels)
     if len(names) < 2 or len(set(names)) < len(names):
@@ -48,7 +48,7 @@ def check_numeric_labels(train: Sequence[Example], source: str, column: str, not
     have only one or two examples.
 
     Raises:
-        InputError: If most labels are fractional numbers and they are many.
+        InputError: if most labels are fractional numbers and they are many.
     """
     labels = dict.fromkeys(example.label for example in train if example.label is not None)
     numbers = {label: number for label in labels if (number := _written_number(label)) is not None}
@@ -72,7 +72,7 @@ def check_classes(train: Sequence[Example], source: str, column: str, classes: S
     """Check the number of classes, and note classes without examples.
 
     Raises:
-        InputError: If there is only one class, or almost every example has a label of its own.
+        InputError: if there is only one class, or almost every example has a label of its own.
     """
     seen = {example.label for example in train}
     if len(seen) < 2:
@@ -97,7 +97,7 @@ def check_spelling(train: Sequence[Example], source: str, column: str) -> None:
     """Refuse classes whose names look alike, for example differ only in case: one of them is usually a typo.
 
     Raises:
-        InputError: If two names look alike.
+        InputError: if two names look alike.
     """
     count = Counter(example.label for example in train if example.label is not None)
     spellings: dict[str, str] = {}

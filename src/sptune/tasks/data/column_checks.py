@@ -15,7 +15,7 @@ def check_column_names(text_columns: Sequence[str], label_column: str | None) ->
     """The text columns as a tuple.
 
     Raises:
-        InputError: If there is no text column, or a column is named twice.
+        InputError: if there is no text column, or a column is named twice.
     """
     columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
     if not columns or len(set(columns)) < len(columns) or label_column in columns:
@@ -48,10 +48,10 @@ def report_missing_fields(
     """Report JSON objects without a wanted field.
 
     Args:
-        source: Receives the errors.
-        missing: The lines that lack a field, by column.
-        count: The number of rows.
-        seen: All fields that occur.
+        source: receives the errors.
+        missing: the lines that lack a field, by column.
+        count: the number of rows.
+        seen: all fields that occur.
     """
     for column, lines in missing.items():
         if count and len(lines) == count:

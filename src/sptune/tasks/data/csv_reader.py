@@ -21,9 +21,9 @@ class _Dialect:
     """How the values of a file are separated.
 
     Attributes:
-        delimiter: The character between two values.
-        quoting: A `QUOTE_` constant of the csv module.
-        skipped_lines: The number of lines before the header.
+        delimiter: the character between two values.
+        quoting: a `QUOTE_` constant of the csv module.
+        skipped_lines: the number of lines before the header.
     """
 
     delimiter: str

@@ -27,8 +27,8 @@ class ErrorReport:
     """The errors found in one data source.
 
     Args:
-        source: The file or split, as the user named it.
-        locate: Formats a line or row number together with the source. Default: "source:number".
+        source: the file or split, as the user named it.
+        locate: formats a line or row number together with the source. Default: "source:number".
     """
 
     def __init__(self, source: str, locate: Callable[[int], str] | None = None) -> None:
@@ -43,11 +43,11 @@ class ErrorReport:
         """Add an error.
 
         Args:
-            error: What is wrong, as a phrase.
-            remedy: What the user can do, as a sentence.
-            line: The line or row number; 0 for the whole source.
-            field: The column.
-            value: The value found there.
+            error: what is wrong, as a phrase.
+            remedy: what the user can do, as a sentence.
+            line: the line or row number; 0 for the whole source.
+            field: the column.
+            value: the value found there.
         """
         self.count += 1
         if len(self._messages) < MAX_KEPT:

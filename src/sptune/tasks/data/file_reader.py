@@ -27,7 +27,7 @@ def open_file(path: str | Path) -> RowSource:
     """Open a data file.
 
     Raises:
-        InputError: If the file does not exist, cannot be opened or has an unknown extension.
+        InputError: if the file does not exist, cannot be opened or has an unknown extension.
     """
     path = Path(path)
     reader = READERS.get(file_format(path))

@@ -26,15 +26,15 @@ def open_dataset(name: str, config: str | None, columns: list[str]) -> tuple[dic
     this package read the files.
 
     Args:
-        name: An id on the hub, a folder of files, a folder written by `save_to_disk`, or one file.
-        config: The configuration of the dataset, or None.
-        columns: The columns to read.
+        name: an id on the hub, a folder of files, a folder written by `save_to_disk`, or one file.
+        config: the configuration of the dataset, or None.
+        columns: the columns to read.
 
     Returns:
         A function for each split, by name, that opens it; and notes.
 
     Raises:
-        InputError: If the dataset cannot be found or loaded, or its configuration is missing or unknown.
+        InputError: if the dataset cannot be found or loaded, or its configuration is missing or unknown.
     """
     path = Path(name)
     is_saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))

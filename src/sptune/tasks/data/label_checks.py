@@ -66,10 +66,10 @@ def report_unlabeled_rows(errors: ErrorReport, rows: Sequence[tuple[int, Any]], 
     """Report the rows without a label.
 
     Args:
-        errors: Receives the errors.
-        rows: The line and the value of each.
-        count: The number of all rows.
-        column: The label column.
+        errors: receives the errors.
+        rows: the line and the value of each.
+        count: the number of all rows.
+        column: the label column.
     """
     rows = [(line, None if _is_nan(value) else value) for line, value in rows]
     if len(rows) > 1 and len(rows) == count:
@@ -98,12 +98,12 @@ def report_unknown_labels(
     """Report the rows whose label is not one of the classes.
 
     Args:
-        errors: Receives the errors.
-        rows: The line and the label of each.
-        count: The number of all rows.
-        column: The label column.
-        known_labels: The classes.
-        train_name: The source of the training data, if the classes were read from it.
+        errors: receives the errors.
+        rows: the line and the label of each.
+        count: the number of all rows.
+        column: the label column.
+        known_labels: the classes.
+        train_name: the source of the training data, if the classes were read from it.
     """
     known = _list_classes([repr(name) for name in known_labels])
     remedy = "Use the same names or numbers for the classes everywhere, or " + (

@@ -48,26 +48,26 @@ def load_splits(
     """Load labeled data from files or from a Hugging Face dataset, check them and split them.
 
     Args:
-        train_file: A .jsonl, .csv, .tsv or .parquet file.
-        validation_file: Split off from the training data by default.
-        test_file: Split off from the training data by default.
-        data: Instead of files, a dataset: an id on the hub, a folder of files, a folder written by `save_to_disk`, or
+        train_file: a .jsonl, .csv, .tsv or .parquet file.
+        validation_file: split off from the training data by default.
+        test_file: split off from the training data by default.
+        data: instead of files, a dataset: an id on the hub, a folder of files, a folder written by `save_to_disk`, or
             a single file.
-        data_config: The configuration of the dataset.
-        split_names: The splits to use as "train", "validation" and "test", if their names differ; None for a split
+        data_config: the configuration of the dataset.
+        split_names: the splits to use as "train", "validation" and "test", if their names differ; None for a split
             that is split off from the training data.
-        text_columns: The column with the text; two columns for text pairs.
-        label_column: The column with the class, a name or a number.
-        labels: The classes in order. Default: those of the training data, in the order that a `ClassLabel` feature
+        text_columns: the column with the text; two columns for text pairs.
+        label_column: the column with the class, a name or a number.
+        labels: the classes in order. Default: those of the training data, in the order that a `ClassLabel` feature
             declares, else in numerical or alphabetical order.
-        few_shot: The number of training examples in all.
-        seed: The seed of all random splits.
+        few_shot: the number of training examples in all.
+        seed: the seed of all random splits.
 
     Returns:
         The classes in order, and the splits.
 
     Raises:
-        InputError: All errors of the data in one message.
+        InputError: all errors of the data in one message.
     """
     text_columns = check_column_names(text_columns, label_column)
     given_labels = None if labels is None else check_class_names(labels)
@@ -162,7 +162,7 @@ def read_labeled(
     """Read the examples of one file with known classes.
 
     Raises:
-        InputError: All errors of the file in one message.
+        InputError: all errors of the file in one message.
     """
     source = open_file(path)
     columns = check_column_names(text_columns, label_column)
@@ -175,7 +175,7 @@ def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS)
     """Read the texts of one file without labels.
 
     Raises:
-        InputError: All errors of the file in one message.
+        InputError: all errors of the file in one message.
     """
     source = open_file(path)
     examples = check_rows(source, check_column_names(text_columns, None), None)

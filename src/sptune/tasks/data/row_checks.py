@@ -24,11 +24,11 @@ def check_rows(
     """Turn the rows of a source into examples; errors go into `source.errors`.
 
     Args:
-        source: The rows.
-        text_columns: The columns with text.
-        label_column: The column with the label; None for unlabeled data.
-        known_labels: The classes; None to accept any label.
-        train_name: The source of the training data, for messages, if the classes were read from it.
+        source: the rows.
+        text_columns: the columns with text.
+        label_column: the column with the label; None for unlabeled data.
+        known_labels: the classes; None to accept any label.
+        train_name: the source of the training data, for messages, if the classes were read from it.
 
     Returns:
         The examples of the rows without errors.

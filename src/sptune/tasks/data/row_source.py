@@ -22,12 +22,12 @@ class RowSource:
     """The rows of one file or split, read on demand.
 
     Attributes:
-        name: The file or split, as the user named it.
-        rows: Pairs of line (or row) number and values by column.
-        errors: What could not be read so far.
-        columns: The columns of the header or schema; None for JSON.
-        class_names: For a column of class indices, the names of the classes.
-        notes: Unusual properties of the file that did not prevent reading it.
+        name: the file or split, as the user named it.
+        rows: pairs of line (or row) number and values by column.
+        errors: what could not be read so far.
+        columns: the columns of the header or schema; None for JSON.
+        class_names: for a column of class indices, the names of the classes.
+        notes: unusual properties of the file that did not prevent reading it.
     """
 
     name: str

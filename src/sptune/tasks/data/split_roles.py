@@ -25,7 +25,7 @@ def openers_of_files(
     """Functions that open the given files, by role.
 
     Raises:
-        InputError: If two of them are the same file.
+        InputError: if two of them are the same file.
     """
     given = {"train": train_file, "validation": validation_file, "test": test_file}
     paths = {role: Path(path) for role, path in given.items() if path is not None}
@@ -57,14 +57,14 @@ def openers_of_splits(
     takes its role.
 
     Args:
-        name: The dataset, for messages.
-        splits: All splits by name.
-        split_names: The split for a role, where its name is not in `SPLIT_NAMES`; None for no split.
-        label_column: The column with the label.
-        notes: Receives notes on splits that are not used.
+        name: the dataset, for messages.
+        splits: all splits by name.
+        split_names: the split for a role, where its name is not in `SPLIT_NAMES`; None for no split.
+        label_column: the column with the label.
+        notes: receives notes on splits that are not used.
 
     Raises:
-        InputError: If a split does not exist or the training split is not clear.
+        InputError: if a split does not exist or the training split is not clear.
     """
     chosen = _choose_splits(name, list(splits), split_names)
     for role in ("test", "validation"):

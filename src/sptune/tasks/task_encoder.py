@@ -1,4 +1,4 @@
-"""TaskEncoder: examples to tokens, and a model's output to class scores."""
+"""TaskEncoder: tokenizes examples and reads class scores from the output of a model."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example
 from sptune.tasks.task import Task
 from sptune.tasks.template import Template
+from sptune.tasks.truncation import tokens_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -26,56 +27,56 @@ CHUNK = 4096
 
 
 class TaskEncoder:
-    """Turns a task's examples into tokens for one tokenizer, and a model's output into class scores.
+    """Tokenizes the examples of a task and reads class scores from the output of a model.
 
-    A verbalizer's input is its template. Texts that are too long lose their end, the longer one of a pair first; the
-    template and the place of the answer are never cut. A causal model gets its padding in front where it answers.
+    The input of a verbalizer is its template. Texts that are too long are cut at their end, the longer one of a pair
+    first; the template itself is never cut. The input of a causal verbalizer is padded on the left.
 
     Args:
-        task: what to encode.
-        tokenizer: a fast tokenizer of the backbone; its padding side does not matter, and a missing padding token is
-            replaced by the end token.
-        max_length: the most tokens an input may have.
-        causal: whether the backbone reads from left to right.
+        task: the task.
+        tokenizer: a fast tokenizer of the backbone. Its padding side does not matter; without a padding token, the end
+            token is used.
+        max_length: the maximum number of tokens of an input.
+        causal: whether the backbone is a causal language model.
 
     Attributes:
-        too_long: how many examples of the last `encode` were cut.
-        collator: makes batches of what `encode` returns.
+        too_long: the number of examples that the last `encode` cut.
+        collator: makes batches from the rows that `encode` returns.
         label_token_ids: for a verbalizer, the token of each class's label word.
 
     Raises:
-        InputError: a tokenizer without offsets or without a mask, label words that are no tokens, or a template that
-            leaves no room for text.
+        InputError: if the tokenizer is slow, has no mask token or does not know a label word, or the template leaves
+            no room for text.
     """
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, *, max_length: int, causal: bool) -> None:
         if not tokenizer.is_fast:
             raise InputError(
-                f"The tokenizer {type(tokenizer).__name__} is not a fast one, and cutting long texts needs to know "
-                "which characters a token stands for. Load it with use_fast=True, or choose another backbone."
+                f"The tokenizer {type(tokenizer).__name__} is slow, but cutting long texts needs the character offsets "
+                "of a fast one. Load it with use_fast=True, or choose another backbone."
             )
         self.task = task
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.causal = causal
         self.too_long = 0
-        answers = task.kind == "verbalizer"
-        self.collator = PaddingCollator(padding_token_id(tokenizer), left=causal and answers)
+        is_verbalizer = task.kind == "verbalizer"
+        self.collator = PaddingCollator(padding_token_id(tokenizer), left=causal and is_verbalizer)
         self._template = self._input_template()
         self._answer = ""
         self._mask_token_id: int | None = None
         self._ending = 0
         self.label_token_ids: tuple[int, ...] = ()
-        if answers:
+        if is_verbalizer:
             assert task.label_words is not None
             self.label_token_ids = label_token_ids(tokenizer, task, causal)
             if causal:
-                # The model answers after the last token, so nothing may be put behind the template's own end.
+                # The model answers after the last token, so the tokenizer must not add tokens after the template.
                 self._ending = _ending_tokens(tokenizer)
             elif tokenizer.mask_token_id is None:
                 raise InputError(
-                    f"The tokenizer {type(tokenizer).__name__} has no mask token, so its model is no masked language "
-                    "model; set causal=True, or use a classifier task."
+                    f"The tokenizer {type(tokenizer).__name__} has no mask token, so its model is not a masked "
+                    "language model; set causal=True, or use a classifier task."
                 )
             else:
                 self._answer = tokenizer.mask_token
@@ -84,11 +85,11 @@ class TaskEncoder:
         self._check_room()
 
     def _input_template(self) -> Template | None:
-        """The template of the input; None for one text, or a pair that the tokenizer joins."""
+        """The template of the input; None for one text and for a pair that the tokenizer joins."""
         if self.task.kind == "verbalizer":
             return self.task.template_for(self.causal)
         if len(self.task.text_fields) == 2 and self.causal:
-            # Causal tokenizers put nothing between the texts of a pair.
+            # The tokenizers of causal models put nothing between the texts of a pair.
             first, second = self.task.text_fields
             return Template((("field", first), ("literal", "\n"), ("field", second)))
         return None
@@ -96,28 +97,28 @@ class TaskEncoder:
     def _check_room(self) -> None:
         blank = dict.fromkeys(self.task.text_fields, "")
         texts = [""] * len(blank) if self._template is None else [self._template.render(blank, self._answer)[0]]
-        used = len(self._tokenise(*[[text] for text in texts])["input_ids"][0])
+        used = len(self._tokenize(*[[text] for text in texts])["input_ids"][0])
         needed = used + len(self.task.text_fields)
         if self.max_length < needed:
             raise InputError(
-                f"max_length={self.max_length} leaves no room for text: task {self.task.name!r} takes {used} tokens "
-                f"without it. Choose at least {needed}, better several times as many."
+                f"max_length={self.max_length} leaves no room for text: task {self.task.name!r} needs {used} tokens "
+                f"without it. Choose at least {needed}, better several times that."
             )
 
     # Encoding
 
     def encode(self, examples: Sequence[Example]) -> Dataset:
-        """Tokenise examples.
+        """Tokenize examples.
 
         Args:
-            examples: with labels, or all without.
+            examples: all with labels, or all without.
 
         Returns:
-            Rows with `input_ids`, `attention_mask`, `token_type_ids` if the tokenizer gives them, `labels` (the class
-            index; absent for examples without labels) and `length` in tokens.
+            Rows with `input_ids`, `attention_mask`, `token_type_ids` if the tokenizer returns them, `labels` (the
+            class index; absent without labels) and `length` in tokens.
 
         Raises:
-            InputError: no examples, a label that is not one of the task's, or labels missing here and there.
+            InputError: if there are no examples, a label is not a class of the task, or only some examples have labels.
         """
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
@@ -135,7 +136,7 @@ class TaskEncoder:
         self.too_long = len(too_long)
         if too_long:
             logger.warning(
-                "%d of %d texts are longer than the %d tokens an input may have (the first: %s); their ends were cut.",
+                "%d of %d texts are longer than the maximum of %d tokens (the first: %s); their ends were cut.",
                 len(too_long),
                 len(examples),
                 self.max_length,
@@ -160,17 +161,17 @@ class TaskEncoder:
         return None if missing else [index[example.label] for example in examples if example.label is not None]
 
     def _encode_texts(self, fields: Sequence[dict[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
-        """The tokens, and the rows that had to be cut."""
+        """The tokenizer's columns, and the indices of the rows that were cut."""
         clean = [{name: self._clean(text) for name, text in texts.items()} for texts in fields]
         if self._template is None:
-            return self._tokenise_plain(clean)
-        return self._tokenise_template(self._template, clean)
+            return self._tokenize_plain(clean)
+        return self._tokenize_template(self._template, clean)
 
     def _clean(self, text: str) -> str:
-        """The text without spaces around it, and with what only looks like a special token made ordinary text."""
+        """Strip the text and break up special tokens that it spells, so that they stay ordinary text."""
         return self._special.sub(lambda found: found[0][0] + " " + found[0][1:], text).strip()
 
-    def _tokenise(self, *texts: list[str], **options: Any) -> dict[str, list[Any]]:
+    def _tokenize(self, *texts: list[str], **options: Any) -> dict[str, list[Any]]:
         takes_types = not self.causal and "token_type_ids" in self.tokenizer.model_input_names
         encoded = self.tokenizer(
             *texts,
@@ -188,12 +189,12 @@ class TaskEncoder:
     def _too_long(self, columns: dict[str, list[Any]]) -> list[int]:
         return [row for row, ids in enumerate(columns["input_ids"]) if len(ids) > self.max_length]
 
-    def _tokenise_plain(self, fields: Sequence[dict[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
+    def _tokenize_plain(self, fields: Sequence[dict[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
         texts = [[texts[name] for texts in fields] for name in self.task.text_fields]
-        columns = self._tokenise(*texts, truncation=False)
+        columns = self._tokenize(*texts, truncation=False)
         rows = self._too_long(columns)
         if rows:
-            cut = self._tokenise(
+            cut = self._tokenize(
                 *[[column[row] for row in rows] for column in texts],
                 truncation="longest_first",
                 max_length=self.max_length,
@@ -203,61 +204,43 @@ class TaskEncoder:
                     columns[name][row] = value
         return columns, rows
 
-    def _tokenise_template(
+    def _tokenize_template(
         self, template: Template, fields: Sequence[dict[str, str]]
     ) -> tuple[dict[str, list[Any]], list[int]]:
         rendered = [template.render(texts, self._answer) for texts in fields]
-        columns = self._tokenise([text for text, _ in rendered], truncation=False)
+        columns = self._tokenize([text for text, _ in rendered], truncation=False)
         rows = self._too_long(columns)
         if rows:
-            long = self._tokenise([rendered[row][0] for row in rows], truncation=False, return_offsets_mapping=True)
+            long = self._tokenize([rendered[row][0] for row in rows], truncation=False, return_offsets_mapping=True)
             for number, row in enumerate(rows):
                 text, spans = rendered[row]
-                kept = self._kept_tokens(text, spans, long["offset_mapping"][number])
+                kept = tokens_that_fit(text, spans, long["offset_mapping"][number], self.max_length)
                 for values in columns.values():
                     values[row] = [values[row][index] for index in kept]
         if self._mask_token_id is not None:
             for ids, (text, _) in zip(columns["input_ids"], rendered, strict=True):
                 if ids.count(self._mask_token_id) != 1:
                     raise InputError(
-                        f"The tokenizer {type(self.tokenizer).__name__} gives {ids.count(self._mask_token_id)} mask "
-                        f"tokens for {text!r}, where one is expected; choose another backbone or a classifier task."
+                        f"The tokenizer {type(self.tokenizer).__name__} produces {ids.count(self._mask_token_id)} "
+                        f"mask tokens for {text!r} instead of one; choose another backbone or a classifier task."
                     )
         return columns, rows
-
-    def _kept_tokens(self, text: str, spans: list[tuple[int, int]], offsets: list[tuple[int, int]]) -> list[int]:
-        """The tokens that stay when the longest field loses its last token until the input fits."""
-        of_field: list[list[int]] = [[] for _ in spans]
-        for index, (start, end) in enumerate(offsets):
-            for field, (first, last) in enumerate(spans):
-                if start < end and first < end <= last:
-                    of_field[field].append(index)
-        dropped = set()
-        for _ in range(len(offsets) - self.max_length):
-            longest = max(of_field, key=len)
-            if not longest:
-                raise InputError(
-                    f"{text[:80]!r}… takes more than max_length={self.max_length} tokens even without its text; "
-                    "choose a larger max_length."
-                )
-            dropped.add(longest.pop())
-        return [index for index in range(len(offsets)) if index not in dropped]
 
     # Scores
 
     def class_scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        """Run the model, without labels, and read the score of each class.
+        """Run the model without labels and read the score of each class.
 
         Args:
-            model: a transformers model, or one wrapped by PEFT, Accelerate or data parallelism.
-            batch: as the collator makes it.
+            model: a transformers model, possibly wrapped by PEFT, Accelerate or data parallelism.
+            batch: a batch from the collator.
 
         Returns:
-            (batch, classes) in float32: for a verbalizer the label words' logits where the answer stands, for a
-            classifier the head's logits.
+            Scores in float32, (batch, classes): for a verbalizer the logits of the label words at the answer position,
+            for a classifier the logits of the head.
 
         Raises:
-            InputError: a model whose head does not fit the task.
+            InputError: if the head of the model does not fit the task.
         """
         arguments = forward_arguments(model)
         inputs = {name: value for name, value in batch.items() if name not in ("labels", "length")}
@@ -281,7 +264,7 @@ class TaskEncoder:
         logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
         if logits.ndim != 2 or logits.shape[1] != len(self.task.labels):
             raise InputError(
-                f"The model gives scores of shape {tuple(logits.shape)}, and task {self.task.name!r} has "
+                f"The model returns scores of shape {tuple(logits.shape)}, but task {self.task.name!r} has "
                 f"{len(self.task.labels)} classes; load it with AutoModelForSequenceClassification and "
                 f"num_labels={len(self.task.labels)}."
             )
@@ -289,7 +272,7 @@ class TaskEncoder:
 
 
 def _ending_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many special tokens the tokenizer puts behind a text."""
+    """The number of special tokens that the tokenizer adds after a text."""
     special = tokenizer("it", return_special_tokens_mask=True)["special_tokens_mask"]
     return len(special) - max(index for index, flag in enumerate(special) if not flag) - 1
 
