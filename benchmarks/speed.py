@@ -3,7 +3,7 @@
 Dropout is off everywhere. All methods of a setting run in one process and take turns, so that a busy machine hits them
 alike; figures are medians over the rounds, and ratios are ratios of these medians. A step is zero_grad, forward,
 backward and AdamW. The *limit* is the least a step with prompts at layer p could cost: a bare transformer of the layers
-p ... L-1 and the head, forward and backward over T + m states, with no optimiser and no code of sptune in it.
+p ... L-1 and the head, forward and backward over T + m states, with no optimizer and no code of sptune in it.
 
     python benchmarks/speed.py --json results.json            # everything: an hour or more; a second call goes on
     python benchmarks/speed.py --quick --json results.json    # the four figures that matter most, in minutes

@@ -3,7 +3,7 @@
 It is to searches for prompt layers what NAS-Bench-201 is to architecture search: a searcher's choice is scored by
 looking it up. Every non-empty set of the six layers of MiniLM-L6 is trained on 500 examples of four tasks, three times
 for sets of one and two layers and twice for larger ones; a seed means another draw of the examples, another
-initialisation and another order. The test data are all that is left over. Of SmolLM2-135M (`--backbone smollm2`), read
+initialization and another order. The test data are all that is left over. Of SmolLM2-135M (`--backbone smollm2`), read
 through label words, every other layer is trained alone on three tasks, twice, and tested on 2,000 examples. Prompts are
 added to the tokens; with `--backbone minilm-prepend` or `smollm2-prepend` they stand in front of the text.
 
@@ -11,7 +11,7 @@ added to the tokens; with `--backbone minilm-prepend` or `smollm2-prepend` they 
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 2/2
 
 Each run is a line of the output, which is never done twice, so the command can be stopped and called again. `--data`
-holds a folder a task (trec, sst2, mr, mrpc) with .jsonl files of labelled examples, all of which are pooled; fields are
+holds a folder a task (trec, sst2, mr, mrpc) with .jsonl files of labeled examples, all of which are pooled; fields are
 text, or text_a and text_b, and label. The hidden states below the prompts are computed once for all sets that begin at
 the same layer.
 """
