@@ -10,7 +10,7 @@ VENV4 = .venv-transformers-4
 # Tests run in several processes of one thread each.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint conformance peft clean
+.PHONY: demo test lint conformance peft docs clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
@@ -31,15 +31,20 @@ peft: $(VENV)/.peft-tests
 	@$(VENV)/bin/python peft_suite/fetch_peft_tests.py $(PIP_OPTIONS)
 	@$(PYTEST) $(VENV)/bin/pytest -n auto peft_suite
 
+# Figures must be what the committed rows say, and links and references must hold.
+docs: $(VENV)/.docs
+	@$(VENV)/bin/python docs/scripts/make_results.py --check
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) $(VENV4) .peft runs/demo
+	rm -rf $(VENV) $(VENV4) .peft runs/demo site
 
 $(VENV)/.torch $(VENV4)/.torch: %/.torch:
 	@$(PYTHON) -m venv $*
 	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.lint $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.lint $(VENV)/.docs $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
 	@touch $@
 

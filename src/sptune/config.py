@@ -198,9 +198,9 @@ class SPTConfig(PeftConfig):
 def default_candidates(num_layers: int) -> list[int]:
     """The layers that a search chooses from if nothing else is said.
 
-    All but the lowest sixth: no layer did worse than layer 0 in any table (docs/search.md), and the lower the first
-    prompt, the less can be cached. Of these only every n-th, so that at most 10 are left: a search's steps are shared
-    by its candidates, and neighbours in a deep backbone are worth much the same.
+    All but the lowest sixth: no layer did worse than layer 0 in any table (docs/results/search.md), and the lower the
+    first prompt, the less can be cached. Of these only every n-th, so that at most 10 are left: a search's steps are
+    shared by its candidates, and neighbors in a deep backbone are worth much the same.
     """
     lowest = num_layers // 6
     return list(range(lowest, num_layers, max(1, math.ceil((num_layers - lowest) / MOST_CANDIDATES))))

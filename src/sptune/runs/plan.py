@@ -51,7 +51,7 @@ DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
 
 # Epochs of the final training, and the fewest and most steps they may come to.
 FINAL_EPOCHS, FINAL_STEPS = 5, (150, 2000)
-# Of the steps of the final training; a longer search is not shown to choose better (docs/search.md).
+# Of the steps of the final training; a longer search is not shown to choose better (docs/results/search.md).
 SEARCH_SHARE, MOST_SEARCH_STEPS = 0.25, 150
 
 

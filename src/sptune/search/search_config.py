@@ -13,7 +13,8 @@ FIXED_SETTINGS = ("all", "middle", "first")
 SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
 
-# The search that proved best at equal price where data are enough to tell layers apart, else none (docs/search.md).
+# The search that proved best at equal cost where data are enough to tell layers apart, else none
+# (docs/results/search.md).
 DEFAULT_SEARCHER = "auto"
 # What trains no network to find the layers, whatever the data.
 UNTRAINED = (*FIXED_SETTINGS, "random", "spaced")

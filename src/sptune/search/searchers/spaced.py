@@ -1,4 +1,4 @@
-"""Layers at even distances: nothing is trained, and hard to beat where a backbone is shallow (docs/search.md)."""
+"""Layers at even distances: no training, and hard to beat in a shallow backbone (docs/results/search.md)."""
 
 from __future__ import annotations
 

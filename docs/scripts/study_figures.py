@@ -1,0 +1,243 @@
+"""Figures of the studies of whole runs that `sptune compare` made: scores, differences and costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sptune.compare.summary import interval, interval_within, machine, mean_of_means
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+Row = dict[str, Any]
+Runs = dict[tuple[str, int], Row]
+
+TASKS = {"sst2": "SST-2", "mr": "MR", "trec": "TREC", "mrpc": "MRPC", "rte": "RTE"}
+LABELS = {
+    "spt": "**`spt`**, added to the tokens",
+    "spt-prepend": "`spt-prepend`, in front of the text",
+    "spt-prepend-searched": "`spt-prepend`, with a search",
+    "spt-prepend-middle": "`spt-prepend`, middle layer",
+    "full": "full fine-tuning",
+    "lora": "LoRA r=8, query and value",
+    "lora-upper": "LoRA r=8, upper layers",
+    "dora": "DoRA",
+    "vera": "VeRA",
+    "ln-tuning": "LayerNorm tuning",
+    "head": "linear probe",
+    "bitfit": "BitFit",
+    "ia3": "IA3",
+    "static-prompts": "static prompts, all layers",
+    "prefix-tuning": "prefix tuning (P-tuning v2)",
+    "prompt-tuning": "prompt tuning",
+    "p-tuning": "P-tuning",
+    "adalora": "AdaLoRA",
+    "lpt": "Late Prompt Tuning, `npg`",
+    "lpt-appg": "Late Prompt Tuning, `appg`",
+    "idpg": "IDPG",
+    "idpg-phm": "IDPG, PHM",
+    "instance-prompts": "instance prompts, all layers",
+    "houlsby": "Houlsby adapters",
+    "pfeiffer": "Pfeiffer adapters",
+    "adapterdrop": "AdapterDrop",
+    "compacter": "Compacter",
+    "zero-shot": "zero-shot",
+}
+
+
+@cache
+def runs_of(study: str) -> dict[str, Runs]:
+    """The finished runs of a study that are reported, by method, then by task and seed.
+
+    Args:
+        study: a folder of benchmarks/results, or a file in one, such as "few_shot/float32".
+    """
+    path = RESULTS / f"{study}.jsonl" if "/" in study else RESULTS / study / "runs.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    runs: dict[str, Runs] = {}
+    for row in rows:
+        if row["state"] == "done" and not row["tuning"] and _rate_counts(row, rows):
+            runs.setdefault(method_of(row), {})[row["task"], row["seed"]] = row
+    return runs
+
+
+def method_of(row: Row) -> str:
+    """The method under today's name: `spt` adds to the tokens, and in rows from before there was `add` it did not.
+
+    Rows have had a `from_layer` since `compare` knows more than one placement.
+    """
+    name = str(row["method"])
+    if name.startswith("spt") and not name.startswith("spt-prepend") and "from_layer" not in row:
+        return name.replace("spt", "spt-prepend", 1)
+    return name
+
+
+def _rate_counts(row: Row, rows: Sequence[Row]) -> bool:
+    """Whether the run has the learning rate that development data choose now."""
+    same = [one for one in rows if (method_of(one), one["task"]) == (method_of(row), row["task"])]
+    if len({one["learning_rate"] for one in same if not one["tuning"]}) == 1:
+        return True
+    tried: dict[float, list[float]] = {}
+    for one in same:
+        if one["tuning"] and one["state"] == "done":
+            tried.setdefault(one["learning_rate"], []).append(one["score"])
+    most = max(map(len, tried.values()))
+    worth = {rate: statistics.mean(own) for rate, own in tried.items() if len(own) == most}
+    return bool(row["learning_rate"] == min(rate for rate in worth if worth[rate] == max(worth.values())))
+
+
+def reference(study: str) -> str:
+    """`spt`, or `spt-prepend` as long as `spt` has not done all tasks of the study."""
+    runs = runs_of(study)
+    done = {task for task, _ in runs.get("spt", {})}
+    return "spt" if done == set(_tasks(study)) else "spt-prepend"
+
+
+def scores(study: str, *chosen: str) -> str:
+    """A table of accuracies in percent, with differences from the reference in points; the best method first.
+
+    Args:
+        study: see `runs_of`.
+        chosen: the methods that are shown; all if none is named.
+    """
+    runs, against, tasks = runs_of(study), reference(study), _tasks(study)
+    shown = [name for name in runs if {task for task, _ in runs[name]} == set(tasks) and name in (chosen or runs)]
+    shown.sort(key=lambda name: -mean_of_means(_by_task(runs[name])))
+    mean, both = ["mean"] * (len(tasks) > 1), len(tasks) > 2 and not chosen
+    intervals = ["for another task", "on other seeds"] if both else ["on other seeds"]
+    head = ["method", *(TASKS[task] for task in tasks), *mean, f"minus `{against}`", *intervals, "parameters"]
+    rows = []
+    for name in shown:
+        by_task = _by_task(runs[name])
+        cells = [_percent(statistics.mean(by_task[task])) for task in tasks] + [_percent(mean_of_means(by_task))]
+        gaps = _gaps(runs[name], runs[against], both) if name != against else [""] * (1 + len(intervals))
+        rows.append([LABELS.get(name, f"`{name}`"), *cells[: len(tasks) + len(mean)], *gaps, _parameters(runs[name])])
+    return _markdown(head, rows)
+
+
+def _gaps(own: Runs, other: Runs, both: bool) -> list[str]:
+    """The difference from the reference, and its intervals."""
+    gaps = _differences(own, other)
+    points = round(100 * mean_of_means(gaps), 1) + 0.0  # without a negative zero
+    return [f"{points:+.1f}", *([_interval(interval(gaps))] if both else []), _interval(interval_within(gaps))]
+
+
+def difference(study: str, method: str, against: str = "", *tasks: str) -> str:
+    """How many points a method is above another, without a sign: a sentence has it.
+
+    Args:
+        study: see `runs_of`.
+        method: the one.
+        against: the other; the reference if it is empty.
+        tasks: those that count; all if none is named.
+    """
+    runs = runs_of(study)
+    gaps = _differences(runs[method], runs[against or reference(study)])
+    return f"{100 * abs(mean_of_means({task: gaps[task] for task in tasks or gaps})):.1f}"
+
+
+def by_seed(study: str) -> str:
+    """A table of accuracies by task with those of each seed."""
+    runs, tasks = runs_of(study), _tasks(study)
+    rows = []
+    for name, own in runs.items():
+        cells = []
+        for task in tasks:
+            values = [own[key]["test"]["score"] for key in sorted(own) if key[0] == task]
+            each = f" ({', '.join(map(_percent, values))})" if len(set(values)) > 1 else ""
+            cells.append(_percent(statistics.mean(values)) + each if values else "")
+        rows.append([LABELS.get(name, f"`{name}`"), *cells, _parameters(own)])
+    return _markdown(["method", *(f"{TASKS[task]}: mean (each seed)" for task in tasks), "parameters"], rows)
+
+
+def costs(study: str) -> str:
+    """A table of the cost of a run: seconds of search and training, and by those of the reference on one machine."""
+    runs, against = runs_of(study), reference(study)
+    rows = []
+    for name, own in sorted(runs.items(), key=lambda item: statistics.median(_seconds(item[1].values()))):
+        ratios = [
+            own[key]["seconds"]["total"] / other["seconds"]["total"]
+            for key, other in runs[against].items()
+            if name != against and key in own and machine(own[key]) == machine(other)
+        ]
+        rows.append(
+            [
+                LABELS.get(name, f"`{name}`"),
+                f"{statistics.median(row['seconds']['step'] for row in own.values()):.3f}",
+                f"{statistics.median(_seconds(own.values())):.0f}",
+                f"{statistics.median(ratios):.2f}" if ratios else "",
+                str(len(own)),
+            ]
+        )
+    return _markdown(["method", "seconds a step", "seconds a run", f"by `{against}`'s", "runs"], rows)
+
+
+def slower(study: str, method: str, against: str = "", *tasks: str) -> str:
+    """How many times as long a run of a method takes as one of the other: median of pairs on one machine."""
+    runs = runs_of(study)
+    own, other = runs[method], runs[against or reference(study)]
+    ratios = [
+        own[key]["seconds"]["total"] / other[key]["seconds"]["total"]
+        for key in own
+        if key in other and machine(own[key]) == machine(other[key]) and key[0] in (tasks or {key[0]})
+    ]
+    return f"{statistics.median(ratios):.2f}"
+
+
+def parameters(study: str, method: str) -> str:
+    """How many parameters a method trains without the head."""
+    return _parameters(runs_of(study)[method])
+
+
+def _tasks(study: str) -> list[str]:
+    found = {task for own in runs_of(study).values() for task, _ in own}
+    return [task for task in TASKS if task in found]
+
+
+def _by_task(runs: Runs) -> dict[str, list[float]]:
+    by_task: dict[str, list[float]] = {}
+    for (task, _), row in sorted(runs.items()):
+        by_task.setdefault(task, []).append(row["test"]["score"])
+    return by_task
+
+
+def _differences(own: Runs, other: Runs) -> dict[str, list[float]]:
+    by_task: dict[str, list[float]] = {}
+    for key in sorted(set(own) & set(other)):
+        by_task.setdefault(key[0], []).append(own[key]["test"]["score"] - other[key]["test"]["score"])
+    return by_task
+
+
+def _seconds(rows: Iterable[Row]) -> list[float]:
+    return [row["seconds"]["total"] for row in rows]
+
+
+def _parameters(runs: Runs) -> str:
+    return f"{statistics.median(row['parameters']['added'] for row in runs.values()):,.0f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return "" if math.isnan(ends[0]) else f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+FIGURES: dict[str, Callable[..., str]] = {
+    "scores": scores,
+    "difference": difference,
+    "by_seed": by_seed,
+    "costs": costs,
+    "slower": slower,
+    "parameters": parameters,
+}
