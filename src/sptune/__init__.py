@@ -1,15 +1,23 @@
 """sptune learns at which layers of a frozen transformer a prompt helps. Importing it registers SPT with PEFT."""
 
-from sptune.config import SPTConfig
-from sptune.errors import InputError, SptuneError
-from sptune.modeling.mean_pooling import MeanPooledClassifier
-from sptune.modeling.model import SPTModel, discretize
-from sptune.registration import register
-from sptune.runs.run import Run, evaluate, fit, predict
-from sptune.search import SearchConfig, SearchResult, SPTSearchTrainer, search_prompt_layers
-from sptune.training.activation_cache import PrefixCacheSettings
-from sptune.training.caching_trainer import PrefixCachingTrainer
-from sptune.training.trainer import SPTTrainer
+from typing import TYPE_CHECKING
+
+from sptune.lazy_names import lazy_names
+from sptune.registration import register_with_peft
+
+if TYPE_CHECKING:
+    from sptune.config import SPTConfig
+    from sptune.errors import InputError, SptuneError
+    from sptune.modeling.mean_pooling import MeanPooledClassifier
+    from sptune.modeling.model import SPTModel, discretize
+    from sptune.runs.run import Run, evaluate, fit, predict
+    from sptune.search.gate_trainer import SPTSearchTrainer
+    from sptune.search.layer_search import search_prompt_layers
+    from sptune.search.search_config import SearchConfig
+    from sptune.search.search_result import SearchResult
+    from sptune.training.activation_cache import PrefixCacheSettings
+    from sptune.training.caching_trainer import PrefixCachingTrainer
+    from sptune.training.trainer import SPTTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,4 +40,27 @@ __all__ = [
     "search_prompt_layers",
 ]
 
-register(SPTConfig, SPTModel)
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "InputError": "sptune.errors",
+        "MeanPooledClassifier": "sptune.modeling.mean_pooling",
+        "PrefixCacheSettings": "sptune.training.activation_cache",
+        "PrefixCachingTrainer": "sptune.training.caching_trainer",
+        "Run": "sptune.runs.run",
+        "SPTConfig": "sptune.config",
+        "SPTModel": "sptune.modeling.model",
+        "SPTSearchTrainer": "sptune.search.gate_trainer",
+        "SPTTrainer": "sptune.training.trainer",
+        "SearchConfig": "sptune.search.search_config",
+        "SearchResult": "sptune.search.search_result",
+        "SptuneError": "sptune.errors",
+        "discretize": "sptune.modeling.model",
+        "evaluate": "sptune.runs.run",
+        "fit": "sptune.runs.run",
+        "predict": "sptune.runs.run",
+        "search_prompt_layers": "sptune.search.layer_search",
+    },
+)
+
+register_with_peft()

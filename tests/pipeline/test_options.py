@@ -8,7 +8,7 @@ import pytest
 
 from sptune import SPTConfig
 from sptune.errors import InputError
-from sptune.modeling.generators import GENERATORS, PLACEMENTS
+from sptune.prompt_config import GENERATORS, PLACEMENTS
 from sptune.runs import run_options as options
 from sptune.runs.run_options import RunOptions
 from sptune.search import SearchConfig

@@ -16,13 +16,6 @@ from transformers.activations import ACT2FN
 if TYPE_CHECKING:
     from sptune.config import SPTConfig
 
-PLACEMENTS = ("add", "prepend")
-# The generators of each placement, the default first.
-GENERATORS: dict[str, tuple[str, ...]] = {
-    "add": ("bottleneck", "static"),
-    "prepend": ("appg", "mppg", "npg", "attention", "static"),
-}
-
 
 class PHMLinear(nn.Module):
     """A linear layer whose weight is W = sum_j kron(A_j, B_j), with about 1/n of the parameters.

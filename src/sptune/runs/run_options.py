@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sptune.config import PREPEND_DEFAULTS, SPTConfig
 from sptune.errors import InputError
-from sptune.modeling.generators import GENERATORS, PLACEMENTS
-from sptune.training.activation_cache import DTYPES
+from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PLACEMENTS, PREPEND_DEFAULTS, PromptConfig
 from sptune.search.search_config import (
     DEFAULT_NUM_PROMPT_LAYERS,
     DEFAULT_SEARCHER,
     FEWEST_EXAMPLES,
     FIXED_SETTINGS,
     SEARCHERS,
+    SELECTION_CRITERIA,
     SearchConfig,
     check_settings,
     settings_of,
 )
-from sptune.search.selection_criteria import READINGS
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that may name a local file or folder to read.
 PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
@@ -251,7 +251,7 @@ class RunOptions:
         metadata=_about(
             "How the trained search network is read. Default: the searcher's own way.",
             "Search",
-            choices=tuple(READINGS),
+            choices=SELECTION_CRITERIA,
             verbs=SEARCHING,
         ),
     )
@@ -396,13 +396,11 @@ class RunOptions:
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.searcher is None:
             self.searcher = SearchConfig.paper().searcher if self.preset == "paper" else DEFAULT_SEARCHER
-        try:
-            config = (SPTConfig.paper if self.preset == "paper" else SPTConfig)(
-                bottleneck_dim=self.bottleneck_dim, projection=self.projection, phm_dim=self.phm_dim,
-                activation=self.activation, **given,
-            )  # fmt: skip
-        except ValueError as error:
-            raise InputError(str(error)) from None
+        preset = PAPER_FIELDS if self.preset == "paper" else {}
+        config = PromptConfig(
+            bottleneck_dim=self.bottleneck_dim, projection=self.projection, phm_dim=self.phm_dim,
+            activation=self.activation, **{**preset, **given},
+        )  # fmt: skip
         for name in names:
             setattr(self, name, getattr(config, name))
 

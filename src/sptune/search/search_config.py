@@ -12,6 +12,7 @@ from sptune.search.searchers import NAMES, ways_to_read
 FIXED_SETTINGS = ("all", "middle", "first")
 SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
+SELECTION_CRITERIA = ("gates", "perturbation", "sets", "greedy")
 
 # The search that proved best at equal cost where data are enough to tell layers apart, else none
 # (docs/results/search.md).
