@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
-`sptune.training.trainer.LONGEST_WITHOUT_FLASH` was chosen by it.
+`sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` was chosen by it.
 """
 
 from __future__ import annotations

@@ -47,8 +47,10 @@ import sptune
 from sptune import SearchConfig, SPTConfig
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.search import SPTSearchTrainer
-from sptune.training.activation_cache import PrefixCache, TokenTable
-from sptune.training.cached_forward import PrefixReader
+from sptune.training.activation_cache import ActivationCache
+from sptune.training.state_reader import StateReader
+from sptune.training.state_sources import CachedRows
+from sptune.training.token_table import TokenTable
 from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4
@@ -140,7 +142,7 @@ def trained(name: str, model: nn.Module, **options: Any) -> Method:
 
 
 def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> Method:
-    """Prompts at one layer, appg generator, with or without the prefix cache."""
+    """Prompts at one layer, appg generator, with or without the activation cache."""
     config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[layer], **PROMPTS)
     model = get_peft_model(copy_sharing_weights(backbone), config)
     method = trained(f"SPT, p = {layer}" + (", cached" if cache else ""), model, layer=layer, forward=not cache)
@@ -148,12 +150,12 @@ def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> M
         return method
     tuner = model.base_model
     examples = [{"input_ids": ids.cpu()} for batch in batches for ids in batch["input_ids"]]
-    prefix = PrefixCache(layer, TokenTable.of([examples]), tuner.backbone.hidden_size, torch.float32)
-    reader = PrefixReader(tuner.backbone.base_model, tuner.backbone.layers)
+    cached = ActivationCache(layer, TokenTable.of([examples]), tuner.backbone.hidden_size, torch.float32)
+    reader = StateReader(tuner.backbone.base_model, tuner.backbone.layers)
     plain = method.step
 
     def step(batch: Batch, rows: torch.Tensor) -> None:
-        with reader.reading(prefix.rows(rows)):
+        with reader.reading(CachedRows(cached, rows)):
             plain(batch, rows)
 
     method.step = step

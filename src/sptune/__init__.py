@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.search_config import SearchConfig
     from sptune.search.search_result import SearchResult
-    from sptune.training.activation_cache import PrefixCacheSettings
-    from sptune.training.caching_trainer import PrefixCachingTrainer
+    from sptune.training.cache_settings import ActivationCacheSettings
+    from sptune.training.caching_trainer import ActivationCachingTrainer
     from sptune.training.trainer import SPTTrainer
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActivationCacheSettings",
+    "ActivationCachingTrainer",
     "InputError",
     "MeanPooledClassifier",
-    "PrefixCacheSettings",
-    "PrefixCachingTrainer",
     "Run",
     "SPTConfig",
     "SPTModel",
@@ -43,10 +43,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "ActivationCacheSettings": "sptune.training.cache_settings",
+        "ActivationCachingTrainer": "sptune.training.caching_trainer",
         "InputError": "sptune.errors",
         "MeanPooledClassifier": "sptune.modeling.mean_pooling",
-        "PrefixCacheSettings": "sptune.training.activation_cache",
-        "PrefixCachingTrainer": "sptune.training.caching_trainer",
         "Run": "sptune.runs.run",
         "SPTConfig": "sptune.config",
         "SPTModel": "sptune.modeling.model",
@@ -60,6 +60,10 @@ __getattr__, __dir__ = lazy_names(
         "fit": "sptune.runs.run",
         "predict": "sptune.runs.run",
         "search_prompt_layers": "sptune.search.layer_search",
+    },
+    renamed={
+        "PrefixCacheSettings": "ActivationCacheSettings",
+        "PrefixCachingTrainer": "ActivationCachingTrainer",
     },
 )
 

@@ -7,16 +7,24 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sptune.renamed import warn_renamed
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+
+def lazy_names(
+    package: str, modules: Mapping[str, str], renamed: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The functions `__getattr__` and `__dir__` of a package.
 
     Args:
         package: its name.
         modules: for each name that it offers, the module that defines it.
+        renamed: new names of old ones, which give a `FutureWarning`.
     """
 
     def get_attribute(name: str) -> Any:
+        if renamed is not None and name in renamed:
+            warn_renamed(name, renamed[name])
+            return get_attribute(renamed[name])
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(modules[name]), name)

@@ -28,9 +28,9 @@ from transformers.integrations import peft as transformers_peft
 from trl import SFTConfig, SFTTrainer
 
 from conformance.families import BY_NAME, FAMILIES, HIDDEN_SIZE, NUM_LAYERS
-from sptune import PrefixCacheSettings, SPTConfig, SPTTrainer
+from sptune import ActivationCacheSettings, SPTConfig, SPTTrainer
 from sptune.errors import InputError
-from sptune.training.caching_trainer import PrefixCachingTrainer
+from sptune.training.caching_trainer import ActivationCachingTrainer
 
 LENGTHS = (9, 5, 7)
 NEW_TOKENS = {"max_new_tokens": 12, "do_sample": False}
@@ -106,14 +106,14 @@ def test_a_flattening_collator_trains_on_each_text_alone(attach, name, tmp_path)
     rows = Dataset.from_list([{"input_ids": text, "labels": text} for text in texts])
     arguments = {"use_cpu": True, "report_to": "none", "logging_steps": 1, "learning_rate": 1e-3, "max_steps": 6}
     arguments |= {"per_device_train_batch_size": 3, "save_strategy": "no", "seed": 0}
-    for prefix_cache in (None, PrefixCacheSettings()):
+    for activation_cache in (None, ActivationCacheSettings()):
         network, losses = attach(family.build(use_cache=False), prompt_layers=[2]), Losses()
         trainer = SPTTrainer(
             network,
             TrainingArguments(str(tmp_path), **arguments),
             train_dataset=rows,
             data_collator=DataCollatorWithFlattening(),
-            prefix_cache=prefix_cache,
+            activation_cache=activation_cache,
             callbacks=[losses],
         )
         first = next(iter(trainer.get_train_dataloader()))
@@ -430,12 +430,12 @@ def test_4_bit_weights_repacked_for_inference_are_not_trained_on(tmp_path):
 
 
 @QUANTIZED
-def test_the_prefix_cache_keeps_the_states_of_quantized_layers(kind, tmp_path):
+def test_the_activation_cache_keeps_the_states_of_quantized_layers(kind, tmp_path):
     load = _quantized_by(kind, tmp_path / "backbone")
     rows = [{"input_ids": text.tolist(), "labels": text.tolist()} for text in _texts(BY_NAME["llama"], (6,) * 8)]
     runs = []
-    settings = (None, PrefixCacheSettings(), PrefixCacheSettings(memory=0, folder=str(tmp_path)))
-    for prefix_cache in settings:
+    settings = (None, ActivationCacheSettings(), ActivationCacheSettings(memory=0, folder=str(tmp_path)))
+    for activation_cache in settings:
         torch.manual_seed(0)
         network = get_peft_model(load(), SPTConfig(task_type="CAUSAL_LM", prompt_layers=[2], init_weights=False))
         losses = Losses()
@@ -450,13 +450,13 @@ def test_the_prefix_cache_keeps_the_states_of_quantized_layers(kind, tmp_path):
             learning_rate=1e-3,
         )
         try:
-            trainer = PrefixCachingTrainer(
-                network, arguments, train_dataset=rows, prefix_cache=prefix_cache, callbacks=[losses]
+            trainer = ActivationCachingTrainer(
+                network, arguments, train_dataset=rows, activation_cache=activation_cache, callbacks=[losses]
             )
         except ValueError as error:
             pytest.skip(f"transformers' Trainer: {error}")
-        if prefix_cache is not None:
-            assert trainer.plan_prefix_cache().dtype == torch.float32
+        if activation_cache is not None:
+            assert trainer.plan_activation_cache().dtype == torch.float32
         trainer.train()
         runs.append(losses.values)
     for run in runs[1:]:
@@ -560,11 +560,11 @@ def test_blocks_are_compiled_one_by_one(attach):
     torch.testing.assert_close(_logits(network, batch), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_compiled_training_leaves_the_prefix_cache_off(attach, tmp_path):
+def test_compiled_training_leaves_the_activation_cache_off(attach, tmp_path):
     rows = [{"input_ids": text.tolist(), "labels": text.tolist()} for text in _texts(BY_NAME["llama"], (6,) * 8)]
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", torch_compile=True)
     network = attach(BY_NAME["llama"].build(), prompt_layers=[2])
-    plan = PrefixCachingTrainer(network, arguments, train_dataset=rows).plan_prefix_cache()
+    plan = ActivationCachingTrainer(network, arguments, train_dataset=rows).plan_activation_cache()
     assert "torch.compile" in str(plan)
 
 

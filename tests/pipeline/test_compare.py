@@ -234,7 +234,7 @@ def test_lora_in_upper_layers_changes_no_others(
     network = attach(spec.method, job)
     assert changed_layers(network.module) == layers
     assert network.from_layer == min(layers)
-    plan = stages.make_trainer(job, network.module, stages.training_arguments(job, "train", 2)).plan_prefix_cache()
+    plan = stages.make_trainer(job, network.module, stages.training_arguments(job, "train", 2)).plan_activation_cache()
     assert (plan.reason is None) is (min(layers) > 0)
     assert plan.layer == min(layers)
 

@@ -217,7 +217,7 @@ def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], t
     notes = Notes()
     fit(**options, output_dir=tmp_path / "run", candidate_layers=[1, 2], head_baseline=False, monitor=notes)
     assert any(text.startswith("Training the search network will take about") for text in notes.texts)
-    assert sum(text.startswith("Prefix cache: layer") for text in notes.texts) == 2
+    assert sum(text.startswith("Activation cache: layer") for text in notes.texts) == 2
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_
     runs, notes = [], Notes()
     for name, cache in (("with", True), ("without", False)):
         runs.append(train(**options, output_dir=tmp_path / name, prompt_layers=[2], prefix_cache=cache, monitor=notes))
-    assert "No prefix cache: it is turned off." in notes.texts
+    assert "No activation cache: it is turned off." in notes.texts
     scores = [[row["scores"]["good"] for row in read_lines(run.output_dir / "predictions.jsonl")] for run in runs]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor
 from transformers import TrainingArguments
 
-from sptune.training.trainer import grouping_by_length
+from sptune.training.data_order import grouping_by_length
 
 
 def build_examples(size: int, seed: int = 5) -> list[dict[str, Any]]:

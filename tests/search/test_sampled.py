@@ -123,7 +123,7 @@ def test_the_architecture_step_reads_the_cache_and_shows_the_model_no_numbers(
     few = len(runs)
     runs.clear()
     trainer = SampledTrainer(
-        network, args, train_dataset=examples, search=search, data_collator=collate, prefix_cache=None
+        network, args, train_dataset=examples, search=search, data_collator=collate, activation_cache=None
     )
     trainer.train()
     assert few < len(runs) / 2

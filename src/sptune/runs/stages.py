@@ -26,13 +26,14 @@ from sptune.errors import SptuneError
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
-from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.runs.plan import Plan, prompt_config, search_config
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.search_config import trains_network
 from sptune.tasks import compute_metrics
-from sptune.training.trainer import SPTTrainer, grouping_by_length
+from sptune.training.data_order import grouping_by_length
+from sptune.training.trainer import SPTTrainer
 
 WARMUP_SHARE = 0.06
 CLIP_NORM = 1.0
@@ -188,7 +189,7 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 data_collator=plan.encoder.collator,
                 callbacks=[StepCallback(plan.monitor)],
                 head_learning_rate=plan.options.head_learning_rate,
-                prefix_cache=_prefix_cache(job),
+                activation_cache=_activation_cache(job),
                 resume_from_checkpoint=_last_checkpoint(plan, "search"),
                 tell=plan.monitor.note,
             )
@@ -231,7 +232,7 @@ def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerC
     with plan.clock.stage("train"):
         trainer = make_trainer(job, network, training_arguments(job, "train", plan.max_steps), callbacks=callbacks)
         if isinstance(getattr(network, "base_model", None), SPTModel):
-            plan.monitor.note(str(trainer.plan_prefix_cache()))
+            plan.monitor.note(str(trainer.plan_activation_cache()))
         plan.monitor.stage(title, plan.max_steps)
         with _quiet_stdout():
             trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
@@ -322,16 +323,16 @@ def make_trainer(
         class_scores=class_scores,
         head_learning_rate=job.plan.options.head_learning_rate,
         head_modules=job.head_modules,
-        prefix_cache=_prefix_cache(job),
+        activation_cache=_activation_cache(job),
         callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
     )
 
 
-def _prefix_cache(job: Job) -> PrefixCacheSettings | None:
+def _activation_cache(job: Job) -> ActivationCacheSettings | None:
     options = job.plan.options
-    return (
-        PrefixCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype) if options.prefix_cache else None
-    )
+    if not options.prefix_cache:
+        return None
+    return ActivationCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype)
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:

@@ -30,7 +30,7 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
 
     Each network has generators and a head of its own. The rungs share the steps of `problem.args` evenly; each has a
     learning rate that falls to zero, so that losses are those of finished networks, and goes on from the weights of the
-    one before. Layers below a set run once for each example, where the prefix cache is on.
+    one before. Layers below a set run once for each example, where the activation cache is on.
 
     Args:
         problem: the search; it cannot be resumed and begins anew.

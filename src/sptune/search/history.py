@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from sptune.errors import InputError
-from sptune.training.trainer import last_checkpoint
+from sptune.training.checkpoints import last_checkpoint
 
 
 class SearchHistory(TrainerCallback, ExportableState):

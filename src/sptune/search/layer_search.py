@@ -16,12 +16,13 @@ from transformers import TrainerCallback, TrainingArguments
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.modeling.model import SPTModel
+from sptune.renamed import renamed_argument
 from sptune.search.layer_selection import fixed_layers, layers_to_find, select_layers
 from sptune.search.problem import SearchProblem
 from sptune.search.search_config import FIXED_SETTINGS, SearchConfig
 from sptune.search.search_result import SearchResult
 from sptune.search.searchers import find_searcher
-from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.training.cache_settings import ActivationCacheSettings
 
 if TYPE_CHECKING:
     from sptune.training.trainer import ClassScores
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+@renamed_argument("prefix_cache", "activation_cache")
 def search_prompt_layers(
     network: PeftModel,
     train_dataset: Dataset,
@@ -39,7 +41,7 @@ def search_prompt_layers(
     data_collator: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     head_learning_rate: float | None = None,
-    prefix_cache: PrefixCacheSettings | None = PrefixCacheSettings(),  # noqa: B008 (it is frozen)
+    activation_cache: ActivationCacheSettings | None = ActivationCacheSettings(),  # noqa: B008 (it is frozen)
     resume_from_checkpoint: str | bool | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> SearchResult:
@@ -57,7 +59,7 @@ def search_prompt_layers(
         data_collator: as in `transformers.Trainer`.
         callbacks: as in `transformers.Trainer`.
         head_learning_rate: as in `SPTTrainer`.
-        prefix_cache: as in `SPTTrainer`; below the lowest candidate layer.
+        activation_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
             `args.output_dir`.
         tell: called before the search begins with what it will cost, and with what is cached; then with what there is
@@ -81,7 +83,7 @@ def search_prompt_layers(
         "data_collator": data_collator,
         "callbacks": callbacks,
         "head_learning_rate": head_learning_rate,
-        "prefix_cache": prefix_cache,
+        "activation_cache": activation_cache,
     }
     sized = _with_number(search, tuner)  # an impossible choice fails before the training
     problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)

@@ -79,7 +79,7 @@ class SearchProblem:
         trainer = trainer_class(
             self.network, self.args, train_dataset=self.train_dataset, search=self.search, **self.options
         )
-        self.tell(str(trainer.plan_prefix_cache()))
+        self.tell(str(trainer.plan_activation_cache()))
         if not self.resume:
             self.tell(f"Training the search network will take about {in_words(trainer.estimate_seconds())}.")
         trainer.train(resume_from_checkpoint=self.resume)

@@ -23,8 +23,9 @@ from sptune.modeling.model import SPTModel
 from sptune.search.data_split import split_dataset
 from sptune.search.history import SearchHistory, check_search_checkpoint
 from sptune.search.search_config import SearchConfig
-from sptune.training.activation_cache import BatchPrefix
-from sptune.training.cached_forward import PrefixReader
+from sptune.training.attention_kernel import fast_attention
+from sptune.training.state_reader import StateReader
+from sptune.training.state_sources import BatchStates
 from sptune.training.trainer import SPTTrainer
 
 Batch = dict[str, Any]
@@ -46,7 +47,6 @@ class SearchTrainer(SPTTrainer):
             distributed in a way that hides gradients (DeepSpeed, FSDP, DataParallel).
     """
 
-    _repeated_datasets = (*SPTTrainer._repeated_datasets, "gate_dataset")
     _rates = "learning_rate, head_learning_rate or gate_learning_rate"
     # What it trains for, and whether it trains gates.
     searchers: tuple[str, ...]
@@ -77,6 +77,7 @@ class SearchTrainer(SPTTrainer):
         self.tuner = tuner
         weight_dataset, self.gate_dataset = split_dataset(train_dataset, search)
         super().__init__(model, args, train_dataset=weight_dataset, **kwargs)
+        self.caching.datasets = (*self.caching.datasets, "gate_dataset")
         if self.is_deepspeed_enabled or self.is_fsdp_enabled or self.args.n_gpu > 1:
             raise InputError(
                 "The search needs every gradient in its place, which DeepSpeed, FSDP and torch's DataParallel "
@@ -121,7 +122,7 @@ class SearchTrainer(SPTTrainer):
             model.to(self.args.device).train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
-                with self.attention_kernel(inputs):
+                with fast_attention(self.args, model, inputs):
                     with self.compute_loss_context_manager():
                         loss = self.compute_loss(model, self._prepare_inputs(inputs))
                     loss.backward()
@@ -247,7 +248,7 @@ class SearchTrainer(SPTTrainer):
             yield contextlib.nullcontext
             return
         backbone = self.tuner.backbone
-        prefix, reader = BatchPrefix(backbone.layers), PrefixReader(backbone.base_model, backbone.layers)
+        prefix, reader = BatchStates(backbone.layers), StateReader(backbone.base_model, backbone.layers)
 
         def shared() -> AbstractContextManager[None]:
             prefix.layer = self.tuner.candidate_layers[0]

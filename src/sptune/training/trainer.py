@@ -5,45 +5,42 @@ It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision an
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import logging
 import math
-from collections.abc import Callable, Collection, Iterator
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 
-from sptune.errors import InputError, SptuneError
+from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.loading import HEADS
 from sptune.modeling.model import SPTModel
 from sptune.modeling.targets import before_first_target
-from sptune.training.caching_trainer import PrefixCachingTrainer
-
-logger = logging.getLogger(__name__)
+from sptune.renamed import renamed_argument, renamed_method
+from sptune.training.activation_caching import ActivationCaching
+from sptune.training.attention_kernel import fast_attention
+from sptune.training.cache_settings import ActivationCachePlan, ActivationCacheSettings
+from sptune.training.checkpoints import last_checkpoint, trainer_state
+from sptune.training.data_order import EpochSampler, PersistentWorkers, draw_as_new_workers, workers_for_one_pass
+from sptune.training.divergence import DivergenceCheck
+from sptune.training.numbered_examples import ROW
+from sptune.training.optimizer_groups import split_groups
 
 Batch = dict[str, Any]
-# In tokens; see benchmarks/attention.py.
-LONGEST_WITHOUT_FLASH = 128
-
 ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
 
 
-class SPTTrainer(PrefixCachingTrainer):
-    """A `transformers.Trainer` that knows class scores, caches what lies below the prompts, and gives the head a rate.
+class SPTTrainer(Trainer):
+    """A `transformers.Trainer` with class scores, the activation cache, and a learning rate of the head.
 
     Args:
         class_scores: called with the model and a batch, gives (batch, classes); the loss is then the cross entropy of
@@ -53,7 +50,8 @@ class SPTTrainer(PrefixCachingTrainer):
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
         head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
             part of a dotted name, such as "pooler".
-        **kwargs: what `PrefixCachingTrainer` and `transformers.Trainer` take.
+        activation_cache: as in `ActivationCachingTrainer`.
+        **kwargs: the arguments of `transformers.Trainer`.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
     gradient accumulation and data parallelism give the gradient of one large batch, whatever the model. A
@@ -69,15 +67,18 @@ class SPTTrainer(PrefixCachingTrainer):
     # Our losses are scaled already. Transformers 5 reads this attribute, 4.57 the one set in the constructor.
     loss_is_scaled_for_ga = True
 
+    @renamed_argument("prefix_cache", "activation_cache")
     def __init__(
         self,
         *args: Any,
         class_scores: ClassScores | None = None,
         head_learning_rate: float | None = None,
         head_modules: Collection[str] = HEADS,
+        activation_cache: ActivationCacheSettings | None = ActivationCacheSettings(),  # noqa: B008 (it is frozen)
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.caching = ActivationCaching(self, activation_cache, self._trial_loss)
         self.class_scores = class_scores
         self.head_learning_rate = head_learning_rate
         self.head_modules = head_modules
@@ -97,10 +98,16 @@ class SPTTrainer(PrefixCachingTrainer):
         if self.compute_loss_func is not None:
             self.compute_loss_func = self._counting_items(self.compute_loss_func)
         self._evaluated: dict[str, Any] = {}
-        self._overflowed = False
-        self.add_callback(_PersistentWorkers())
+        self._check_divergence = DivergenceCheck(self._rates)
+        self.add_callback(PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+
+    def plan_activation_cache(self) -> ActivationCachePlan:
+        """Whether training will use the activation cache, and how large it may grow."""
+        return self.caching.plan()
+
+    plan_prefix_cache = renamed_method("plan_prefix_cache", "plan_activation_cache")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`; from a checkpoint with all the steps of the present arguments none is taken.
@@ -108,9 +115,10 @@ class SPTTrainer(PrefixCachingTrainer):
         With more steps or epochs than the checkpoint has been through, training goes on.
         """
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
-        state = _trainer_state(checkpoint)
+        state = trainer_state(checkpoint)
         if checkpoint is None or state is None or not self._has_all_steps(state):
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with self.caching.training():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         self.state = state
         self._load_from_checkpoint(checkpoint)
         self.callback_handler.on_train_begin(self.args, self.state, self.control)
@@ -134,57 +142,19 @@ class SPTTrainer(PrefixCachingTrainer):
         self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
     ) -> None:
         # Steps of fp16 overflow now and then; its loss scaling skips them.
-        if grad_norm is not None and not self.args.fp16 and not math.isfinite(float(grad_norm)):
-            self._tell_of_overflow(float(grad_norm))
+        if grad_norm is not None and not self.args.fp16:
+            self._check_divergence(cast(nn.Module, self.model), self.state.global_step, float(grad_norm))
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
-
-    def _tell_of_overflow(self, grad_norm: float) -> None:
-        """Say that a step's gradient was no number, and stop if the trained weights are none any more.
-
-        Raises:
-            SptuneError: they are not.
-        """
-        step, rates = self.state.global_step, f"lower {self._rates}"
-        trained = ((name, p) for name, p in cast(nn.Module, self.model).named_parameters() if p.requires_grad)
-        broken = [name for name, p in trained if not p.isfinite().all()]
-        if broken:
-            raise SptuneError(
-                f"Training diverged: the gradient norm of step {step} is {grad_norm}, and {len(broken)} tensors "
-                f"are not finite any more ({broken[0]}, ...). Go on from a checkpoint before it, {rates}, and check "
-                "that the batch is finite."
-            )
-        if not self._overflowed:
-            self._overflowed = True
-            logger.warning(
-                "The gradient norm of step %d is %s, so clipping has set the step's gradients to zero and nothing was "
-                "learned from it. If this goes on, %s, or compute in float32.",
-                step,
-                grad_norm,
-                rates,
-            )
 
     # Losses
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """As in `transformers.Trainer`, with the attention kernel that is fast here."""
-        with self.attention_kernel(inputs):
+        """As in `transformers.Trainer`, with the fast attention kernel and what the activation cache holds."""
+        fast = fast_attention(self.args, self.model, inputs)
+        with fast, self.caching.reading(inputs, check=True) as inputs:
             return super().training_step(model, inputs, num_items_in_batch)
-
-    def attention_kernel(self, inputs: Batch) -> contextlib.AbstractContextManager[Any]:
-        """For forward and backward on these inputs, the kernel of PyTorch's attention that is fast.
-
-        On a CPU the backward pass of flash attention is slow in bfloat16 while sequences are short. A compiled graph
-        would keep the kernel of its first batch, so there the choice is left to PyTorch.
-        """
-        in_bfloat16 = self.args.bf16 or getattr(self.model, "dtype", None) == torch.bfloat16
-        if self.args.device.type != "cpu" or not in_bfloat16 or self.args.torch_compile:
-            return contextlib.nullcontext()
-        tokens = inputs.get("input_ids")
-        if tokens is None or tokens.shape[-1] > LONGEST_WITHOUT_FLASH:
-            return contextlib.nullcontext()
-        return sdpa_kernel(SDPBackend.MATH)
 
     def compute_loss(
         self,
@@ -199,22 +169,29 @@ class SPTTrainer(PrefixCachingTrainer):
             loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _predict_batch(
-        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Any, Any, Any]:
         """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
-        if self.class_scores is None:
-            return super()._predict_batch(model, inputs, prediction_loss_only, ignore_keys)
-        inputs = self._prepare_inputs(inputs)
+        with self.caching.reading(inputs) as inputs:
+            if self.class_scores is None:
+                return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return self._predict_scores(model, cast(Batch, self._prepare_inputs(inputs)), prediction_loss_only)
+
+    def _predict_scores(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        assert self.class_scores is not None
         labels = self._labels(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = at_least_float32(self.class_scores(model, inputs))
             loss = None if labels is None else self._loss_of_scores(scores, labels)
         return (loss, None, None) if prediction_loss_only else (loss, scores, labels)
 
-    def _probing_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
+    def _trial_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
+        """The mean loss of a batch, by which a trial finds out whether the activation cache is exact."""
         if self._labels(inputs) is None:
-            return super()._probing_loss(model, inputs) if self.class_scores is None else None
+            return self.caching.loss_with_labels(model, inputs) if self.class_scores is None else None
         return self._mean_loss(model, inputs)[0]
 
     def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
@@ -267,8 +244,9 @@ class SPTTrainer(PrefixCachingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if self._takes_source_mask and "source_mask" not in self._signature_columns:
-            self._signature_columns.append("source_mask")
+        columns: list[str] = self._signature_columns or []
+        more = {ROW, "source_mask"} if self._takes_source_mask else {ROW}
+        self._signature_columns: Any = [*columns, *(more - {*columns})]
 
     def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
         """Where a label is predicted, as booleans: a causal model predicts none at the first position."""
@@ -324,13 +302,13 @@ class SPTTrainer(PrefixCachingTrainer):
         name = eval_dataset if isinstance(eval_dataset, str) else "eval"
         asked = own if eval_dataset is None else cast(Any, own)[name] if isinstance(eval_dataset, str) else eval_dataset
         if name == "eval" and asked is not own:
-            with _workers_for_one_pass(self.args):
+            with workers_for_one_pass(self.args):
                 return super().get_eval_dataloader(eval_dataset)
         if self._evaluated.get(name) is not asked:
             getattr(self, "_eval_dataloaders", {}).pop(name, None)
         self._evaluated[name] = asked
         loader = super().get_eval_dataloader(eval_dataset)
-        _draw_as_new_workers(loader)
+        draw_as_new_workers(loader)
         return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -345,106 +323,6 @@ class SPTTrainer(PrefixCachingTrainer):
         """The order of the data, also where training groups by length, so that predictions belong to their examples."""
         sampler = super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
-
-
-def grouping_by_length() -> dict[str, Any]:
-    """The option of `TrainingArguments` for batches of texts of like length; transformers 4 has another name for it."""
-    if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
-        return {"group_by_length": True}
-    return {"train_sampling_strategy": "group_by_length"}
-
-
-def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
-    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would begin anew.
-
-    Args:
-        output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
-        resume_from_checkpoint: as in `transformers.Trainer.train`.
-    """
-    if resume_from_checkpoint is True:
-        return get_last_checkpoint(output_dir or ".")
-    return str(resume_from_checkpoint) if resume_from_checkpoint else None
-
-
-def _trainer_state(checkpoint: str | None) -> TrainerState | None:
-    file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
-    return TrainerState.load_from_json(str(file)) if file is not None and file.is_file() else None
-
-
-class _PersistentWorkers(TrainerCallback):
-    """Lets training with persistent workers come to what it comes to without them."""
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Draw what fresh workers would draw."""
-        _draw_as_new_workers(kwargs.get("train_dataloader"))
-
-
-def _draw_as_new_workers(loader: Any) -> None:
-    """Take a number from PyTorch's random state if the loader's workers are running already.
-
-    Every pass over a loader draws its workers' seed there, but with persistent workers only the first pass does, and
-    dropout would go on from another state.
-    """
-    if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
-        torch.empty((), dtype=torch.int64).random_()
-
-
-@contextlib.contextmanager
-def _workers_for_one_pass(args: TrainingArguments) -> Iterator[None]:
-    given, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
-    try:
-        yield
-    finally:
-        args.dataloader_persistent_workers = given
-
-
-class EpochSampler(Sampler):
-    """Orders a length-grouped sampler by seed and epoch instead of by the global random state.
-
-    Args:
-        sampler: the sampler, whose `generator` this one sets.
-        seed: the order in epoch e depends on seed + e.
-    """
-
-    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
-        self.sampler = sampler
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[int]:
-        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return iter(self.sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self.epoch = epoch
-
-
-def split_groups(optimizer: torch.optim.Optimizer, special: list[tuple[set[int], dict[str, Any]]]) -> None:
-    """Move parameters of an optimiser that has not stepped yet into groups of their own.
-
-    Args:
-        optimizer: its `param_groups` are changed in place; what remains of the old groups comes first.
-        special: identities of parameters, and the options in which their group differs; options that the optimiser
-            does not know, such as betas in SGD, are left out.
-    """
-    remaining, moved = [], []
-    for group in optimizer.param_groups:
-        parameters = group.pop("params")
-        for members, changes in special:
-            taken = [parameter for parameter in parameters if id(parameter) in members]
-            parameters = [parameter for parameter in parameters if id(parameter) not in members]
-            if taken:
-                changes = {name: value for name, value in changes.items() if name in group or name == "gates"}
-                moved.append({"params": taken, **group, **changes})
-        if parameters:
-            remaining.append({"params": parameters, **group})
-    optimizer.param_groups[:] = remaining + moved
 
 
 def batch_size(inputs: Batch) -> int:

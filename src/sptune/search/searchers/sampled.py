@@ -75,7 +75,7 @@ class SampledTrainer(SPTSearchTrainer):
 
     def _add_alpha_gradient(self, model: nn.Module, batch: Batch) -> None:
         """Add this micro-batch's part to g_alpha."""
-        with self._reading_prefix(batch) as batch:
+        with self.caching.reading(batch) as batch:
             self._add_pairs(model, cast(Batch, self._prepare_inputs(batch)))
 
     def _add_pairs(self, model: nn.Module, inputs: Batch) -> None:

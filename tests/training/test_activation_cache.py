@@ -1,4 +1,4 @@
-"""The prefix cache in training: the same losses, what it keeps where, and when it is not used."""
+"""The activation cache in training: the same losses, what it keeps where, and when it is not used."""
 
 import json
 import os
@@ -23,10 +23,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from sptune import PrefixCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
+from sptune import ActivationCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.errors import InputError
 from sptune.tasks import PaddingCollator
-from sptune.training.activation_cache import ABOUT_FILE, PrefixCache, PrefixCacheSettings, TokenTable, fingerprint
+from sptune.training.activation_cache import ABOUT_FILE, ActivationCache
+from sptune.training.cache_fingerprint import fingerprint
+from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.token_table import TokenTable
 
 FILE_LIMIT = 4_000
 
@@ -66,9 +69,11 @@ class BlocksRun(TrainerCallback):
 
 @pytest.fixture
 def build_trainer(build_backbone, build_config, tmp_path):
-    """``build_trainer(case, prefix_cache, **options)``: on a tiny classifier with prompts at layers 2 and 3."""
+    """``build_trainer(case, activation_cache, **options)``: on a tiny classifier with prompts at layers 2 and 3."""
 
-    def build(case, prefix_cache, *, examples=None, head="classifier", prompt_layers=(2, 3), trainer=None, **options):
+    def build(
+        case, activation_cache, *, examples=None, head="classifier", prompt_layers=(2, 3), trainer=None, **options
+    ):
         torch.manual_seed(3)
         network = get_peft_model(build_backbone(case, head), build_config(case, head, prompt_layers=[*prompt_layers]))
         usual = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
@@ -78,7 +83,7 @@ def build_trainer(build_backbone, build_config, tmp_path):
         losses = Losses()
         made = SPTTrainer(
             network, args, train_dataset=examples, eval_dataset=examples[:6] if isinstance(examples, list) else None,
-            data_collator=PaddingCollator(0, left=False), callbacks=[losses], prefix_cache=prefix_cache,
+            data_collator=PaddingCollator(0, left=False), callbacks=[losses], activation_cache=activation_cache,
             **(trainer or {}),
         )  # fmt: skip
         made.losses = losses
@@ -87,7 +92,9 @@ def build_trainer(build_backbone, build_config, tmp_path):
     return build
 
 
-@pytest.mark.parametrize("settings", [PrefixCacheSettings(), PrefixCacheSettings(memory=0)], ids=["memory", "file"])
+@pytest.mark.parametrize(
+    "settings", [ActivationCacheSettings(), ActivationCacheSettings(memory=0)], ids=["memory", "file"]
+)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_with_and_without_gives_the_same_losses(build_trainer, some_case, settings, accumulate):
     values = []
@@ -105,7 +112,7 @@ def test_training_with_and_without_gives_the_same_losses(build_trainer, some_cas
 def test_a_table_of_datasets_is_cached_too(build_trainer, bert):
     data = Dataset.from_list(build_examples(16))
     values = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(bert, cache, examples=data)
         trainer.train()
         assert trainer.train_dataset is data
@@ -124,7 +131,7 @@ def test_a_language_models_own_loss_is_cached_too(build_trainer, some_causal_cas
         return {**batch, "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)}
 
     values = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(some_causal_case, cache, examples=examples, head="lm")
         trainer.data_collator = collate
         trainer.train()
@@ -134,7 +141,7 @@ def test_a_language_models_own_loss_is_cached_too(build_trainer, some_causal_cas
 
 def test_bf16_autocast_gives_the_same_losses_with_and_without(build_trainer, some_case):
     values = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(some_case, cache, bf16=True)
         trainer.train()
         values.append(trainer.losses.values)
@@ -144,7 +151,7 @@ def test_bf16_autocast_gives_the_same_losses_with_and_without(build_trainer, som
 @pytest.mark.parametrize("searcher", ["spt_darts", "darts"])
 def test_a_search_reads_below_its_lowest_candidate(build_backbone, build_config, bert, tmp_path, searcher):
     histories, runs = [], []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         torch.manual_seed(3)
         config = build_config(bert, "classifier", prompt_layers="search", candidate_layers=[2, 3])
         network = get_peft_model(build_backbone(bert, "classifier"), config)
@@ -155,7 +162,7 @@ def test_a_search_reads_below_its_lowest_candidate(build_backbone, build_config,
         )  # fmt: skip
         result = search_prompt_layers(
             network, build_examples(16), args, SearchConfig(searcher=searcher, num_prompt_layers=1),
-            data_collator=PaddingCollator(0, left=False), prefix_cache=cache,
+            data_collator=PaddingCollator(0, left=False), activation_cache=cache,
         )  # fmt: skip
         histories.append([entry["gates"] + [entry["weight_loss"]] for entry in result.history])
     torch.testing.assert_close(torch.tensor(histories[0]), torch.tensor(histories[1]), rtol=1e-5, atol=1e-7)
@@ -168,7 +175,7 @@ def test_an_interrupted_training_resumes_with_its_file(build_trainer, bert, tmp_
             if state.global_step == 6:
                 raise KeyboardInterrupt
 
-    settings, saving = PrefixCacheSettings(memory=0), {"save_strategy": "steps", "save_steps": 2, "seed": 1}
+    settings, saving = ActivationCacheSettings(memory=0), {"save_strategy": "steps", "save_steps": 2, "seed": 1}
     whole = build_trainer(bert, None, **saving)
     whole.train()
     broken = build_trainer(bert, settings, **saving)
@@ -189,7 +196,7 @@ def test_an_interrupted_training_resumes_with_its_file(build_trainer, bert, tmp_
 
 
 def test_a_kept_file_serves_the_next_training(build_trainer, bert, tmp_path):
-    settings, values = PrefixCacheSettings(memory=0, folder=str(tmp_path / "shared"), keep=True), []
+    settings, values = ActivationCacheSettings(memory=0, folder=str(tmp_path / "shared"), keep=True), []
     for _ in range(2):
         trainer = build_trainer(bert, settings)
         runs = BlocksRun(trainer.model)
@@ -222,15 +229,15 @@ def test_a_stale_file_is_not_used(build_network, bert, tmp_path, change):
 
 def test_a_file_without_its_description_is_made_anew(tmp_path):
     table = TokenTable.of([build_examples(3)])
-    first = PrefixCache(2, table, 4, torch.float32, tmp_path, "key")
+    first = ActivationCache(2, table, 4, torch.float32, tmp_path, "key")
     first.write(torch.tensor([1]), first.table.starts[1] + torch.arange(4), torch.ones(4, 4))
     first.close(remove=False)
-    again = PrefixCache(2, table, 4, torch.float32, tmp_path, "key")
+    again = ActivationCache(2, table, 4, torch.float32, tmp_path, "key")
     assert again.filled.tolist() == [False, True, False]
     assert again.states[again.table.starts[1]].tolist() == [1.0] * 4
     again.close(remove=False)
     (again.folder / ABOUT_FILE).write_text(json.dumps({"key": "other"}))
-    assert not PrefixCache(2, table, 4, torch.float32, tmp_path, "key").filled.any()
+    assert not ActivationCache(2, table, 4, torch.float32, tmp_path, "key").filled.any()
 
 
 class FullDisk(TrainerCallback):
@@ -244,7 +251,7 @@ class FullDisk(TrainerCallback):
 def test_a_full_disk_leaves_training_as_it_was(build_trainer, bert, caplog, when):
     expected = build_trainer(bert, None)
     expected.train()
-    trainer = build_trainer(bert, PrefixCacheSettings(memory=0))
+    trainer = build_trainer(bert, ActivationCacheSettings(memory=0))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         if when == "before":
@@ -261,8 +268,8 @@ def test_a_full_disk_leaves_training_as_it_was(build_trainer, bert, caplog, when
 
 
 def test_a_shorter_number_format_takes_less(build_trainer, bert):
-    exact, short = (build_trainer(bert, PrefixCacheSettings(dtype=dtype)) for dtype in (None, "bfloat16"))
-    assert short.plan_prefix_cache().size * 2 == exact.plan_prefix_cache().size
+    exact, short = (build_trainer(bert, ActivationCacheSettings(dtype=dtype)) for dtype in (None, "bfloat16"))
+    assert short.plan_activation_cache().size * 2 == exact.plan_activation_cache().size
     for trainer in (exact, short):
         trainer.train()
     torch.testing.assert_close(torch.tensor(short.losses.values), torch.tensor(exact.losses.values), rtol=0.05, atol=0)
@@ -270,7 +277,7 @@ def test_a_shorter_number_format_takes_less(build_trainer, bert):
 
 def test_the_plan_says_how_much_and_where(build_trainer, bert, tmp_path):
     tokens = sum(len(example["input_ids"]) for example in build_examples(16) + build_examples(16)[:6])
-    plan = build_trainer(bert, PrefixCacheSettings(memory=0)).plan_prefix_cache()
+    plan = build_trainer(bert, ActivationCacheSettings(memory=0)).plan_activation_cache()
     assert plan.size == tokens * 32 * 4
     assert "layers 0 to 1 run once for each text" in str(plan)
     assert str(tmp_path) in str(plan)
@@ -278,16 +285,16 @@ def test_the_plan_says_how_much_and_where(build_trainer, bert, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"prompt_layers": [0, 2]}, "layer 0"), ({"prefix_cache": None}, "turned off")],
+    [({"prompt_layers": [0, 2]}, "layer 0"), ({"activation_cache": None}, "turned off")],
     ids=str,
 )
 def test_why_there_is_no_cache(build_trainer, bert, options, reason):
-    trainer = build_trainer(bert, options.pop("prefix_cache", PrefixCacheSettings()), **options)
-    assert reason in str(trainer.plan_prefix_cache())
+    trainer = build_trainer(bert, options.pop("activation_cache", ActivationCacheSettings()), **options)
+    assert reason in str(trainer.plan_activation_cache())
 
 
 def test_noise_below_the_prompts_gives_the_cache_up(build_trainer, bert, caplog):
-    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer = build_trainer(bert, ActivationCacheSettings())
     embeddings = trainer.model.base_model.backbone.base_model.embeddings
     embeddings.register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
     runs = BlocksRun(trainer.model)
@@ -298,7 +305,7 @@ def test_noise_below_the_prompts_gives_the_cache_up(build_trainer, bert, caplog)
 
 
 def test_trained_embeddings_give_the_cache_up(build_trainer, bert, caplog):
-    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer = build_trainer(bert, ActivationCacheSettings())
     trainer.model.get_base_model().bert.embeddings.requires_grad_(True)
     runs = BlocksRun(trainer.model)
     trainer.add_callback(runs)
@@ -310,7 +317,7 @@ def test_trained_embeddings_give_the_cache_up(build_trainer, bert, caplog):
 def test_tokens_that_change_from_epoch_to_epoch_are_computed(build_trainer, bert):
     """A collator that masks at random must not be answered from the cache."""
     values = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(bert, cache)
         noise, collate = torch.Generator().manual_seed(0), trainer.data_collator
 
@@ -327,8 +334,8 @@ def test_tokens_that_change_from_epoch_to_epoch_are_computed(build_trainer, bert
 
 @pytest.mark.parametrize("wrong", [{"memory": -1}, {"dtype": "int8"}], ids=str)
 def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(InputError, match=f"prefix_cache_{next(iter(wrong))}"):
-        PrefixCacheSettings(**wrong)
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
+        ActivationCacheSettings(**wrong)
 
 
 def test_the_table_knows_padded_examples_and_token_types():
@@ -349,7 +356,7 @@ def test_the_table_knows_padded_examples_and_token_types():
 def assert_same_losses(build_trainer, case, change, **options):
     """Train with and without a cache after the same change to the trainer; the losses must be the same."""
     values = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(case, cache, **options)
         change(trainer)
         trainer.train()
@@ -397,7 +404,7 @@ def test_layers_that_begin_to_learn_on_the_way(build_trainer, bert, caplog):
 
 
 def test_hidden_states_that_are_asked_for_are_computed(build_trainer, bert):
-    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer = build_trainer(bert, ActivationCacheSettings())
     trainer.model.config.output_hidden_states = True
     runs = BlocksRun(trainer.model)
     trainer.add_callback(runs)
@@ -429,7 +436,7 @@ def test_items_of_another_mapping_type_stay_what_they_are(build_trainer, bert):
         return collate([{**row, "input_ids": row.input_ids} for row in rows])
 
     examples = [BatchEncoding(example) for example in build_examples(8)]
-    trainer = build_trainer(bert, PrefixCacheSettings(), examples=examples)
+    trainer = build_trainer(bert, ActivationCacheSettings(), examples=examples)
     trainer.data_collator = by_attribute
     runs = BlocksRun(trainer.model)
     trainer.add_callback(runs)
@@ -446,7 +453,7 @@ def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
     def evaluate_stream(trainer):
         trainer.eval_dataset = {"table": build_examples(4), "stream": Stream(), "none": []}
 
-    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer = build_trainer(bert, ActivationCacheSettings())
     evaluate_stream(trainer)
     datasets = trainer.eval_dataset
     trainer.train()
@@ -461,8 +468,8 @@ def test_a_stream_with_a_length_is_no_table(build_trainer, bert):
         def __iter__(self):
             return iter(build_examples(4))
 
-    trainer = build_trainer(bert, PrefixCacheSettings(), examples=Stream())
-    assert "length and index" in str(trainer.plan_prefix_cache())
+    trainer = build_trainer(bert, ActivationCacheSettings(), examples=Stream())
+    assert "length and index" in str(trainer.plan_activation_cache())
     trainer.train()
     assert trainer.losses.values
 
@@ -473,7 +480,7 @@ def test_states_beyond_a_number_format_are_not_kept(build_trainer, bert, caplog)
             trainer.model.base_model.backbone.layers[1].base_layer.output.LayerNorm.weight.fill_(1e6)
 
     values = []
-    for cache in (None, PrefixCacheSettings(dtype="float16")):
+    for cache in (None, ActivationCacheSettings(dtype="float16")):
         trainer = build_trainer(bert, cache)
         grow(trainer)
         trainer.train()
@@ -485,7 +492,7 @@ def test_states_beyond_a_number_format_are_not_kept(build_trainer, bert, caplog)
 def test_what_another_layer_left_behind_is_cleared_away(build_trainer, bert, tmp_path):
     stale = tmp_path / "out" / "prefix-cache-0123456789abcdef"
     stale.mkdir(parents=True)
-    build_trainer(bert, PrefixCacheSettings(memory=0)).train()
+    build_trainer(bert, ActivationCacheSettings(memory=0)).train()
     assert not stale.exists()
 
 
@@ -544,21 +551,21 @@ def lowest_block(model):
 
 @pytest.fixture
 def train_upper(build_backbone, bert, tmp_path):
-    """``train_upper(attach, prefix_cache, case=bert, config={}, collator=None, examples=None, **options)``.
+    """``train_upper(attach, activation_cache, case=bert, config={}, collator=None, examples=None, **options)``.
 
     Trains what ``attach(model)`` makes of a tiny classifier; gives the trainer, with ``losses`` and ``runs``: how often
     the lowest block ran in each epoch.
     """
 
-    def train(attach, prefix_cache, *, case=bert, config=(), collator=None, examples=None, model=None, **options):
+    def train(attach, activation_cache, *, case=bert, config=(), collator=None, examples=None, model=None, **options):
         torch.manual_seed(3)
         network = attach(build_backbone(case, "classifier", **dict(config)) if model is None else model())
         usual = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
         silent = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "eval_strategy": "epoch"}
         args = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **{**usual, **silent, **options})
         examples, losses = build_examples(16) if examples is None else examples, Losses()
-        trainer = PrefixCachingTrainer(
-            network, args, train_dataset=examples, eval_dataset=examples[:6], prefix_cache=prefix_cache,
+        trainer = ActivationCachingTrainer(
+            network, args, train_dataset=examples, eval_dataset=examples[:6], activation_cache=activation_cache,
             data_collator=collator or PaddingCollator(0, left=False), callbacks=[losses],
         )  # fmt: skip
         trainer.losses, trainer.runs = losses, [0]
@@ -578,7 +585,7 @@ def train_upper(build_backbone, bert, tmp_path):
 
 def assert_cached_alike(train_upper, attach, *, rtol=1e-5, **options):
     """Losses and weights are the same with the cache, and layers below run for no text a second time."""
-    plain, cached = (train_upper(attach, cache, **options) for cache in (None, PrefixCacheSettings()))
+    plain, cached = (train_upper(attach, cache, **options) for cache in (None, ActivationCacheSettings()))
     torch.testing.assert_close(
         torch.tensor(cached.losses.values), torch.tensor(plain.losses.values), rtol=rtol, atol=rtol * 1e-2
     )
@@ -623,7 +630,7 @@ def test_weights_in_bfloat16_are_cached_as_they_are(train_upper):
         return UPPER["lora"](model.to(torch.bfloat16))
 
     assert_cached_alike(train_upper, attach)
-    assert train_upper(attach, PrefixCacheSettings()).plan_prefix_cache().dtype == torch.bfloat16
+    assert train_upper(attach, ActivationCacheSettings()).plan_activation_cache().dtype == torch.bfloat16
 
 
 def test_weights_that_are_no_floating_numbers_do_not_choose_the_dtype(train_upper):
@@ -636,7 +643,7 @@ def test_weights_that_are_no_floating_numbers_do_not_choose_the_dtype(train_uppe
         block._parameters.move_to_end("packed", last=False) if hasattr(block._parameters, "move_to_end") else None
         return model
 
-    assert train_upper(attach, PrefixCacheSettings()).plan_prefix_cache().dtype == torch.float32
+    assert train_upper(attach, ActivationCacheSettings()).plan_activation_cache().dtype == torch.float32
     assert_cached_alike(train_upper, attach)
 
 
@@ -695,7 +702,7 @@ def with_trained_tokens(model):
 )
 def test_what_learns_below_is_not_cached(train_upper, attach, reason, caplog):
     caplog.set_level("INFO", logger="sptune")
-    plain, cached = (train_upper(attach, cache) for cache in (None, PrefixCacheSettings()))
+    plain, cached = (train_upper(attach, cache) for cache in (None, ActivationCacheSettings()))
     assert cached.losses.values == pytest.approx(plain.losses.values, rel=1e-5)
     if reason:
         assert reason in caplog.text
@@ -710,7 +717,7 @@ def test_relative_positions_that_learn_are_not_cached(train_upper, family_case, 
         return model
 
     case = family_case("deberta-v3")
-    plain, cached = (train_upper(attach, cache, case=case) for cache in (None, PrefixCacheSettings()))
+    plain, cached = (train_upper(attach, cache, case=case) for cache in (None, ActivationCacheSettings()))
     assert cached.losses.values == pytest.approx(plain.losses.values, rel=1e-5)
     assert "something below it is trained" in caplog.text
 
@@ -738,7 +745,7 @@ def test_blocks_that_pass_on_positions_are_not_cached(train_upper, caplog):
         return {**batch, "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)}
 
     options = {"model": build, "examples": examples, "collator": collate}
-    plain, cached = (train_upper(attach, cache, **options) for cache in (None, PrefixCacheSettings()))
+    plain, cached = (train_upper(attach, cache, **options) for cache in (None, ActivationCacheSettings()))
     assert cached.losses.values == pytest.approx(plain.losses.values, rel=1e-5)
     assert "the blocks pass on more than hidden states" in caplog.text
 
@@ -754,7 +761,7 @@ def test_two_lists_of_blocks_are_not_cached(train_upper, caplog):
     examples = [{**row, "input_ids": [*row["input_ids"], 1], "attention_mask": [1] * (len(row["input_ids"]) + 1)}
                 for row in build_examples(8)]  # fmt: skip
     trainer = train_upper(
-        attach, PrefixCacheSettings(), model=lambda: T5ForSequenceClassification(T5Config(**T5_SHAPE)),
+        attach, ActivationCacheSettings(), model=lambda: T5ForSequenceClassification(T5Config(**T5_SHAPE)),
         examples=examples,
     )  # fmt: skip
     assert "no single list of blocks" in caplog.text
@@ -780,7 +787,7 @@ def test_a_loss_of_the_experts_of_all_layers_is_computed(train_upper, decoder_sh
         return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
 
     options = {"model": build, "examples": examples, "collator": collate}
-    plain, cached = (train_upper(attach, cache, **options) for cache in (None, PrefixCacheSettings()))
+    plain, cached = (train_upper(attach, cache, **options) for cache in (None, ActivationCacheSettings()))
     assert cached.losses.values == pytest.approx(plain.losses.values, rel=1e-5)
     assert cached.runs[1] >= 4
 
@@ -802,7 +809,7 @@ class TeacherTrainer(SPTTrainer):
 @pytest.mark.parametrize("placement", ["add", "prepend"])
 def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, bert, randomise, tmp_path, placement):
     trained = []
-    for cache in (None, PrefixCacheSettings()):
+    for cache in (None, ActivationCacheSettings()):
         options = {"placement": placement, "prompt_layers": [3]}
         network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", **options))
         network.add_adapter("teacher", build_config(bert, "classifier", **{**options, "prompt_layers": [1]}))
@@ -816,14 +823,14 @@ def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, be
         )  # fmt: skip
         TeacherTrainer(
             network, args, train_dataset=build_examples(16), data_collator=PaddingCollator(0, left=False),
-            prefix_cache=cache,
+            activation_cache=cache,
         ).train()  # fmt: skip
         trained.append({name: p.detach() for name, p in network.named_parameters() if ".default." in name})
     torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
 
 
 def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):
-    trainer = build_trainer(bert, PrefixCacheSettings())
+    trainer = build_trainer(bert, ActivationCacheSettings())
     model = trainer.model.get_base_model()
     model.bert.pooler.forward = lambda hidden_states: hidden_states.mean(1)
     trainer.train()
@@ -833,7 +840,7 @@ def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplo
 @pytest.mark.parametrize(
     ("options", "config", "reason"),
     [
-        ({"neftune_noise_alpha": 5.0}, {}, "noise on the embeddings"),
+        ({"neftune_noise_alpha": 5.0}, {}, "noise to the embeddings"),
         ({}, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}, "rotary positions"),
     ],
     ids=["neftune", "dynamic rope"],
@@ -848,4 +855,4 @@ def test_what_changes_states_with_each_batch_is_not_cached(
     )
     args = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", **options)
     trainer = SPTTrainer(network, args, train_dataset=build_examples(4))
-    assert reason in str(trainer.plan_prefix_cache())
+    assert reason in str(trainer.plan_activation_cache())

@@ -1,4 +1,4 @@
-"""Scores of chosen layers on small tables with known answers."""
+"""What benchmarks/scoring.py says of choices, on small tables whose answers are known."""
 
 import math
 from typing import Any

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from sptune.training.activation_cache import PrefixCache, TokenTable
-from sptune.training.cached_forward import PrefixReader
+from sptune.training.activation_cache import ActivationCache
+from sptune.training.state_reader import StateReader
+from sptune.training.state_sources import CachedRows
+from sptune.training.token_table import TokenTable
 
 LENGTHS = (9, 5, 7)
 
@@ -14,14 +16,14 @@ def _cache(network, batch):
     mask = batch["attention_mask"].bool()
     examples = [{"input_ids": ids[real].tolist()} for ids, real in zip(batch["input_ids"], mask, strict=True)]
     layer = network.base_model.candidate_layers[0]
-    return PrefixCache(layer, TokenTable.of([examples]), 32, torch.float32)
+    return ActivationCache(layer, TokenTable.of([examples]), 32, torch.float32)
 
 
 def _reading(network, source):
     """One reader a network, as a trainer has it: it learns from the first forward what a block returns."""
     if not hasattr(network, "reader"):
         backbone = network.base_model.backbone
-        network.reader = PrefixReader(backbone.base_model, backbone.layers)
+        network.reader = StateReader(backbone.base_model, backbone.layers)
     return network.reader.reading(source)
 
 
@@ -50,15 +52,17 @@ def test_losses_and_gradients_are_the_same(build_network, build_batch, case, sid
     cache = _cache(network, batch)
     rows = torch.arange(3)
     assert not cache.filled.any()
-    _loss_and_gradients(network, batch, cache.rows(rows))
+    _loss_and_gradients(network, batch, CachedRows(cache, rows))
     # Where absolute positions are counted from the left edge, padding there leaves states that no cache can keep.
     rotary = network.base_model._attachment().flow.backbone.rotary is not None
     assert cache.filled.all() == (side == "right" or rotary or "position_ids" in batch)
     order = torch.tensor([2, 0])
-    again, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()}, cache.rows(order))
+    again, _ = _loss_and_gradients(
+        network, {name: value[order] for name, value in batch.items()}, CachedRows(cache, order)
+    )
     alone, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()})
     torch.testing.assert_close(again, alone, atol=0, rtol=1e-5)
-    cached_loss, cached_gradients = _loss_and_gradients(network, batch, cache.rows(rows))
+    cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedRows(cache, rows))
     torch.testing.assert_close(cached_loss, loss, atol=0, rtol=1e-5)
     torch.testing.assert_close(cached_gradients, gradients, atol=1e-6, rtol=1e-4)
 
@@ -70,7 +74,7 @@ def test_layers_below_do_not_run_where_their_result_is_known(build_network, buil
     for index, block in enumerate(network.base_model._attachment().backbone.layers):
         block.base_layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     for _ in range(2):
-        _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
+        _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
     assert ran == [0, 1, 2, 3, 2, 3]
 
 
@@ -80,7 +84,7 @@ def test_a_search_network_reads_below_its_lowest_candidate(build_network, build_
     loss, gradients = _loss_and_gradients(network, batch)
     cache = _cache(network, batch)
     for _ in range(2):
-        cached_loss, cached_gradients = _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
+        cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
     torch.testing.assert_close(cached_loss, loss, atol=0, rtol=1e-5)
     torch.testing.assert_close(cached_gradients, gradients, atol=1e-6, rtol=1e-4)
 
@@ -89,11 +93,11 @@ def test_other_tokens_are_computed_in_full(build_network, build_batch, logits_of
     network = build_network(some_case, prompt_layers=[2, 3])
     batch = build_batch(some_case)
     cache = _cache(network, batch)
-    _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
+    _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
     network.eval()
     batch["input_ids"][1, 0] += 1
     expected = logits_of(network, batch)
-    with _reading(network, cache.rows(torch.arange(3))):
+    with _reading(network, CachedRows(cache, torch.arange(3))):
         assert torch.equal(logits_of(network, batch), expected)
 
 
@@ -101,10 +105,10 @@ def test_a_disabled_adapter_is_the_backbone(build_network, build_backbone, build
     network = build_network(some_case, prompt_layers=[2, 3])
     batch = build_batch(some_case)
     cache = _cache(network, batch)
-    _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
+    _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
     network.eval()
     expected = logits_of(build_backbone(some_case), batch)
-    with _reading(network, cache.rows(torch.arange(3))), network.disable_adapter():
+    with _reading(network, CachedRows(cache, torch.arange(3))), network.disable_adapter():
         torch.testing.assert_close(logits_of(network, batch), expected, atol=1e-6, rtol=0)
 
 
@@ -115,5 +119,5 @@ def test_checkpointing_reads_the_cache(build_network, build_batch, case):
     cache = _cache(network, batch)
     network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for _ in range(2):
-        _, gradients = _loss_and_gradients(network, batch, cache.rows(torch.arange(3)))
+        _, gradients = _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
     torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""`PrefixReader`: forwards in which the blocks below a layer run only where their result is not known.
+"""`StateReader`: forwards in which the blocks below a layer run only where their result is not known.
 
 It knows nothing of prompts: what lies below the first layer with a trained weight is the same in every epoch, whatever
 the weights are of (prompts, LoRA, the block's own).
@@ -18,7 +18,7 @@ from torch import nn
 from sptune.modeling.backbones import unwrapped
 from sptune.modeling.calls import CACHE_NAMES, WrappedMethod, argument_positions
 from sptune.modeling.forward_context import ThreadState
-from sptune.training.activation_cache import PrefixSource
+from sptune.training.state_sources import StateSource
 
 # What states follow from, or what does not change them.
 KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
@@ -28,17 +28,17 @@ KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids"
 class _Reading:
     """The forward under way: where its states come from, and those of layer `source.layer` if they are known."""
 
-    source: PrefixSource
+    source: StateSource
     states: torch.Tensor | None
 
 
 class _Forward(ThreadState):
-    source: PrefixSource | None = None
+    source: StateSource | None = None
     reading: _Reading | None = None
 
 
-class PrefixReader:
-    """Wraps a base model and its blocks so that they read the states below a layer from a `PrefixSource`.
+class StateReader:
+    """Wraps a base model and its blocks so that they read the states below a layer from a `StateSource`.
 
     Args:
         base_model: whose forward runs the blocks.
@@ -66,7 +66,7 @@ class PrefixReader:
             method.remove()
 
     @contextlib.contextmanager
-    def reading(self, source: PrefixSource) -> Iterator[None]:
+    def reading(self, source: StateSource) -> Iterator[None]:
         """In the forwards inside, take the states at layer `source.layer` from it, or show them to it."""
         outer, self.forward.source = self.forward.source, source
         try:

@@ -1,4 +1,4 @@
-"""Run by a test under torch.distributed.run: a short training with the prefix cache; process 0 writes the losses."""
+"""A short training with the activation cache, run by a test in two processes; process 0 writes the losses."""
 
 import json
 import resource
@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from sptune import SPTConfig, SPTTrainer
 from sptune.runs.progress import leave_processes
 from sptune.tasks import PaddingCollator
-from sptune.training.activation_cache import PrefixCacheSettings
+from sptune.training.cache_settings import ActivationCacheSettings
 
 
 class Losses(TrainerCallback):
@@ -44,7 +44,7 @@ def main(output: str, cache: str, folder: str) -> None:
     losses = Losses()
     trainer = SPTTrainer(
         network, args, train_dataset=examples, data_collator=PaddingCollator(0, left=False), callbacks=[losses],
-        prefix_cache=None if cache == "none" else PrefixCacheSettings(),
+        activation_cache=None if cache == "none" else ActivationCacheSettings(),
     )  # fmt: skip
     if cache == "full disk" and trainer.is_world_process_zero():
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))

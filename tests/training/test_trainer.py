@@ -13,7 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune import InputError, SptuneError
-from sptune.training.trainer import LONGEST_WITHOUT_FLASH, SPTTrainer
+from sptune.training.attention_kernel import LONGEST_WITHOUT_FLASH, fast_attention
+from sptune.training.trainer import SPTTrainer
 
 
 def build_examples(size, causal=False):
@@ -113,7 +114,8 @@ def test_short_bfloat16_batches_train_without_flash_attention_on_a_cpu(build_tra
     trainer.train()
     assert with_flash[-1] is not bf16
     assert torch.backends.cuda.flash_sdp_enabled()
-    with trainer.attention_kernel({"input_ids": torch.zeros(2, LONGEST_WITHOUT_FLASH + 1)}):
+    long = {"input_ids": torch.zeros(2, LONGEST_WITHOUT_FLASH + 1)}
+    with fast_attention(trainer.args, trainer.model, long):
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
@@ -388,7 +390,7 @@ def test_persistent_workers_change_nothing(build_trainer, cached):
     for persistent in (False, True):
         trainer = build_trainer(
             examples,
-            trainer={"eval_dataset": examples[:5], **({} if cached else {"prefix_cache": None})},
+            trainer={"eval_dataset": examples[:5], **({} if cached else {"activation_cache": None})},
             backbone={"classifier_dropout": 0.3},
             max_steps=-1,
             num_train_epochs=3,

@@ -1,0 +1,75 @@
+"""The order of a training's batches, and random draws that do not depend on persistent workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+
+def grouping_by_length() -> dict[str, Any]:
+    """The option of `TrainingArguments` for batches of texts of like length; transformers 4 has another name for it."""
+    if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
+        return {"group_by_length": True}
+    return {"train_sampling_strategy": "group_by_length"}
+
+
+class PersistentWorkers(TrainerCallback):
+    """Lets training with persistent workers come to what it comes to without them."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw what fresh workers would draw."""
+        draw_as_new_workers(kwargs.get("train_dataloader"))
+
+
+def draw_as_new_workers(loader: Any) -> None:
+    """Take a number from PyTorch's random state if the loader's workers are running already.
+
+    Every pass over a loader draws its workers' seed there, but with persistent workers only the first pass does, and
+    dropout would go on from another state.
+    """
+    if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_()
+
+
+@contextlib.contextmanager
+def workers_for_one_pass(args: TrainingArguments) -> Iterator[None]:
+    """Without persistent workers in the data loaders made inside."""
+    given, args.dataloader_persistent_workers = args.dataloader_persistent_workers, False
+    try:
+        yield
+    finally:
+        args.dataloader_persistent_workers = given
+
+
+class EpochSampler(Sampler):
+    """Orders a length-grouped sampler by seed and epoch instead of by the global random state.
+
+    Args:
+        sampler: the sampler, whose `generator` this one sets.
+        seed: the order in epoch e depends on seed + e.
+    """
+
+    def __init__(self, sampler: LengthGroupedSampler, seed: int) -> None:
+        self.sampler = sampler
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
