@@ -54,7 +54,7 @@ def test_losses_and_gradients_are_the_same(build_network, build_batch, case, sid
     assert not cache.filled.any()
     _loss_and_gradients(network, batch, CachedRows(cache, rows))
     # Where absolute positions are counted from the left edge, padding there leaves states that no cache can keep.
-    rotary = network.base_model._attachment().flow.backbone.rotary is not None
+    rotary = network.base_model._attachment().prepend.backbone.rotary is not None
     assert cache.filled.all() == (side == "right" or rotary or "position_ids" in batch)
     order = torch.tensor([2, 0])
     again, _ = _loss_and_gradients(

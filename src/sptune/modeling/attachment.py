@@ -1,4 +1,4 @@
-"""`Attachment`: what the blocks of one model share, whichever way their prompts are placed."""
+"""`Attachment`: what the wrapped blocks of one model share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sptune.modeling.backbones import Backbone, find_backbone
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext
 
 if TYPE_CHECKING:
-    from sptune.modeling.prepend.flow import PromptFlow
+    from sptune.modeling.prepend.prepend_attachment import PrependAttachment
 
 
 class Attachment:
@@ -19,13 +19,13 @@ class Attachment:
 
     Args:
         model: the model that was given to PEFT, head included.
-        layers_path: where its blocks are, if that was said.
+        layers_path: the path of its blocks, if one was given.
 
     Attributes:
         backbone: its blocks.
         settings: of its adapters, by name.
-        context: what the forward under way knows, by thread.
-        flow: what only prompts in front of the text need; None until an adapter has such.
+        context: what holds in the forward under way, by thread.
+        prepend: what only prompts in front of the text need; None until an adapter has some.
 
     Raises:
         InputError: no blocks were found.
@@ -36,27 +36,27 @@ class Attachment:
         self.backbone: Backbone = find_backbone(model, layers_path)
         self.settings: dict[str, AdapterSettings] = {}
         self.context = ForwardContext()
-        self.flow: PromptFlow | None = None
+        self.prepend: PrependAttachment | None = None
 
     def settings_of(self, adapter: str) -> AdapterSettings:
         """The settings of an adapter in the forward under way."""
         return self.context.adapters.get(adapter) or self.settings[adapter]
 
     def prepare_for(self, config: SPTConfig) -> None:
-        """Make ready what the placement of a new adapter needs.
+        """Prepare the model for the placement of a new adapter.
 
         Raises:
             InputError: the model takes no prompts in front of the text.
         """
-        if config.placement == "prepend" and self.flow is None:
+        if config.placement == "prepend" and self.prepend is None:
             # Imported here so that placement="add" never loads what only "prepend" needs.
             from sptune.modeling.prepend.families import find_prepend_backbone
-            from sptune.modeling.prepend.flow import PromptFlow
+            from sptune.modeling.prepend.prepend_attachment import PrependAttachment
 
             backbone = find_prepend_backbone(self.model, config.layers_path)
-            self.flow = PromptFlow(self.model, backbone, self.settings, self.context)
+            self.prepend = PrependAttachment(self.model, backbone, self.settings)
 
     def remove(self) -> None:
         """Leave the model's methods as they were found."""
-        if self.flow is not None:
-            self.flow.remove()
+        if self.prepend is not None:
+            self.prepend.remove()

@@ -77,8 +77,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             self.spt_gate[adapter_name] = gate
         self.set_adapter(self.active_adapters)
 
-    def take_prepended(self) -> None:
-        """Make ready for prompts in front of the text.
+    def prepare_prepend(self) -> None:
+        """Prepare the block for prompts in front of the text.
 
         Raises:
             InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
@@ -87,8 +87,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             # Imported here so that placement="add" never loads what only "prepend" needs.
             from sptune.modeling.prepend.prepended_layer import PrependedLayer
 
-            assert self.attachment.flow is not None
-            self.prepended = PrependedLayer(self, self.attachment.flow)
+            assert self.attachment.prepend is not None
+            self.prepended = PrependedLayer(self, self.attachment.prepend)
 
     def cast_adapter(self, adapter_name: str, *, at_least_float32: bool) -> None:
         """Give an adapter's generator and gate here the block's dtype, or float32 if theirs is shorter."""

@@ -92,7 +92,7 @@ class SPTModel(BaseTuner):
         prepend = peft_config.placement == "prepend"
         self._wrap_blocks(attached, list(range(len(blocks))) if prepend else layers, parent.training)
         for block in _prompted(attached) if prepend else ():
-            block.take_prepended()
+            block.prepare_prepend()
         block = cast(SPTLayer, blocks[int(target_name)])
         block.update_layer(adapter_name, peft_config)
 
@@ -203,7 +203,7 @@ class SPTModel(BaseTuner):
     @property
     def takes_source_mask(self) -> bool:
         """Whether some adapter has prompts in front of the text, and the model takes a `source_mask` for them."""
-        return self._attachment().flow is not None
+        return self._attachment().prepend is not None
 
     def gate_parameters(self) -> dict[int, nn.Parameter]:
         """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
@@ -373,7 +373,7 @@ def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
     attached = _find_attachment(model)
     known: Backbone | None = None
     if attached is not None and config.placement == "prepend":
-        known = attached.flow.backbone if attached.flow is not None else None
+        known = attached.prepend.backbone if attached.prepend is not None else None
     elif attached is not None:
         known = attached.backbone
     return find_backbone(model, config.layers_path, config.placement) if known is None else known

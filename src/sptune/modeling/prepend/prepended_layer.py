@@ -11,11 +11,12 @@ from sptune.errors import InputError
 from sptune.modeling.calls import argument_positions
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.prepend.block_call import BlockCall
-from sptune.modeling.prepend.flow import PromptFlow
 from sptune.modeling.prepend.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 from sptune.modeling.prepend.masks import check_attention_mask, check_length
+from sptune.modeling.prepend.prepend_attachment import PrependAttachment
 from sptune.modeling.prepend.prompt_generators import INITIAL_STD, INSTANCE_AWARE
-from sptune.modeling.prepend.prompt_mixing import mix_prompts, mixing_weights
+from sptune.modeling.prepend.prompt_mixing import mix_prompts, mix_visible_prompts, mixing_weights
+from sptune.modeling.prepend.prompted_forward import PromptedForward
 from sptune.modeling.prepend.weighted_attention import WeightedProbabilities
 
 if TYPE_CHECKING:
@@ -23,23 +24,25 @@ if TYPE_CHECKING:
 
 
 class PrependedLayer:
-    """A block with prompts in front of the text: it puts them there or renews them, and takes them off after the last.
+    """Runs a block with prompts in front of the text.
 
-    It binds the call of the block by argument name, because positions and types differ between families and between
-    versions of transformers, and extends mask and positions.
+    The first prompt layer inserts prompts, later prompt layers mix theirs with the propagated ones, and the last block
+    of the model removes them. The call of the block is read by argument name, because positions and types of arguments
+    differ between families and between versions of transformers.
 
     Args:
         layer: the wrapped block.
-        flow: what the blocks of the model share.
+        attachment: what the prepended layers of the model share.
 
     Raises:
         InputError: the block's forward does not take `hidden_states` first and an `attention_mask`.
     """
 
-    def __init__(self, layer: SPTLayer, flow: PromptFlow) -> None:
+    def __init__(self, layer: SPTLayer, attachment: PrependAttachment) -> None:
         self.layer = layer
         self.index = layer.index
-        self.flow = flow
+        self.attachment = attachment
+        self.backbone = attachment.backbone
         self.positions = argument_positions(layer.base_layer.forward)
         names = list(self.positions)
         if names[:1] != ["hidden_states"] or "attention_mask" not in names:
@@ -49,12 +52,12 @@ class PrependedLayer:
                 "placement='add'."
             )
         self.weighted_probabilities = None
-        if flow.backbone.weighted_attention is not None:
-            attention = attrgetter(flow.backbone.weighted_attention)(layer.base_layer)
+        if self.backbone.weighted_attention is not None:
+            attention = attrgetter(self.backbone.weighted_attention)(layer.base_layer)
             self.weighted_probabilities = WeightedProbabilities(attention)
 
     def remove(self) -> None:
-        """Take everything off that was hooked on."""
+        """Remove the hooks from the block."""
         if self.weighted_probabilities is not None:
             self.weighted_probabilities.remove()
 
@@ -76,99 +79,112 @@ class PrependedLayer:
         if self.index < settings.layers[0]:
             return self.run_bare(args, kwargs)
         call = BlockCall(self.positions, args, kwargs)
-        flow, m = self.flow, settings.config.num_virtual_tokens or 0
-        cache_layer = self._cache_layer(call, m, adapter)
-        flow.check_inputs()
+        forward, m = self.attachment.forward, settings.config.num_virtual_tokens or 0
+        cache_layer = None if call.cache is None else prompted_cache_layer(call.cache, self.index, m, adapter)
+        forward.check_inputs()
         inserting = cache_layer is None or not cache_layer.holds_prompts
         if self.index in settings.layers:
-            gate, below = self._pass_gate(adapter, settings, call["hidden_states"].shape[0])
+            gate, below = self._pass_gate(forward, adapter, settings, call["hidden_states"].shape[0])
             if inserting:
-                call["hidden_states"] = self._renew(call["hidden_states"], adapter, settings, gate, below)
-        hidden_states = call["hidden_states"]
-        mask = call.get("attention_mask")
-        check_attention_mask(mask)
-        past_length = 0 if cache_layer is None else cache_layer.get_seq_length()
-        check_length(self.layer.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
-        call["attention_mask"] = flow.attention_mask(
-            mask,
-            hidden_states,
-            num_prompts=m,
-            past_length=past_length,
-            inserting=inserting,
-            gated=settings.gated,
-        )
+                call["hidden_states"] = self._insert(forward, call["hidden_states"], adapter, settings, gate, below)
+        self._extend_mask(forward, call, settings, cache_layer, inserting)
         if inserting:
-            self._extend_positions(call, hidden_states, m)
+            self._extend_positions(forward, call, m)
         output = self.layer.base_layer(*call.args, **call.kwargs)
-        last = self.index == flow.backbone.num_layers - 1
-        return self._take_off(output, m if inserting else 0) if last else output
-
-    def _cache_layer(self, call: BlockCall, m: int, adapter: str) -> PromptedCacheLayer | None:
-        cache = call.cache
-        return None if cache is None else prompted_cache_layer(cache, self.index, m, adapter)
+        last = self.index == self.backbone.num_layers - 1
+        return self._remove_prompts(forward, output, m if inserting else 0) if last else output
 
     def _pass_gate(
-        self, adapter: str, settings: AdapterSettings, batch: int
+        self, forward: PromptedForward, adapter: str, settings: AdapterSettings, batch: int
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """This layer's gate values and the presence below it; the presence in the flow moves up by one layer."""
+        """This layer's gate and the inclusion probability below it, each (1,) or (batch,); updates the forward's."""
         gate = self.layer.gate(adapter, settings, batch)
         if gate is None:
             return None, None
-        below = self.flow.state.presence
-        below = torch.zeros_like(gate) if below is None else below.to(gate.device)
-        self.flow.state.presence = mixing_weights(gate, below, settings.config.mixing_rate or 1.0)[2]
+        below = torch.zeros_like(gate) if forward.inclusion is None else forward.inclusion.to(gate.device)
+        forward.inclusion = mixing_weights(gate, below, settings.config.mixing_rate or 1.0)[2]
         return gate, below
 
-    def _renew(
+    def _insert(
         self,
+        forward: PromptedForward,
         hidden_states: torch.Tensor,
         adapter: str,
         settings: AdapterSettings,
         gate: torch.Tensor | None,
         below: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Put this layer's prompts in front of the text, mixed with those that came from below."""
-        config, m = settings.config, settings.config.num_virtual_tokens
-        tau = config.mixing_rate or 1.0
-        first = self.index == settings.layers[0]
-        if first:
-            propagated, text = None, self.flow.align(hidden_states)
+        """This layer's prompts and the text, (batch, m + length, d); prompts from below are mixed in and replaced."""
+        m = settings.config.num_virtual_tokens
+        if self.index == settings.layers[0]:
+            propagated, text = None, forward.align(hidden_states)
         else:
             propagated, text = hidden_states[:, :m], hidden_states[:, m:]
-        generator = self.layer.spt_generator[adapter]
-        dtype = next(generator.parameters()).dtype
-        source = self.flow.source_mask(text) if config.generator in INSTANCE_AWARE else None
-        reading = self.layer._cast_input_dtype(text, dtype)
-        if source is not None:
-            # A row with nothing to read gets the prompts of a constant: a prompt of zeros would make the gradient of
-            # the norms above overflow, and spoil that of the other rows.
-            blind = ~source.any(-1, keepdim=True)
-            reading = torch.where(blind[..., None], INITIAL_STD, reading)
-            source = source | blind
-        new = generator(reading, source, causal=self.flow.backbone.causal).to(text.dtype)
-        if gate is not None and below is not None:
-            if propagated is None:
-                # Nothing looks at absent slots; those that are always visible must not be zero.
-                propagated = torch.full_like(new, 0.0 if settings.gated else INITIAL_STD)
-            if settings.gated:
-                new = mix_prompts(propagated, new, gate, below, tau)
-            else:
-                share = (tau * gate)[:, None, None].to(new.dtype)
-                new = (1 - share) * propagated + share * new
-        elif propagated is not None and tau < 1:
-            new = (1 - tau) * propagated + tau * new
-        return torch.cat([new, text], dim=1)
+        new = self._generate(text, adapter, settings)
+        return torch.cat([self._mix(propagated, new, settings, gate, below), text], dim=1)
 
-    def _extend_positions(self, call: BlockCall, hidden_states: torch.Tensor, m: int) -> None:
+    def _generate(self, text: torch.Tensor, adapter: str, settings: AdapterSettings) -> torch.Tensor:
+        """New prompts (batch, m, d) from the text's states (batch, length, d)."""
+        generator = self.layer.spt_generator[adapter]
+        states = self.layer._cast_input_dtype(text, next(generator.parameters()).dtype)
+        source = None
+        if settings.config.generator in INSTANCE_AWARE:
+            source = self.attachment.source_mask(text)
+            # A row without source tokens gets the prompts of a constant text: the gradient of norms overflows at
+            # prompts of zeros, and would spoil that of the other rows.
+            empty = ~source.any(-1, keepdim=True)
+            states = torch.where(empty[..., None], INITIAL_STD, states)
+            source = source | empty
+        return generator(states, source, causal=self.backbone.causal).to(text.dtype)
+
+    def _mix(
+        self,
+        propagated: torch.Tensor | None,
+        new: torch.Tensor,
+        settings: AdapterSettings,
+        gate: torch.Tensor | None,
+        below: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The prompts of this layer, (batch, m, d): the new ones mixed with the propagated ones, if there are any."""
+        tau = settings.config.mixing_rate or 1.0
+        if gate is None or below is None:
+            return new if propagated is None or tau == 1 else mix_visible_prompts(propagated, new, None, tau)
+        if propagated is None:
+            # No token attends to prompts that are not included; prompts that are always visible must not be zero.
+            propagated = torch.full_like(new, 0.0 if settings.gated else INITIAL_STD)
+        if settings.gated:
+            return mix_prompts(propagated, new, gate, below, tau)
+        return mix_visible_prompts(propagated, new, gate, tau)
+
+    def _extend_mask(
+        self,
+        forward: PromptedForward,
+        call: BlockCall,
+        settings: AdapterSettings,
+        cache_layer: PromptedCacheLayer | None,
+        inserting: bool,
+    ) -> None:
+        hidden_states, mask = call["hidden_states"], call.get("attention_mask")
+        m = settings.config.num_virtual_tokens or 0
+        check_attention_mask(mask)
+        past_length = 0 if cache_layer is None else cache_layer.get_seq_length()
+        check_length(self.layer.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
+        call["attention_mask"] = forward.attention_mask(
+            mask, hidden_states, m, past_length=past_length, inserting=inserting, gated=settings.gated
+        )
+
+    def _extend_positions(self, forward: PromptedForward, call: BlockCall, m: int) -> None:
+        hidden_states = call["hidden_states"]
         ids, tables = call.get("position_ids"), call.get("position_embeddings")
         if tables is not None:
-            call["position_embeddings"] = self.flow.rotary_tables(tables, ids, hidden_states, m)
+            call["position_embeddings"] = forward.rotary_tables(tables, ids, hidden_states, m)
         if ids is not None:
-            call["position_ids"] = self.flow.position_ids(ids, hidden_states.shape[1] - m, m)
+            call["position_ids"] = forward.position_ids(ids, hidden_states.shape[1] - m, m)
         if call.get("relative_pos") is not None:
-            call["relative_pos"] = self.flow.relative_positions(hidden_states)
+            call["relative_pos"] = forward.relative_positions(hidden_states)
 
-    def _take_off(self, output: Any, num_prompts: int) -> Any:
+    def _remove_prompts(self, forward: PromptedForward, output: Any, num_prompts: int) -> Any:
+        """The block's output without the prompts; its first value, or itself, is (batch, m + length, d)."""
         hidden_states = output[0] if isinstance(output, tuple) else output
-        text = self.flow.restore(hidden_states[:, num_prompts:])
+        text = forward.restore(hidden_states[:, num_prompts:])
         return (text, *output[1:]) if isinstance(output, tuple) else text

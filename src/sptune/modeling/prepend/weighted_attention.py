@@ -18,7 +18,7 @@ class _FloatingMask(ThreadState):
 
 
 class WeightedProbabilities:
-    """Weighs attention probabilities by a floating mask, where a family's mask cannot carry a bias on the logits.
+    """Weights attention probabilities by a floating mask.
 
     softmax(logits + log w) = w softmax(logits) / sum(w softmax(logits)). The mask holds w at the prompts' columns and
     0 or 1 elsewhere; a boolean mask leaves the attention as it was. The mask travels as an argument of the block, so
@@ -33,7 +33,7 @@ class WeightedProbabilities:
         dropout: Any = attention.dropout
         self._handles = [
             attention.register_forward_pre_hook(self._catch_mask, with_kwargs=True),
-            dropout.register_forward_pre_hook(self._weigh),
+            dropout.register_forward_pre_hook(self._weight),
         ]
 
     def remove(self) -> None:
@@ -45,14 +45,14 @@ class WeightedProbabilities:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[1]
         self.mask.weights = mask if mask.is_floating_point() else None
 
-    def _weigh(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        weights, self.mask.weights = self.mask.weights, None  # kept, it would hold on to the whole graph
+    def _weight(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        weights, self.mask.weights = self.mask.weights, None  # else it would keep the whole graph alive
         if weights is None:
             return None
         probabilities = args[0]
         weighted = at_least_float32(probabilities) * weights  # in half precision, small sums have no finite gradient
         total = weighted.sum(-1, keepdim=True)
         # A row that sees nothing is padding. It stays as the backbone has it: zeros would blow up in layer norms.
-        blind = total == 0
-        weighted = torch.where(blind, probabilities, weighted / total.masked_fill(blind, 1.0))
+        empty = total == 0
+        weighted = torch.where(empty, probabilities, weighted / total.masked_fill(empty, 1.0))
         return (weighted.to(probabilities.dtype), *args[1:])

@@ -1,4 +1,4 @@
-"""Prompt generators against their definitions (method section 2), and the configuration that names them."""
+"""Generators of prompts in front of the text, against their definitions (method section 2)."""
 
 from itertools import pairwise
 
@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sptune import SPTConfig
-from sptune.config import resolve_prompt_layers
-from sptune.modeling.generators import PHMLinear, build_generator
+from sptune.modeling.generators import build_generator
 from sptune.modeling.prepend.prompt_generators import adaptive_pool
 
 LENGTH, HIDDEN = 9, 8
@@ -70,24 +69,6 @@ def test_pooling_of_no_tokens_is_finite(kind):
     pooled = adaptive_pool(torch.randn(2, LENGTH, HIDDEN), torch.zeros(2, LENGTH, dtype=torch.bool), 3, kind)
     assert pooled.shape == (2, 3, HIDDEN)
     assert pooled.isfinite().all()
-
-
-# Projections
-
-
-@pytest.mark.parametrize("phm_dim", [1, 2, 4])
-def test_phm_layer_is_the_sum_of_kronecker_products(phm_dim):
-    layer = PHMLinear(8, 12, phm_dim, std=1.0)
-    nn.init.normal_(layer.bias)
-    weight = sum(torch.kron(layer.A[j], layer.B[j]) for j in range(phm_dim))
-    states = torch.randn(2, 5, 8)
-    torch.testing.assert_close(layer(states), states @ weight + layer.bias, atol=1e-5, rtol=0)
-    torch.testing.assert_close(layer.weight(), weight)
-
-
-def test_phm_layer_refuses_a_dimension_that_does_not_divide():
-    with pytest.raises(ValueError, match=r"phm_dim.*3.*8"):
-        PHMLinear(8, 12, 3, std=1.0)
 
 
 def test_phm_prompts_start_about_as_large_as_linear_ones():
@@ -221,89 +202,3 @@ def test_residual_attention_prompts_begin_inside_the_text_states(projection):
         text = states[row, mask[row]]
         assert (prompts[row] <= text.amax(0) + 1e-5).all()
         assert (prompts[row] >= text.amin(0) - 1e-5).all()
-
-
-# Configuration
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("prompt_layers", "some"),
-        ("prompt_layers", []),
-        ("prompt_layers", [-1]),
-        ("prompt_layers", [2, 2]),
-        ("prompt_layers", [1.5]),
-        ("prompt_layers", 3),
-        ("candidate_layers", []),
-        ("candidate_layers", [-2, 1]),
-        ("num_virtual_tokens", 0),
-        ("num_virtual_tokens", 2.5),
-        ("generator", "lstm"),
-        ("bottleneck_dim", 0),
-        ("residual", "false"),
-        ("projection", "quaternion"),
-        ("phm_dim", 0),
-        ("activation", "sharp"),
-        ("mixing_rate", 0),
-        ("mixing_rate", 1.5),
-        ("mixing_rate", "half"),
-        ("visibility", "never"),
-    ],
-)
-def test_a_bad_value_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=field) as refusal:
-        SPTConfig(**{"placement": "prepend", field: value})
-    shown = value[0] if isinstance(value, list) and value else value
-    assert "empty" in str(refusal.value) if value == [] else str(shown) in str(refusal.value)
-
-
-def test_a_phm_dimension_must_divide_the_bottleneck():
-    with pytest.raises(ValueError, match=r"phm_dim.*5.*bottleneck_dim.*8"):
-        SPTConfig(projection="phm", phm_dim=5)
-
-
-def test_a_phm_dimension_must_divide_the_hidden_size():
-    with pytest.raises(ValueError, match=r"phm_dim.*4.*30"):
-        build_generator(_config(projection="phm"), 30)
-
-
-def test_candidate_layers_are_for_the_search_only():
-    with pytest.raises(ValueError, match=r"candidate_layers.*prompt_layers"):
-        SPTConfig(prompt_layers=[1], candidate_layers=[1, 2])
-
-
-@pytest.mark.parametrize(
-    ("options", "layers"),
-    [
-        ({"prompt_layers": "search"}, list(range(2, 12))),
-        ({"prompt_layers": "search", "candidate_layers": [7, 2]}, [2, 7]),
-        ({"prompt_layers": "all"}, list(range(12))),
-        ({"prompt_layers": "middle"}, [6]),
-        ({"prompt_layers": "first"}, [0]),
-        ({"prompt_layers": [9, 4]}, [4, 9]),
-    ],
-    ids=str,
-)
-def test_prompt_layers_of_a_backbone_of_twelve_layers(options, layers):
-    assert resolve_prompt_layers(SPTConfig(**options), 12) == layers
-
-
-@pytest.mark.parametrize(
-    ("layers", "candidates"),
-    [
-        (4, [0, 1, 2, 3]),
-        (6, [1, 2, 3, 4, 5]),
-        (12, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
-        (13, [2, 4, 6, 8, 10, 12]),
-        (30, [5, 8, 11, 14, 17, 20, 23, 26, 29]),
-    ],
-)
-def test_a_search_chooses_from_at_most_ten_layers_above_the_lowest_sixth(layers, candidates):
-    assert resolve_prompt_layers(SPTConfig(prompt_layers="search"), layers) == candidates
-
-
-@pytest.mark.parametrize("options", [{"prompt_layers": [3, 12]}, {"candidate_layers": [12]}], ids=str)
-def test_a_layer_beyond_the_backbone_is_refused(options):
-    with pytest.raises(ValueError, match=r"12.*12 layers"):
-        resolve_prompt_layers(SPTConfig(**options), 12)
