@@ -27,6 +27,10 @@ PREPEND_DEFAULTS: dict[str, Any] = {
     "mixing_rate": 1.0,
     "visibility": "gated",
 }
+# By placement: r, and how many layers a search takes. With about as many parameters, four narrow bottlenecks do better
+# than two wide ones (benchmarks/defaults.py).
+DEFAULT_BOTTLENECK_DIM = {"add": 4, "prepend": 8}
+DEFAULT_NUM_PROMPT_LAYERS = {"add": 4, "prepend": 2}
 
 
 @dataclass
@@ -70,7 +74,13 @@ class PromptConfig:
             "choices": tuple(dict.fromkeys(name for names in GENERATORS.values() for name in names)),
         },
     )
-    bottleneck_dim: int = field(default=8, metadata={"help": "r, the width between the generator's projections."})
+    bottleneck_dim: int = field(
+        default=None,  # type: ignore[assignment]
+        metadata={
+            "help": "r, the width between the generator's projections. "
+            f"Default: {DEFAULT_BOTTLENECK_DIM['add']}; prepend: {DEFAULT_BOTTLENECK_DIM['prepend']}."
+        },
+    )
     projection: str = field(
         default="linear",
         metadata={
@@ -159,6 +169,8 @@ class PromptConfig:
 
     def _check_projection(self) -> None:
         _check_choice("projection", self.projection, PROJECTIONS)
+        if self.bottleneck_dim is None:
+            self.bottleneck_dim = DEFAULT_BOTTLENECK_DIM[str(self.placement)]
         _check_positive("bottleneck_dim", self.bottleneck_dim)
         _check_positive("phm_dim", self.phm_dim)
         if self.projection == "phm" and self.bottleneck_dim % self.phm_dim:

@@ -1,6 +1,5 @@
 """What a study is made of: methods, runs and their identity, and how it is summed up. Nothing is trained here."""
 
-import inspect
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from sptune.compare.run_log import RunLog
 from sptune.compare.summary import interval, interval_within, mean_of_means, summarise
 from sptune.compare.tables import score_table
 from sptune.errors import InputError
-from sptune.runs.run_options import RunOptions
+from sptune.prompt_config import DEFAULT_BOTTLENECK_DIM
 from sptune.tasks import BENCHMARK_TASKS
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -180,7 +179,7 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     train = {"train_file": data["train_file"]}
     as_validation, as_test = ({**train, name: data["test_file"]} for name in ("validation_file", "test_file"))
     assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
-    assert first(methods={"spt": {"num_prompt_layers": 1, "bottleneck_dim": 8}}) == own  # the default
+    assert first(methods={"spt": {"num_prompt_layers": 1, "bottleneck_dim": 4}}) == own  # the default
     assert first(options={**parts["options"], "prefix_cache": False}) != own
     assert first(options={**parts["options"], "bf16": True}) == own  # as on a machine that has no such arithmetic
     assert first(methods={"lpt": {"searcher": "darts"}}) == first(methods={"lpt": None})  # its layer is given
@@ -200,10 +199,7 @@ def test_another_default_of_prompts_makes_only_prompts_run_again(
         return {run.name: run.id for run in runs if run.seed == 0}
 
     before = known()
-    names = list(inspect.signature(RunOptions).parameters)
-    defaults = list(RunOptions.__init__.__defaults__ or ())
-    defaults[names.index("bottleneck_dim")] = 4
-    monkeypatch.setattr(RunOptions.__init__, "__defaults__", tuple(defaults))
+    monkeypatch.setitem(DEFAULT_BOTTLENECK_DIM, "add", 5)
     assert known()["lora"] == before["lora"]
     assert known()["spt"] != before["spt"]
 

@@ -20,7 +20,10 @@ def test_by_threshold_takes_all_above_it_and_at_least_the_largest(threshold, exp
 
 @pytest.mark.parametrize(("budget", "expected"), [(10, 1), (29, 2), (30, 3), (1000, 4)])
 def test_a_budget_pays_for_whole_layers(budget, expected):
-    assert layers_to_find(SearchConfig(parameter_budget=budget), layer_parameters=10, candidates=4) == expected
+    assert (
+        layers_to_find(SearchConfig(parameter_budget=budget), layer_parameters=10, candidates=4, placement="add")
+        == expected
+    )
 
 
 def test_between_equal_gates_the_higher_layer_goes_first():
@@ -40,4 +43,4 @@ def test_more_layers_than_candidates_are_refused():
 
 def test_a_budget_below_one_generator_is_refused():
     with pytest.raises(InputError, match=r"parameter_budget=9 .* 10 parameters"):
-        layers_to_find(SearchConfig(parameter_budget=9), layer_parameters=10, candidates=4)
+        layers_to_find(SearchConfig(parameter_budget=9), layer_parameters=10, candidates=4, placement="add")

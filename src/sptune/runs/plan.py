@@ -13,6 +13,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune.runs import output_folder as outputs
 from sptune.config import SPTConfig, default_candidates
+from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.errors import InputError
 from sptune.modeling.generators import build_generator
 from sptune.modeling.loading import (
@@ -31,7 +32,7 @@ from sptune.modeling.loading import (
 from sptune.runs.run_options import PLACES, RunOptions
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
-from sptune.search.search_config import DEFAULT_NUM_PROMPT_LAYERS, FIXED_SETTINGS, SearchConfig, settings_of
+from sptune.search.search_config import FIXED_SETTINGS, SearchConfig, settings_of
 from sptune.search.searchers.exhaustive import check_sets
 from sptune.search.layer_selection import fixed_layers, layers_to_find
 from sptune.tasks import (
@@ -268,7 +269,7 @@ def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
     size = _generator_size(options, config)
     if options.prompt_layers is None and options.searcher not in FIXED_SETTINGS and options.threshold is None:
         candidates = len(_candidates(options, config))
-        number = layers_to_find(search, size, candidates)
+        number = layers_to_find(search, size, candidates, options.placement or "")
         if options.searcher == "exhaustive":
             check_sets(number, candidates)
 
@@ -368,7 +369,7 @@ def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) 
     }
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):
-        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS, len(candidates))
+        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS[options.placement or ""], len(candidates))
     return chosen
 
 

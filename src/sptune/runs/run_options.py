@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PLACEMENTS, PREPEND_DEFAULTS, PromptConfig
-from sptune.search.search_config import (
+from sptune.prompt_config import (
+    DEFAULT_BOTTLENECK_DIM,
     DEFAULT_NUM_PROMPT_LAYERS,
+    GENERATORS,
+    PAPER_FIELDS,
+    PLACEMENTS,
+    PREPEND_DEFAULTS,
+    PromptConfig,
+)
+from sptune.search.search_config import (
     DEFAULT_SEARCHER,
     FEWEST_EXAMPLES,
     FIXED_SETTINGS,
@@ -201,8 +208,13 @@ class RunOptions:
             choices=tuple(dict.fromkeys(name for kinds in GENERATORS.values() for name in kinds)),
         ),
     )
-    bottleneck_dim: int = field(
-        default=8, metadata=_about("Width between a generator's two projections (r).", "Prompts")
+    bottleneck_dim: int | None = field(
+        default=None,
+        metadata=_about(
+            "Width between a generator's two projections (r). "
+            f"Default: {', '.join(f'{name} {r}' for name, r in DEFAULT_BOTTLENECK_DIM.items())}.",
+            "Prompts",
+        ),
     )
     projection: str = field(
         default="linear", metadata=_about("Projections of the generators.", "Prompts", choices=("linear", "phm"))
@@ -257,7 +269,12 @@ class RunOptions:
     )
     num_prompt_layers: int | None = field(
         default=None,
-        metadata=_about(f"Keep this many layers. Default: {DEFAULT_NUM_PROMPT_LAYERS}.", "Search", verbs=SEARCHING),
+        metadata=_about(
+            "Keep this many layers. Default: "
+            f"{', '.join(f'{name} {number}' for name, number in DEFAULT_NUM_PROMPT_LAYERS.items())}.",
+            "Search",
+            verbs=SEARCHING,
+        ),
     )
     threshold: float | None = field(
         default=None,
@@ -392,14 +409,13 @@ class RunOptions:
 
     def _settle_prompts(self) -> None:
         """Choose what the placement and the preset leave open, as `SPTConfig` has it."""
-        names = ("placement", "generator", *PREPEND_DEFAULTS)
+        names = ("placement", "generator", "bottleneck_dim", *PREPEND_DEFAULTS)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if self.searcher is None:
             self.searcher = SearchConfig.paper().searcher if self.preset == "paper" else DEFAULT_SEARCHER
         preset = PAPER_FIELDS if self.preset == "paper" else {}
         config = PromptConfig(
-            bottleneck_dim=self.bottleneck_dim, projection=self.projection, phm_dim=self.phm_dim,
-            activation=self.activation, **{**preset, **given},
+            projection=self.projection, phm_dim=self.phm_dim, activation=self.activation, **{**preset, **given},
         )  # fmt: skip
         for name in names:
             setattr(self, name, getattr(config, name))

@@ -85,7 +85,7 @@ def search_prompt_layers(
         "head_learning_rate": head_learning_rate,
         "activation_cache": activation_cache,
     }
-    sized = _with_number(search, tuner)  # an impossible choice fails before the training
+    sized = _with_number(search, tuner, config)  # an impossible choice fails before the training
     problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
     findings = find_searcher(search.searcher)(problem)
     prompt_layers = findings.prompt_layers
@@ -121,12 +121,12 @@ def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
     return tuner, config
 
 
-def _with_number(search: SearchConfig, tuner: SPTModel) -> SearchConfig:
+def _with_number(search: SearchConfig, tuner: SPTModel, config: SPTConfig) -> SearchConfig:
     """The same search with the number of layers that it is to find, unless a threshold says it."""
     if search.threshold is not None:
         return search
     size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))
-    number = layers_to_find(search, size, len(tuner.candidate_layers))
+    number = layers_to_find(search, size, len(tuner.candidate_layers), config.placement or "")
     return dataclasses.replace(search, num_prompt_layers=number, parameter_budget=None)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
-from sptune.search.search_config import DEFAULT_NUM_PROMPT_LAYERS, SearchConfig
+from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.search.search_config import SearchConfig
 
 LayerSet = tuple[int, ...]
 
@@ -89,20 +90,21 @@ def check_number(num_prompt_layers: int, candidates: int) -> None:
         )
 
 
-def layers_to_find(search: SearchConfig, layer_parameters: int, candidates: int) -> int:
-    """How many layers a search without a threshold is to find: what was asked for, what a budget pays for, or two.
+def layers_to_find(search: SearchConfig, layer_parameters: int, candidates: int, placement: str) -> int:
+    """How many layers a search without a threshold finds: the number given, what a budget pays for, or the default.
 
     Args:
         search: the user's choices.
         layer_parameters: those of one layer's generator; all candidates have the same kind.
         candidates: how many layers there are to choose from.
+        placement: of the prompts; each has its default number.
 
     Raises:
         InputError: the budget is below one generator, or more layers are asked for than there are.
     """
     budget = search.parameter_budget
     if budget is None:
-        number = search.num_prompt_layers or min(DEFAULT_NUM_PROMPT_LAYERS, candidates)
+        number = search.num_prompt_layers or min(DEFAULT_NUM_PROMPT_LAYERS[placement], candidates)
         check_number(number, candidates)
         return number
     if budget < layer_parameters:

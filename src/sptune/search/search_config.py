@@ -26,16 +26,13 @@ FEWEST_EXAMPLES = 2000
 SPT_DARTS_SETTINGS = ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight")
 GATE_SETTINGS = ("gate_learning_rate", "gate_interval", "warmup_ratio")
 
-# A second layer insures against a wrong first choice; more layers cost parameters and speed.
-DEFAULT_NUM_PROMPT_LAYERS = 2
-
 
 @dataclass(frozen=True)
 class SearchConfig:
     """How the prompt layers are searched for, and how many of them are taken.
 
     At most one of `num_prompt_layers`, `threshold` and `parameter_budget` may be given; without any of them the search
-    takes `DEFAULT_NUM_PROMPT_LAYERS` layers.
+    takes four layers, or two where prompts stand in front of the text.
 
     Args:
         searcher: one of the files in `sptune/search/searchers`, or a fixed setting that needs no training: "all",
