@@ -1,0 +1,91 @@
+"""Every example in the README and the docs runs as it stands, with tiny models of the names that it uses.
+
+Commands train for two steps and start no other program: of `make`, `python` and `pip` it is checked that the target,
+the script and its options, and the extra exist.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sptune.cli.commands import main
+from sptune.compare.study import Study
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TWO_STEPS = ["--max-steps", "2"]
+QUICK = {
+    "fit": TWO_STEPS,
+    "train": TWO_STEPS,
+    "search": ["--search-steps", "2"],
+    "compare": [*TWO_STEPS, "--seeds", "0"],
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield shlex.split(line)
+
+
+def pages_with(language: str) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if blocks(page, language)]
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_runs_as_pasted(page: Path, workplace: Path) -> None:
+    for study in blocks(page, "yaml")[-1:]:
+        Path("study.yaml").write_text(study, encoding="utf-8")
+    names: dict[str, Any] = {}
+    for number, block in enumerate(blocks(page, "python")):
+        exec(compile(block, f"{page.name}, example {number + 1}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", pages_with("bash"))
+def test_commands_run(page: Path, workplace: Path) -> None:
+    for command in commands(page):
+        if command[:3] == ["accelerate", "launch", "-m"]:
+            command = command[3:]
+        program, *arguments = command
+        if program == "sptune":
+            run(arguments)
+        else:
+            check_named(program, arguments)
+
+
+def run(arguments: list[str]) -> None:
+    """Run `sptune` for two steps; of a study only show what it would do."""
+    study = "--study" in arguments
+    more = ["--dry-run"] if study else [] if "--config" in arguments else QUICK.get(arguments[0], [])
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, *more])
+    assert not ended.value.code, arguments
+
+
+def check_named(program: str, arguments: list[str]) -> None:
+    """The target, the script with its options, or the package with its extra is there."""
+    if program == "make":
+        targets = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert all(f"\n{name}:" in targets for name in arguments)
+    elif program == "python":
+        script, *options = arguments
+        known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / script, ROOT / "benchmarks/searchers.py"))
+        assert all(f'"{option}"' in known for option in options if option.startswith("--")), arguments
+    else:
+        assert [program, *arguments] == ["pip", "install", "."]
+
+
+@pytest.mark.parametrize("page", pages_with("yaml"))
+def test_study_files_are_read(page: Path, workplace: Path) -> None:
+    for block in blocks(page, "yaml"):
+        assert Study.from_mapping(yaml.safe_load(block), page.name).methods
