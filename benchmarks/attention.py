@@ -1,8 +1,12 @@
-"""Flash against plain attention on a CPU, forward and backward: which is faster at which length.
+"""Measures flash attention and plain attention on a CPU, forward and backward, by length.
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
+<<<<<<< HEAD
 `sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` was chosen by it.
+=======
+`sptune.training.trainer.LONGEST_WITHOUT_FLASH` comes from these measurements.
+>>>>>>> 9b74d61 (benchmarks/speed.py, examples: plain docstrings)
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ KERNELS = {"flash": SDPBackend.FLASH_ATTENTION, "plain": SDPBackend.MATH}
 
 
 def seconds(kernel: SDPBackend, heads: int, width: int, length: int, dtype: torch.dtype) -> float:
-    """Median time of one forward and backward."""
+    """The median time of a forward and backward pass."""
     states = [torch.randn(BATCH, heads, length, width, dtype=dtype, requires_grad=True) for _ in range(3)]
     mask = torch.zeros(BATCH, 1, length, length, dtype=dtype)
     times = []
@@ -36,7 +40,7 @@ def seconds(kernel: SDPBackend, heads: int, width: int, length: int, dtype: torc
 
 
 def main() -> None:
-    """Print milliseconds of both kernels and their ratio."""
+    """Print the milliseconds of both kernels and their ratio."""
     table = Table("heads of", "format", "tokens", "flash, ms", "plain, ms", "flash / plain", box=None)
     for name, (heads, width) in HEADS.items():
         for dtype in (torch.bfloat16, torch.float32):

