@@ -1,4 +1,4 @@
-"""Examples, and how they are divided: stratified by label, seeded, never overlapping."""
+"""Examples and their training, validation and test splits: stratified by label, seeded, without overlap."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sptune.errors import InputError
 
 TEST_SHARE = Fraction(1, 5)
 VALIDATION_SHARE = Fraction(1, 10)
-VALIDATION_MOST = 5000
+MAX_VALIDATION = 5000
 FEW_SHOT_VALIDATION = 1000
 
 
 @dataclass(frozen=True)
 class Example:
-    """One text, or one pair, of the data.
+    """One text or text pair.
 
     Attributes:
-        fields: the text columns.
-        label: the name of its class; None where it is not known.
-        where: the place it comes from, such as "train.jsonl:17".
+        fields: the text of each text column.
+        label: the name of the class; None if it is unknown.
+        where: the location in the data, such as "train.jsonl:17".
     """
 
     fields: dict[str, str]
@@ -36,10 +36,10 @@ class Splits:
     """The data of a run.
 
     Attributes:
-        train: for training and, inside the search, for the gates.
-        validation: for choosing.
-        test: for the result.
-        notes: what was carved out of what, and what looks odd.
+        train: the examples for training and for the search.
+        validation: the examples for choosing between models.
+        test: the examples for the final evaluation.
+        notes: which splits were split off from others, and warnings about the data.
     """
 
     train: list[Example]
@@ -51,17 +51,17 @@ class Splits:
 def split_stratified(
     labels: Sequence[Hashable], size: int | float | Fraction, *, seed: int, keep: int = 1
 ) -> tuple[list[int], list[int]]:
-    """Take some examples out, in proportion to the classes.
+    """Split off examples in proportion to the classes.
 
     Args:
         labels: the label of each example.
-        size: how many to take; a float or fraction below 1 is a share of all.
-        seed: another seed takes other examples.
-        keep: how many of each class stay behind at least.
+        size: the number of examples to split off, or their fraction of all examples as a float or `Fraction`.
+        seed: the seed of the random choice.
+        keep: the minimum number of examples of each class that remain.
 
     Returns:
-        The indices that stay and the indices taken, both ascending. Fewer are taken than asked for where `keep` says
-        so.
+        The remaining indices and the indices split off, both ascending. Because of `keep`, the latter can be fewer than
+        `size`.
     """
     number = round(len(labels) * size) if isinstance(size, float | Fraction) else size
     counts = Counter(labels)
@@ -72,13 +72,18 @@ def split_stratified(
 
 
 def few_shot(examples: Sequence[Example], count: int, *, seed: int) -> tuple[list[Example], list[Example]]:
-    """Draw `count` examples in all, in proportion to the classes, at least one of each.
+    """Draw `count` examples in all, in proportion to the classes, with at least one of each class.
+
+    Args:
+        examples: the training examples.
+        count: the number of examples to draw.
+        seed: the seed of the random choice.
 
     Returns:
-        Those drawn and the others, both in their order in the data.
+        The drawn examples and the others, in the order of the data.
 
     Raises:
-        InputError: fewer examples than `count`, or more classes.
+        InputError: if there are fewer examples or more classes than `count`.
     """
     labels: list[Hashable] = [example.label for example in examples]
     counts = Counter(labels)
@@ -97,7 +102,7 @@ def few_shot(examples: Sequence[Example], count: int, *, seed: int) -> tuple[lis
 def _allot(
     counts: Mapping[Hashable, int], number: int, most: Mapping[Hashable, int], least: int = 0
 ) -> dict[Hashable, int]:
-    """How many of each class make up `number`: in proportion, within `least` and `most`, largest remainders first."""
+    """Divide `number` among the classes in proportion, by largest remainders, within `least` and `most` per class."""
     total = sum(counts.values())
     order = sorted(counts, key=str)
     exact = {label: Fraction(number * counts[label], max(total, 1)) for label in order}
@@ -131,54 +136,53 @@ def divide(
     seed: int,
     source: str,
 ) -> Splits:
-    """The three splits, those not given carved out of the training data.
+    """Complete the three splits; missing ones are split off from the training data.
 
-    Without `few_shot_count`: a fifth for the test, then a tenth for validation. With it: so many training examples in
-    all, 1,000 for validation, and what is left for the test where none was given. What is carved out never holds a text
-    that stays in the training data.
+    By default, a fifth of the training data becomes the test split and a tenth the validation split. With
+    `few_shot_count`, that many examples are for training and 1,000 of the others for validation; the rest is the test
+    split. A text that occurs in the training split is never split off.
 
     Args:
-        train, validation, test: as read; None for one that was not given.
-        few_shot_count: K, or None for all the training data.
-        seed: of every draw.
-        source: the training data's name, for messages.
+        train: the training data.
+        validation: the validation data; None to split them off.
+        test: the test data; None to split them off.
+        few_shot_count: the number of training examples, or None for all.
+        seed: the seed of all random choices.
+        source: the name of the training data, for messages.
+
+    Returns:
+        The splits.
 
     Raises:
-        InputError: too few examples to carve from.
+        InputError: if there are too few examples.
     """
     notes: list[str] = []
     if few_shot_count is None:
         whole = len(train)
         if test is None:
-            train, test = _carve(train, TEST_SHARE, seed, "test", source, notes)
+            train, test = _split_off(train, TEST_SHARE, seed, "test", source, notes)
         if validation is None:
-            size = min(round(whole * VALIDATION_SHARE), VALIDATION_MOST)
-            train, validation = _carve(train, size, seed, "validation", source, notes)
+            size = min(round(whole * VALIDATION_SHARE), MAX_VALIDATION)
+            train, validation = _split_off(train, size, seed, "validation", source, notes)
     else:
         train, pool = few_shot(train, few_shot_count, seed=seed)
         _, pool = _repeats(train, pool)
         notes.append(f"Training on {len(train)} examples of {source}, drawn in proportion to the classes.")
         if validation is None:
             most = len(pool) if test is not None else len(pool) // 2
-            pool, validation = _carve(pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0)
+            pool, validation = _split_off(
+                pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0
+            )
         if test is None:
             test = pool
             _need(test, "test", source, few_shot_count)
-            notes.append(f"The test data are the {len(test)} examples of {source} that are left.")
+            notes.append(f"The test data are the {len(test)} remaining examples of {source}.")
     for name, examples in (("validation", validation), ("test", test)):
-        repeated, _ = _repeats(train, examples)
-        if repeated:
-            notes.append(
-                f"{len(repeated)} of {len(examples)} {name} texts also stand in the training data (the first: "
-                f"{repeated[0].where}): the {name} score is better than it would be on new texts."
-            )
-        classes = {example.label for example in examples}
-        if len(classes) == 1:
-            notes.append(f"All {len(examples)} {name} examples are of the class {classes.pop()!r}: scores say little.")
+        notes.extend(_weaknesses(name, examples, train))
     return Splits(train, validation, test, notes)
 
 
-def _carve(
+def _split_off(
     examples: list[Example],
     size: int | Fraction,
     seed: int,
@@ -189,26 +193,41 @@ def _carve(
 ) -> tuple[list[Example], list[Example]]:
     stay, taken = split_stratified([example.label for example in examples], size, seed=seed, keep=keep)
     rest = [examples[index] for index in stay]
-    repeated, carved = _repeats(rest, [examples[index] for index in taken])
+    repeated, split = _repeats(rest, [examples[index] for index in taken])
     rest.extend(repeated)
-    _need(carved, name, source, None)
+    _need(split, name, source, None)
     notes.append(
-        f"No {name} data given: {len(carved)} examples of {source} were set aside, in proportion to the classes."
+        f"No {name} data given: {len(split)} examples of {source} were split off, in proportion to the classes."
     )
-    return rest, carved
+    return rest, split
+
+
+def _weaknesses(name: str, examples: list[Example], train: list[Example]) -> list[str]:
+    """Notes on a split whose scores mislead: it shares texts with the training data, or has only one class."""
+    notes = []
+    repeated, _ = _repeats(train, examples)
+    if repeated:
+        notes.append(
+            f"{len(repeated)} of {len(examples)} {name} texts also occur in the training data (the first: "
+            f"{repeated[0].where}): the {name} score is too optimistic."
+        )
+    classes = {example.label for example in examples}
+    if len(classes) == 1:
+        notes.append(f"All {len(examples)} {name} examples are of the class {classes.pop()!r}: scores mean little.")
+    return notes
 
 
 def _need(examples: list[Example], name: str, source: str, few_shot_count: int | None) -> None:
     if not examples:
         after = f" after few_shot={few_shot_count}" if few_shot_count else ""
         raise InputError(
-            f"{source} has too few examples{after} to set some aside as {name} data. Give {name} data of your own "
-            f"({name}_file), or more training data."
+            f"{source} has too few examples{after} to split off {name} data. Give {name} data ({name}_file), or more "
+            "training data."
         )
 
 
 def _repeats(train: list[Example], examples: list[Example]) -> tuple[list[Example], list[Example]]:
-    """The examples whose texts stand in the training data too, and the others."""
+    """The examples whose texts also occur in the training data, and the others."""
     texts = {tuple(example.fields.values()) for example in train}
     repeated = [example for example in examples if tuple(example.fields.values()) in texts]
     return repeated, [example for example in examples if tuple(example.fields.values()) not in texts]
