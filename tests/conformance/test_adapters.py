@@ -210,7 +210,7 @@ def test_base_weights_keep_their_names_with_modules_in_blocks(build_network, bui
         ("bert", ["layer.2"], r"holds block 2 .*'bert.encoder.layer.2.attention'"),
         ("llama", ["model"], "holds 4 blocks"),
         ("gpt2", ["h"], "holds 4 blocks"),
-        ("bert", ["nowhere"], "'nowhere', but no module's path in the backbone ends so"),
+        ("bert", ["nowhere"], "'nowhere', but no module's path in the backbone ends with it"),
         ("bert", [r".*\.LayerNorm"], "not patterns"),
         ("bert", ["layer.9.output"], "no module's path"),
         ("bert", ["pooler", "dropout"], "'dropout', but bert.embeddings.dropout has no weights"),

@@ -57,6 +57,6 @@ class Attachment:
             self.prepend = PrependAttachment(self.model, backbone, self.settings)
 
     def remove(self) -> None:
-        """Leave the model's methods as they were found."""
+        """Restore the model's methods."""
         if self.prepend is not None:
             self.prepend.remove()

@@ -50,11 +50,11 @@ class Backbone:
     weighted_attention: str | None = None
 
     def check_layers(self, layers: list[int]) -> None:
-        """Refuse layers that cannot carry a prompt; in most families there are none."""
+        """Refuse layers that cannot have a prompt; in most families all can."""
 
 
 def find_backbone(model: nn.Module, layers_path: str | None = None, placement: str | None = "add") -> Backbone:
-    """Find the blocks of a model: the list of like blocks that is not part of another list.
+    """Find the blocks of a model: the outermost list of blocks.
 
     Args:
         model: a model, with or without a head.
@@ -89,17 +89,17 @@ def find_backbone(model: nn.Module, layers_path: str | None = None, placement: s
 
 
 def unwrapped(block: nn.Module) -> nn.Module:
-    """A block of the backbone itself, out of what PEFT methods wrap around it."""
+    """The block of the backbone inside the wrappers of PEFT methods."""
     while isinstance(block, BaseTunerLayer):
         block = cast(nn.Module, block.get_base_layer())
     return block
 
 
 def hooked_device(block: nn.Module) -> torch.device | None:
-    """The device to which accelerate's hook moves what a block is given; None if it has no hook.
+    """The device to which accelerate's hook moves the arguments of a block; None without a hook.
 
-    In a model that is split over devices, this is not where the states come from; and where weights are offloaded, it
-    is not where they are between calls.
+    In a model that is split over devices, hidden states may come from another device. With offloading, the weights are
+    elsewhere between calls.
     """
     hook: Any = getattr(block, "_hf_hook", None)
     devices = (getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,)))
@@ -107,7 +107,7 @@ def hooked_device(block: nn.Module) -> torch.device | None:
 
 
 def keep_differentiable(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on some CPUs: they block gradients.
+    """Keep bitsandbytes from repacking 4-bit weights for inference, as it does on some CPUs; no gradient passes them.
 
     Raises:
         InputError: the weights are repacked already.
@@ -148,7 +148,7 @@ def follow(module: nn.Module, path: str) -> Any:
 
 
 def rope_type(config: Any) -> str | None:
-    """What a configuration calls its rotary embeddings; None without any."""
+    """The type of the rotary embeddings in a configuration; None if it names none."""
     parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     return parameters.get("rope_type", parameters.get("type"))
 
@@ -173,23 +173,23 @@ def _only_block_list(model: nn.Module) -> str:
 
 
 def _block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of two or more like blocks by name, outermost only."""
+    """The outermost lists of two or more blocks, by name."""
     lists: dict[str, nn.ModuleList] = {}
     for name, module in model.named_modules():
         within = any(name.startswith(outer + ".") for outer in lists)
         if not isinstance(module, nn.ModuleList) or within or len(module) < 2:
             continue
-        # Blocks of a hybrid model are of two or three kinds.
-        kinds = {type(unwrapped(block)) for block in module}
-        if len(kinds) <= 3 and all(_may_be_block(unwrapped(block)) for block in module):
+        # The blocks of a hybrid model have two or three types.
+        types = {type(unwrapped(block)) for block in module}
+        if len(types) <= 3 and all(_may_be_block(unwrapped(block)) for block in module):
             lists[name] = module
     return lists
 
 
 def _may_be_block(block: nn.Module) -> bool:
-    """Whether a module is made of others, some with matrices, and takes first what is called hidden states.
+    """Whether a module has submodules, matrices among its weights, and hidden states as its first argument.
 
-    Convolutions before the blocks have no matrices, and projections or embeddings are made of nothing else.
+    Convolutions in front of the blocks have no matrices, and projections and embeddings have no submodules.
     """
     composed = next(block.children(), None) is not None and any(p.dim() == 2 for p in block.parameters())
     return composed and next(iter(argument_positions(block.forward)), None) in STATE_NAMES
@@ -203,13 +203,13 @@ def _owner(model: nn.Module, name: str) -> nn.Module:
 
 
 def _refuse_shared_blocks(model: nn.Module) -> None:
-    """Refuse blocks that run several times a forward: one generator would act in all of them (ALBERT)."""
+    """Refuse blocks that run several times in a forward (ALBERT): one generator would act at all their layers."""
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "num_hidden_groups", None) is not None:
             raise InputError(
                 f"Models of type {config.model_type!r} run the same block at each of their {config.num_hidden_layers} "
-                "layers, so a prompt could not be at one layer alone; choose a backbone with a block for each layer."
+                "layers, so a prompt cannot be at one of them alone; choose a backbone with a block for each layer."
             )
 
 
@@ -228,7 +228,7 @@ def _lists(model: nn.Module) -> str:
 
 
 def frozen_part(model: nn.Module, backbone: Backbone) -> nn.Module:
-    """What of a model is not its head: the module in which dropout is left off in training."""
+    """The model without its head: the module in which dropout stays off in training."""
     inner = getattr(model, "base_model", None)
     holds = isinstance(inner, nn.Module) and any(module is backbone.layers for module in inner.modules())
     return cast(nn.Module, inner) if holds else backbone.base_model

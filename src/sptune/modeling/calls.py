@@ -14,17 +14,17 @@ CACHE_NAMES = ("cache", "past_key_values", "past_key_value", "layer_past")
 
 
 class WrappedMethod:
-    """Stands in for a method of one module, so that a call and a direct `module.forward(...)` are the same.
+    """Replaces a method of one module until `remove`.
 
-    Hooks would not do: they run in `module(...)` alone.
+    Unlike hooks, it also acts on direct calls such as `module.forward(...)`.
 
     Args:
-        module: whose attribute `name` is replaced.
-        name: of the method.
-        around: called with this object and the arguments; it calls `method`.
+        module: the module; its attribute `name` is replaced.
+        name: the name of the method.
+        around: called with this object and the arguments of each call; it calls `method`.
 
     Attributes:
-        method: the method as it was.
+        method: the original method.
         positions: the position of each of its named arguments.
     """
 
@@ -49,7 +49,7 @@ class WrappedMethod:
         return {**dict(zip(self.positions, args, strict=False)), **kwargs} if args else kwargs
 
     def remove(self) -> None:
-        """Give the module its method back; if it has been wrapped again since, stay there and do nothing."""
+        """Restore the method; if it has been wrapped again since, stay in place and only pass calls on."""
         self.around = None
         if self.module.__dict__.get(self.name) is not self:
             return

@@ -1,4 +1,4 @@
-"""`SPTLayer`: one transformer block with prompts, added to its tokens or in front of them."""
+"""`SPTLayer`: one transformer block with the prompts of each adapter, added to its tokens or in front of the text."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ if TYPE_CHECKING:
     from sptune.modeling.prepend.prepended_layer import PrependedLayer
 
 
+CANNOT_MERGE = "SPT adapters cannot be merged into the backbone; use unload() to get the backbone back."
+
+
 class SPTLayer(nn.Module, BaseTunerLayer):
-    """A frozen block and, for each adapter that has this layer, a generator and on a supernet a gate.
+    """A frozen block and, for each adapter with this prompt layer, a generator and in a supernet a gate.
 
     An adapter with `placement="add"` adds a_i G_i(h) to each token's state h before the block runs (method section 8).
-    One with `placement="prepend"` has prompts in front of the text; see `PrependedLayer`.
+    For `placement="prepend"` see `PrependedLayer`.
 
     Args:
-        base_layer: the block of the backbone, left as it is.
+        base_layer: the block of the backbone.
         index: its layer index.
-        attachment: what the blocks of the model share.
+        attachment: what the wrapped blocks of the model share.
     """
 
     adapter_layer_names = ("spt_generator", "spt_gate")
@@ -54,8 +57,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         return self.attachment.settings
 
     def __getattr__(self, name: str) -> Any:
-        # Some models read attributes of their blocks (Qwen2's attention_type). Private ones are the block's alone: with
-        # the block's hook for this module's own, accelerate would put the block's forward in place of the one here.
+        # Some models read attributes of their blocks (Qwen2's attention_type). Private ones are not passed on: if the
+        # block's hook looked like this module's, accelerate would replace this module's forward with the block's.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -107,26 +110,26 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             self.spt_gate[adapter_name] = nn.Parameter(gate.detach().to(dtype), requires_grad=gate.requires_grad)
 
     def drop(self, adapter_name: str) -> None:
-        """Take an adapter's generator and gate away from this block, if it has them here."""
+        """Remove an adapter's generator and gate from this block, if it has them here."""
         for container in (self.spt_generator, self.spt_gate):
             if adapter_name in container:
                 del container[adapter_name]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Prompts are made of the states they act on, not weights, and cannot be merged.
+        """Refuse to merge: prompts depend on the hidden states and cannot become weights.
 
         Raises:
             InputError: always.
         """
-        raise InputError("SPT adapters cannot be merged into the backbone; use unload() to get the backbone back.")
+        raise InputError(CANNOT_MERGE)
 
     def unmerge(self) -> None:
-        """Nothing is ever merged."""
+        """Do nothing: adapters are never merged."""
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """PEFT's way to get the wrapped block back; takes everything off that was hooked on."""
+        """Return the wrapped block, without hooks; PEFT calls this in `unload`."""
         if merge:
             self.merge()
         if self.prepended is not None:
@@ -157,8 +160,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         active = [name for name in self.active_adapters if name in self.spt_settings]
         if len(active) > 1:
             raise InputError(
-                f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. Choose "
-                "one with set_adapter."
+                f"Adapters {', '.join(active)} are all active; prompts of several adapters cannot be combined. "
+                "Activate one with set_adapter."
             )
         return active[0] if active else None
 
@@ -176,7 +179,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
             raise InputError(
                 f"Gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
-                f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))}, or 1 row."
+                f"{len(settings.layers)} candidate layers it must be {(batch, len(settings.layers))} or "
+                f"{(1, len(settings.layers))}."
             )
         return at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
 

@@ -1,4 +1,4 @@
-"""Which backbone a run uses and how it is loaded: hub id, local folder or GGUF file, with the head the task needs."""
+"""Loading a backbone with the head that a task needs, from a hub id, a local folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
 
 MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
 
-# Names that sequence-classification heads have in transformers; PEFT trains and saves them on its own.
+# Names of sequence-classification heads in transformers; PEFT trains and saves them by itself.
 HEADS = ("classifier", "score")
 
-LONGEST_DEFAULT = 512
+DEFAULT_MAX_LENGTH = 512
 
 # Families whose positions start after the padding index.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text")
 
-# Names of weights that a message gives.
-MOST_SHOWN = 5
+# The number of weights that a message names.
+MAX_NAMED = 5
 
 Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Where a backbone's files are.
+    """The files of a backbone.
 
     Attributes:
         model: hub id, or absolute path of a local folder.
         gguf_file: name of a GGUF file inside `model`, None for an ordinary checkpoint.
         revision: branch, tag or commit on the hub.
-        dtype: number format to load the weights in.
+        dtype: of the loaded weights, a name such as "float32".
     """
 
     model: str
@@ -61,12 +61,12 @@ class BackboneSource:
     dtype: str = "float32"
 
     def files(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` that say which files to read."""
+        """Keyword arguments of `from_pretrained` that select the files."""
         given = {"gguf_file": self.gguf_file, "revision": self.revision}
         return {name: value for name, value in given.items() if value is not None}
 
     def python_files(self) -> str:
-        """The same as they stand behind other arguments in Python."""
+        """The same as Python source that follows other arguments."""
         return "".join(f", {name}={value!r}" for name, value in self.files().items())
 
     def python_tokenizer(self) -> str:
@@ -76,12 +76,12 @@ class BackboneSource:
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """A backbone with the head that a task needs; task.json keeps it, so that an adapter finds its backbone again.
+    """A backbone with the head that a task needs, as task.json stores it beside the adapter.
 
     Attributes:
         source: where the files are.
         head: "masked_lm", "causal_lm" or "classifier".
-        pooling: "mean" or "own", what a classifier's head sees; None for a language-model head.
+        pooling: input of a classifier's head, "mean" or "own"; None for a language-model head.
         labels: class names of a classifier, in the order of its logits.
     """
 
@@ -101,7 +101,7 @@ class BackboneSpec:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
-        """What `to_dict` wrote."""
+        """The reverse of `to_dict`."""
         source = BackboneSource(**{field.name: values[field.name] for field in dataclasses.fields(BackboneSource)})
         return cls(source, values["head"], values["pooling"], tuple(values["labels"]))
 
@@ -110,17 +110,17 @@ class BackboneSpec:
         files = self.source.python_files()
         if self.head == CLASSIFIER:
             files = f", id2label={dict(enumerate(self.labels))}{files}"
-        files += f", dtype={self.source.dtype!r}"  # transformers 5 would take the checkpoint's
+        files += f", dtype={self.source.dtype!r}"  # transformers 5 would use the checkpoint's
         if self.pooling == "mean":
             return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
         return f"{_auto_class(self.head).__name__}.from_pretrained({self.source.model!r}{files})"
 
 
 def find_source(model: str | None, gguf_file: str | None, revision: str | None, dtype: str) -> BackboneSource:
-    """Where the backbone is that the options name; nothing is loaded.
+    """Locate the backbone that the options name; nothing is loaded.
 
     Raises:
-        InputError: no model named, or a local folder or GGUF file that does not exist.
+        InputError: no model is named, or the folder or GGUF file does not exist.
     """
     if gguf_file is not None and importlib.util.find_spec("gguf") is None:
         raise InputError(
@@ -147,7 +147,7 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
         gguf_file = name
     elif not (folder / "config.json").is_file():
         raise InputError(
-            f"model={model!r}: the folder holds no config.json, so it is no transformers model; name the folder that "
+            f"model={model!r}: the folder has no config.json, so it is not a transformers model; name a folder that "
             "save_pretrained wrote, or a gguf_file in it."
         )
     return BackboneSource(str(folder.resolve()), gguf_file, None, dtype)
@@ -157,16 +157,16 @@ def load_config(source: BackboneSource) -> PretrainedConfig:
     """The backbone's configuration.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it cannot be loaded.
     """
     return _load("configuration", source, lambda: AutoConfig.from_pretrained(source.model, **source.files()))
 
 
 def load_tokenizer(source: BackboneSource) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer; one without a padding token pads with its end token.
+    """The backbone's tokenizer; without a padding token, its end token is used.
 
     Raises:
-        InputError: it cannot be had, or has neither a padding nor an end token.
+        InputError: it cannot be loaded, or has neither a padding nor an end token.
     """
     tokenizer = _load("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source.model, **source.files()))
     if tokenizer.pad_token is None:
@@ -183,11 +183,11 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
     """The frozen backbone with its head.
 
     Returns:
-        The model, and the names of modules that the checkpoint did not bring, which a run must train and save.
+        The model, and the names of modules that the checkpoint lacks, which a run must train and save.
 
     Raises:
-        InputError: it cannot be had, its files lack weights of the backbone itself, or they have no language-model head
-            where one is needed.
+        InputError: it cannot be loaded, its files lack weights of the backbone itself, or they have no language-model
+            head where one is needed.
     """
     source = spec.source
     id2label = dict(enumerate(spec.labels))
@@ -196,7 +196,7 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if spec.pooling == "mean":
         backbone, _ = _load_weights(AutoModel, source, options)
-        return MeanPooledClassifier.from_backbone(_named(backbone, source), id2label=id2label), ["classifier"]
+        return MeanPooledClassifier.from_backbone(_renamed(backbone, source), id2label=id2label), ["classifier"]
     if spec.head == CLASSIFIER:
         options |= {
             "num_labels": len(spec.labels),
@@ -212,11 +212,11 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
             "task_kind='classifier'."
         )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return _named(model, source), absent
+    return _renamed(model, source), absent
 
 
 def language_head(config: PretrainedConfig, source: BackboneSource) -> str | None:
-    """The language-model head that a checkpoint brings, "masked_lm" or "causal_lm"; None if it says it has none."""
+    """The language-model head of a checkpoint, "masked_lm" or "causal_lm"; None if its configuration names none."""
     architectures = " ".join(getattr(config, "architectures", None) or [])
     if is_causal(config):
         has_head = source.gguf_file is not None or "LMHead" in architectures or "ForCausalLM" in architectures
@@ -274,23 +274,23 @@ def _check_family(model_type: str) -> None:
 
 
 def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many tokens the backbone takes."""
+    """The number of tokens that the backbone takes."""
     inner = text_config(config)
-    limit = getattr(inner, "max_position_embeddings", None) or LONGEST_DEFAULT
+    limit = getattr(inner, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
     if inner.model_type in POSITIONS_AFTER_PADDING:
         limit -= inner.pad_token_id + 1  # its positions start after the padding index
     return min(limit, tokenizer.model_max_length)
 
 
 def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, wanted: int | None) -> int:
-    """The longest input in tokens: `wanted`, or what the backbone takes, at most 512.
+    """The longest input in tokens: `wanted`, or as many as the backbone takes, at most 512.
 
     Raises:
         InputError: `wanted` is more than the backbone takes.
     """
     limit = position_limit(config, tokenizer)
     if wanted is None:
-        return min(limit, LONGEST_DEFAULT)
+        return min(limit, DEFAULT_MAX_LENGTH)
     if wanted > limit:
         raise InputError(f"max_length={wanted} is more than the {limit} tokens this backbone takes; lower it.")
     return wanted
@@ -305,8 +305,8 @@ def _auto_class(head: str) -> Any:
     return classes[head]
 
 
-def _named(model: Any, source: BackboneSource) -> PreTrainedModel:
-    """The model under the name that adapters remember, and without the quantiser that unpacked its GGUF weights."""
+def _renamed(model: Any, source: BackboneSource) -> PreTrainedModel:
+    """The model under the name that adapters store, without the quantizer that unpacked its GGUF weights."""
     model.name_or_path = source.model
     if source.gguf_file and getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer, model.is_quantized = None, False
@@ -316,10 +316,10 @@ def _named(model: Any, source: BackboneSource) -> PreTrainedModel:
 
 
 def _load_weights(auto_class: Any, source: BackboneSource, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """A model, and the names of its modules outside the backbone, or its pooler, that the files do not bring.
+    """A model, and the names of its heads and poolers that the files lack.
 
-    Transformers draws at random what is missing, or of another shape than the configuration says. A head may be so,
-    for it is trained; a backbone is frozen and would stay random, so it is refused.
+    Transformers initializes weights at random that are missing or of another shape than in the configuration. This is
+    right for a head, which is trained. A backbone is frozen and would stay random, so it is refused.
     """
     model, report = _load(
         "model",
@@ -334,12 +334,12 @@ def _load_weights(auto_class: Any, source: BackboneSource, options: dict[str, An
     prefix = f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
     pooler = f"{prefix}pooler"
     weights = {key for key in model.state_dict() if key.startswith(prefix)}
-    lacking = [key for key in keys if key in weights and not key.startswith(f"{pooler}.")]
-    if lacking:
-        shown = ", ".join(lacking[:MOST_SHOWN]) + (", ..." if len(lacking) > MOST_SHOWN else "")
+    missing = [key for key in keys if key in weights and not key.startswith(f"{pooler}.")]
+    if missing:
+        shown = ", ".join(missing[:MAX_NAMED]) + (", ..." if len(missing) > MAX_NAMED else "")
         raise InputError(
             f"The files of {source.model} lack weights of the backbone, or have them in another shape than its "
-            f"configuration says; {len(lacking)} of {len(weights)} would stay random: {shown}. Check that the "
+            f"configuration says; {len(missing)} of {len(weights)} would stay random: {shown}. Check that the "
             "configuration belongs to the weights (number of layers, sizes, vocabulary) and both to this version of "
             "transformers, or name another model."
         )

@@ -39,7 +39,7 @@ class MeanPooledClassifier(PreTrainedModel):
     It loads, saves and takes adapters like any transformers sequence classifier; its head is named `classifier`.
 
     Args:
-        config: says which backbone to build, with random weights; `from_backbone` brings a pretrained one.
+        config: names the backbone, which gets random weights; `from_backbone` takes a pretrained one.
     """
 
     config_class = MeanPooledConfig
@@ -66,9 +66,9 @@ class MeanPooledClassifier(PreTrainedModel):
         """A classifier with a new head on a pretrained backbone.
 
         Args:
-            backbone: hub id, folder, or a model without a head (as `AutoModel` gives it); of a `MeanPooledClassifier`
-                its backbone.
-            num_labels: number of classes, where `id2label` does not say it.
+            backbone: hub id, folder, or a model without a head, as `AutoModel` returns it. Of a `MeanPooledClassifier`,
+                its backbone is taken.
+            num_labels: number of classes; not needed with `id2label`.
             id2label: names of the classes.
             kwargs: passed to `AutoModel.from_pretrained`.
 
@@ -139,10 +139,10 @@ class MeanPooledClassifier(PreTrainedModel):
     ) -> SequenceClassifierOutput:
         """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given.
 
-        `past_key_values` and `cache` are two names of the keys and values that stand before the text.
+        `past_key_values` and `cache` are two names of the cached keys and values in front of the text.
 
         Raises:
-            InputError: there are such, and the backbone takes none.
+            InputError: there are cached keys and values, and the backbone takes none.
         """
         optional = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         given = {name: value for name, value in optional.items() if value is not None}
@@ -156,14 +156,14 @@ class MeanPooledClassifier(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _cache_name(self) -> str:
-        """By which name the backbone takes keys and values; given by another, it might ignore them."""
+        """The name by which the backbone takes cached keys and values; under another name it might ignore them."""
         takes = argument_positions(self.backbone.forward)
         for name in CACHE_NAMES:
             if name in takes:
                 return name
         raise InputError(
-            f"{type(self.backbone).__name__} takes no keys and values of what stands before the text, which prefix "
-            "tuning trains; use another method, or another backbone."
+            f"{type(self.backbone).__name__} takes no keys and values in front of the text, which prefix tuning "
+            "trains; use another method, or another backbone."
         )
 
 

@@ -1,9 +1,9 @@
-"""`SPTModel` attaches prompts to a backbone as a PEFT tuner; `discretize` makes a final network of a search network."""
+"""`SPTModel` attaches prompts to a backbone as a PEFT tuner; `discretize` turns a supernet into a final network."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
@@ -11,7 +11,6 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from sptune.config import SPTConfig, resolve_prompt_layers
@@ -20,15 +19,15 @@ from sptune.modeling.attachment import Attachment
 from sptune.modeling.backbones import Backbone, find_backbone, frozen_part, keep_differentiable, unwrapped
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import gate_logits
-from sptune.modeling.layer import SPTLayer
-from sptune.modeling.modules_to_save import find_modules_to_save, wrap_modules
+from sptune.modeling.layer import CANNOT_MERGE, SPTLayer
+from sptune.modeling.modules_to_save import find_modules_to_save, unwrap_modules, wrap_modules
 
 
 class SPTModel(BaseTuner):
     """Selective Prompt Tuning of a frozen transformer.
 
-    The blocks of prompt layers are wrapped in `SPTLayer`s; with `placement="prepend"` all of them are. Made by
-    `peft.get_peft_model`; reach it as `peft_model.base_model`.
+    `peft.get_peft_model` makes it; it is `peft_model.base_model`. The blocks of prompt layers become `SPTLayer`s; with
+    `placement="prepend"` all blocks do.
 
     Raises:
         InputError: the backbone cannot take prompts (see `sptune.modeling.backbones.find_backbone`).
@@ -42,20 +41,12 @@ class SPTModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         peft_config = cast(SPTConfig, peft_config)
-        if any(isinstance(m, BaseTunerLayer) and not isinstance(m, SPTLayer) for m in self.model.modules()):
-            raise InputError(
-                "The model holds another PEFT adapter, which SPT would train without saving it, and remove in "
-                "unload(); merge it first (merge_and_unload) or unload it."
-            )
+        _refuse_other_adapters(self.model)
         backbone = _backbone_for(self.model, peft_config)
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
         backbone.check_layers(layers)
-        if peft_config.projection == "phm" and backbone.hidden_size % peft_config.phm_dim:
-            raise InputError(
-                f"phm_dim={peft_config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; "
-                "choose a divisor."
-            )
-        # What is saved names the layers, whatever the defaults of the version that loads it.
+        _check_phm_dim(peft_config, backbone)
+        # The saved configuration names the layers, so that it does not depend on the defaults of another version.
         if peft_config.searching:
             peft_config.candidate_layers = layers
         else:
@@ -78,7 +69,7 @@ class SPTModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         peft_config = cast(SPTConfig, peft_config)
-        # All state is set here and not in a hook of the constructor, which does not run for a second adapter.
+        # All state is set here and not in the constructor, which does not run for a second adapter.
         attached = _find_attachment(self.model) or Attachment(self.model, peft_config.layers_path)
         attached.prepare_for(peft_config)
         blocks = attached.backbone.layers
@@ -90,25 +81,16 @@ class SPTModel(BaseTuner):
                 block.drop(adapter_name)
         attached.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
         prepend = peft_config.placement == "prepend"
-        self._wrap_blocks(attached, list(range(len(blocks))) if prepend else layers, parent.training)
+        _wrap_blocks(attached, range(len(blocks)) if prepend else layers, self.active_adapters, parent.training)
         for block in _prompted(attached) if prepend else ():
             block.prepare_prepend()
         block = cast(SPTLayer, blocks[int(target_name)])
         block.update_layer(adapter_name, peft_config)
 
-    def _wrap_blocks(self, attached: Attachment, layers: list[int], training: bool) -> None:
-        blocks = attached.backbone.layers
-        for index in layers:
-            if not isinstance(blocks[index], SPTLayer):
-                block = SPTLayer(blocks[index], index, attached)
-                block.train(training)
-                block.set_adapter(self.active_adapters)
-                blocks[index] = block
-
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        # Adapter files do not name the adapter. PEFT's own takes the name away before a parameter, but generators are
-        # modules with parameters at some depth.
+        # Adapter files do not name the adapter. PEFT removes the name where it directly precedes a parameter, but
+        # generators are modules with parameters at some depth.
         for container in SPTLayer.adapter_layer_names:
             head, found, rest = key.partition(f".{container}.{adapter_name}")
             if found:
@@ -116,16 +98,13 @@ class SPTModel(BaseTuner):
         return super()._remove_adapter_name_from_key(key, adapter_name)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's own moves a weight from a wrapped linear layer to its wrapper and back; a block has none.
+        # PEFT's method moves the weight of a linear layer to its wrapper and back; a block has no weight of its own.
         setattr(parent, child_name, new_module)
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
         attached = self._attachment()
         super()._unload_and_optionally_merge(*args, **kwargs)
-        # PEFT looks for modules to save outside of tuner layers only.
-        for name, module in list(self.model.named_modules()):
-            if isinstance(module, AuxiliaryTrainingWrapper):
-                self.model.set_submodule(name, module.unload_and_optionally_merge_module(False, False, None))
+        unwrap_modules(self.model)
         attached.remove()
         return self.model
 
@@ -139,60 +118,54 @@ class SPTModel(BaseTuner):
         yield
 
     def train(self, mode: bool = True) -> SPTModel:
-        """Set training mode; the frozen backbone keeps its dropout off.
+        """Set training mode, but leave dropout off in the frozen backbone.
 
-        A frozen backbone needs no regularisation, and without dropout the layers below the first prompt give the same
-        states every epoch. The new head's dropout, outside the backbone or in `modules_to_save`, is left on.
+        A frozen backbone needs no regularization, and without dropout the layers below the first prompt give the same
+        states in every epoch. Dropout stays on in a new head, outside the backbone or in `modules_to_save`.
 
         Raises:
-            InputError: no gradient would pass the weights (see `sptune.modeling.backbones.keep_differentiable`).
+            InputError: no gradient would pass through the weights (see `keep_differentiable`).
         """
         if mode:
             keep_differentiable(self.model)
         super().train(mode)
         attached = _find_attachment(self.model)
         if mode and attached is not None:
-            modules = list(frozen_part(self.model, attached.backbone).modules())
-            wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
-            trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
-            for module in modules:
-                # Modules that check for gradient checkpointing do so in training mode only.
-                if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
-                    module.training = False
+            _turn_off_dropout(frozen_part(self.model, attached.backbone))
         return self
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """As in PEFT; `modules_to_save` names modules by their paths in the bare backbone, in blocks too.
+        """Add an adapter, as in PEFT; `modules_to_save` names modules by their paths in the bare backbone.
 
         Raises:
-            InputError: a module that cannot be trained; nothing has been touched then.
+            InputError: a module that cannot be trained; the model is unchanged then.
         """
         config = cast(SPTConfig, self.peft_config[adapter_name])
         if not config.modules_to_save:
             return super().inject_adapter(model, adapter_name, *args, **kwargs)
         backbone = _backbone_for(model, config)
         names, in_blocks = find_modules_to_save(model, backbone, config.modules_to_save, config.task_type)
-        # Full paths in the bare backbone: PEFT finds none of those in blocks, and a fresh backbone has them all.
+        # Full paths in the bare backbone, which PEFT does not find in wrapped blocks, and which a fresh backbone has.
         config.modules_to_save = names
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        if in_blocks:  # so that their paths are the same whichever blocks have prompts
-            self._wrap_blocks(self._attachment(), list(range(backbone.num_layers)), model.training)
+        if in_blocks:  # all blocks are wrapped, so that paths in files do not depend on the prompt layers
+            _wrap_blocks(self._attachment(), range(backbone.num_layers), self.active_adapters, model.training)
         active, trainable = adapter_name in self.active_adapters, not config.inference_mode
         wrap_modules(model, backbone, in_blocks, adapter_name, active=active, trainable=trainable)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        # PEFT's own would also cast modules_to_save inside blocks, which nothing in the backbone expects.
+        # PEFT's method would also cast modules_to_save inside blocks to a dtype that the backbone does not expect.
         for block in _prompted(self._attachment()):
             block.cast_adapter(adapter_name, at_least_float32=autocast_adapter_dtype)
 
     def _check_merge_allowed(self) -> None:
-        raise InputError("SPT adapters cannot be merged into the backbone; use unload() to get the backbone back.")
+        raise InputError(CANNOT_MERGE)
 
     # -- what users call -------------------------------------------------------------------------------------------
 
     @property
     def backbone(self) -> Backbone:
-        """The frozen model's blocks and what is known of their family."""
+        """The blocks of the frozen model."""
         return self._attachment().backbone
 
     @property
@@ -209,20 +182,19 @@ class SPTModel(BaseTuner):
         """The active adapter's gate parameters alpha, each of shape (1,), by layer index.
 
         Raises:
-            InputError: the active adapter is not a search network.
+            InputError: the active adapter is not a supernet.
         """
         adapter = self._active()
         if not self._attachment().settings_of(adapter).config.searching:
             raise InputError(
-                f"Adapter {adapter!r} is a final network without gates; make a search network with "
+                f"Adapter {adapter!r} is a final network without gates; make a supernet with "
                 "SPTConfig(prompt_layers='search')."
             )
         return {block.index: block.spt_gate[adapter] for block in self._generating_blocks()}
 
     def gate_values(self) -> torch.Tensor:
         """The gates a = sigmoid(alpha) of the active adapter, (candidates,) in [0, 1], detached, lowest layer first."""
-        gates = [torch.sigmoid(alpha.detach().float()).cpu() for alpha in self.gate_parameters().values()]
-        return torch.cat(gates)
+        return torch.cat([torch.sigmoid(alpha.detach().float()).cpu() for alpha in self.gate_parameters().values()])
 
     def set_gate_values(self, values: torch.Tensor | list[float]) -> None:
         """Set the gates of the active adapter; 0.0 and 1.0 are kept exactly.
@@ -237,12 +209,8 @@ class SPTModel(BaseTuner):
         wanted = torch.as_tensor(values, dtype=torch.float32).flatten()
         if len(wanted) != len(gates):
             raise InputError(f"{len(wanted)} gate values were given for {len(gates)} candidate layers {list(gates)}.")
-        try:
-            logits = gate_logits(wanted)
-        except ValueError as error:
-            raise InputError(str(error)) from None
         with torch.no_grad():
-            for alpha, logit in zip(gates.values(), logits, strict=True):
+            for alpha, logit in zip(gates.values(), gate_logits(wanted), strict=True):
                 alpha.copy_(logit)
 
     def generator_parameters(self) -> dict[int, list[nn.Parameter]]:
@@ -251,61 +219,50 @@ class SPTModel(BaseTuner):
         return {block.index: list(block.spt_generator[adapter].parameters()) for block in self._generating_blocks()}
 
     def gating(self, values: torch.Tensor) -> AbstractContextManager[None]:
-        """In the forwards inside, gate i of example b is values[b, i], whatever its alpha.
+        """A context manager: in the forwards inside, gate i of example b is values[b, i] and not sigmoid(alpha_i).
 
         Args:
-            values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. Gradients
-                flow back to them.
+            values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. They get
+                gradients.
         """
         return self._attachment().context.having(gate_values=values)
 
     def prompting_at(self, layers: Sequence[int]) -> AbstractContextManager[None]:
-        """In the forwards inside, a search network is the discrete one: prompts at just these layers, and no gates.
+        """A context manager: in the forwards inside, a supernet has prompts at just these layers, and no gates.
 
         Args:
             layers: some of the candidate layers, at least one.
 
         Raises:
-            InputError: a layer that is no candidate, or none at all.
+            InputError: a layer that is not a candidate, or no layer.
         """
         adapter = self._active()
         settings = self._attachment().settings_of(adapter)
-        strangers = [layer for layer in layers if layer not in settings.layers]
-        if strangers or not layers:
+        unknown = [layer for layer in layers if layer not in settings.layers]
+        if unknown or not layers:
             raise InputError(f"Layers {list(layers)} were asked for; choose some of {list(settings.layers)}.")
         config = dataclasses.replace(settings.config, prompt_layers=sorted(layers), candidate_layers=None)
         return self._attachment().context.having(adapters={adapter: AdapterSettings(tuple(sorted(layers)), config)})
 
-    @contextmanager
-    def record_final_states(self) -> Iterator[list[torch.Tensor]]:
-        """In the forwards inside, collect what leaves the last block, (batch, length, hidden), prompts off."""
-        states: list[torch.Tensor] = []
-
-        def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            states.append(output[0] if isinstance(output, tuple) else output)
-
-        handle = self.backbone.layers[-1].register_forward_hook(keep)
-        try:
-            yield states
-        finally:
-            handle.remove()
+    def record_final_states(self) -> AbstractContextManager[list[torch.Tensor]]:
+        """A context manager: collects the output of the last block, (batch, length, d) without prompts, in a list."""
+        return _recorded_states(self.backbone.layers[-1])
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """PEFT's name for a weighted sum of adapters, which generators of prompts do not have.
+        """Refuse PEFT's weighted sum of adapters: prompts are not linear in the weights of their generators.
 
         Raises:
             InputError: always.
         """
         raise InputError(
-            "SPT adapters cannot be added up by add_weighted_adapter: prompts are not linear in the weights of their "
-            "generators. Train one adapter on the data of all, or average the outputs, choosing each adapter in turn "
-            "with set_adapter."
+            "SPT adapters cannot be added up: prompts are not linear in the weights of their generators. Train one "
+            "adapter on all data, or average the outputs of the adapters, activating each in turn with set_adapter."
         )
 
     def _attachment(self) -> Attachment:
         attached = _find_attachment(self.model)
         if attached is None:
-            raise InputError("No prompts are attached to this model any more (it was unloaded).")
+            raise InputError("No prompts are attached to this model any more: it was unloaded.")
         return attached
 
     def _active(self) -> str:
@@ -319,29 +276,29 @@ class SPTModel(BaseTuner):
 
 
 def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = False) -> PeftModel:
-    """Turn a search network into the final network with prompts at the given layers.
+    """Turn a supernet into the final network with prompts at the given layers.
 
-    The backbone is not copied: the search network is taken apart and cannot be used afterwards.
+    The backbone is not copied: the supernet cannot be used afterwards.
 
     Args:
         network: a `PeftModel` with one SPT adapter whose `prompt_layers` is "search".
         prompt_layers: the layers to keep, candidates of the search.
-        warm_start: keep the searched generators and trained `modules_to_save`; else both start fresh, the latter as
-            they were before the search.
+        warm_start: whether to keep the generators and `modules_to_save` of the supernet. Otherwise generators are new,
+            and `modules_to_save` are as they were before the search.
 
     Returns:
-        The final network, without gates, every generator and module to save trainable.
+        The final network, without gates; all generators and `modules_to_save` are trainable.
 
     Raises:
-        InputError: not a search network, or a layer that was not a candidate.
+        InputError: the network is not a supernet, or a layer was not a candidate.
     """
     tuner = network.base_model
     if not isinstance(tuner, SPTModel) or len(network.peft_config) != 1:
         raise InputError("discretize needs a model with one adapter, made by get_peft_model with an SPTConfig.")
     candidates = list(tuner.gate_parameters())
-    strangers = [layer for layer in prompt_layers if layer not in candidates]
-    if strangers:
-        raise InputError(f"Layer {strangers[0]} was not a candidate of the search; candidates are {candidates}.")
+    unknown = [layer for layer in prompt_layers if layer not in candidates]
+    if unknown:
+        raise InputError(f"Layer {unknown[0]} was not a candidate of the search; candidates are {candidates}.")
     adapter_name = network.active_adapter
     searched = cast(SPTConfig, network.peft_config[adapter_name])
     config = dataclasses.replace(
@@ -352,7 +309,7 @@ def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = 
         state = get_peft_model_state_dict(network, adapter_name=adapter_name)
         weights = {name: tensor.clone() for name, tensor in state.items()}
     for module in tuner.modules():
-        if isinstance(module, ModulesToSaveWrapper):  # PEFT unloads the trained module, not the one it began with
+        if isinstance(module, ModulesToSaveWrapper):  # PEFT's unload keeps the trained module, not the original one
             module.modules_to_save[adapter_name].load_state_dict(module.original_module.state_dict())
     model = get_peft_model(tuner.unload(), config, adapter_name=adapter_name)
     if weights is not None:
@@ -369,7 +326,7 @@ def _find_attachment(model: nn.Module) -> Attachment | None:
 
 
 def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
-    """The blocks of a model as the placement of an adapter needs to know them."""
+    """The blocks of a model, as an adapter of this placement needs them."""
     attached = _find_attachment(model)
     known: Backbone | None = None
     if attached is not None and config.placement == "prepend":
@@ -377,6 +334,57 @@ def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
     elif attached is not None:
         known = attached.backbone
     return find_backbone(model, config.layers_path, config.placement) if known is None else known
+
+
+def _refuse_other_adapters(model: nn.Module) -> None:
+    if any(isinstance(module, BaseTunerLayer) and not isinstance(module, SPTLayer) for module in model.modules()):
+        raise InputError(
+            "The model holds another PEFT adapter, which SPT would train without saving it, and remove in unload(); "
+            "merge it first (merge_and_unload) or unload it."
+        )
+
+
+def _check_phm_dim(config: SPTConfig, backbone: Backbone) -> None:
+    if config.projection == "phm" and backbone.hidden_size % config.phm_dim:
+        raise InputError(
+            f"phm_dim={config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; choose a "
+            "divisor."
+        )
+
+
+def _turn_off_dropout(frozen: nn.Module) -> None:
+    """Set evaluation mode in all modules but those that are trained and those that checkpoint gradients."""
+    modules = list(frozen.modules())
+    wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
+    trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
+    for module in modules:
+        # Gradient checkpointing works in training mode only.
+        if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
+            module.training = False
+
+
+def _wrap_blocks(attached: Attachment, layers: Iterable[int], active_adapters: list[str], training: bool) -> None:
+    blocks = attached.backbone.layers
+    for index in layers:
+        if not isinstance(blocks[index], SPTLayer):
+            block = SPTLayer(blocks[index], index, attached)
+            block.train(training)
+            block.set_adapter(active_adapters)
+            blocks[index] = block
+
+
+@contextmanager
+def _recorded_states(block: nn.Module) -> Iterator[list[torch.Tensor]]:
+    states: list[torch.Tensor] = []
+
+    def keep(block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = block.register_forward_hook(keep)
+    try:
+        yield states
+    finally:
+        handle.remove()
 
 
 def _prompted(attached: Attachment) -> list[SPTLayer]:

@@ -1,9 +1,9 @@
-"""Which modules of a backbone `modules_to_save` names, whether its blocks are wrapped already or not.
+"""Finding and wrapping the modules that `modules_to_save` names, in blocks too.
 
 PEFT matches names with the ends of the modules' paths and wraps what it finds in `ModulesToSaveWrapper`. In wrapped
-blocks paths are longer than in the backbone that users know, and PEFT takes what stands directly in a block for a part
-of the adapter. So modules in blocks are found and wrapped here, and what cannot be trained is refused before anything
-is touched.
+blocks, paths are longer than in the backbone that users know, and PEFT takes the direct children of a block for a part
+of the adapter. So modules in blocks are found and wrapped here. Modules that cannot be trained are refused before
+anything is changed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class NamedModule:
     Attributes:
         name: its path in the bare backbone.
         block: index of the block that it is in, None outside of blocks.
-        module: the module itself; one that is wrapped to be saved counts as what it was.
+        module: the module itself; without its wrapper if an adapter saves it.
         wrapped: whether an adapter saves it.
     """
 
@@ -50,20 +50,20 @@ class NamedModule:
 def find_modules_to_save(
     model: nn.Module, backbone: Backbone, names: list[str], task_type: str | None
 ) -> tuple[list[str], list[NamedModule]]:
-    """The modules that `modules_to_save` names.
+    """Find the modules that `modules_to_save` names.
 
     Args:
         model: the backbone with its head, bare or with adapters.
         backbone: its blocks.
         names: ends of paths in the bare backbone.
-        task_type: PEFT's; for some of them PEFT adds names of heads, of which not all must exist.
+        task_type: PEFT's; for some task types PEFT adds names of heads, of which not all must exist.
 
     Returns:
-        The names, those that find modules in blocks replaced by the paths of all that they find; and the modules in
-        blocks.
+        The names, and the modules in blocks. A name that matches modules in blocks is replaced by the paths of all its
+        matches.
 
     Raises:
-        InputError: a name that finds nothing that can be trained, or modules that cannot be trained as a whole.
+        InputError: a name matches nothing that can be trained, or a module cannot be trained as a whole.
     """
     modules = list(_named_modules(model, backbone))
     found: dict[str, NamedModule] = {}
@@ -91,15 +91,15 @@ def wrap_modules(
     active: bool,
     trainable: bool,
 ) -> None:
-    """Wrap modules in wrapped blocks as PEFT does outside of them.
+    """Wrap modules in wrapped blocks, as PEFT does outside of blocks.
 
     Args:
         model: the backbone with its head.
         backbone: its blocks, all of them wrapped.
-        modules: what to wrap, or to give another adapter's copy.
+        modules: the modules to wrap; wrapped ones get a copy for this adapter.
         adapter_name: the adapter that trains them.
-        active: whether it is active.
-        trainable: whether an active one is to be trained.
+        active: whether the adapter is active.
+        trainable: whether an active adapter is trained.
     """
     for one in modules:
         block = f"{backbone.layers_name}.{one.block}"
@@ -113,6 +113,13 @@ def wrap_modules(
             model.set_submodule(path, wrapper)
         if active:
             wrapper.set_adapter(adapter_name, inference_mode=not trainable)
+
+
+def unwrap_modules(model: nn.Module) -> None:
+    """Replace wrappers by the modules they train, in blocks too, where PEFT does not look."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            model.set_submodule(name, module.unload_and_optionally_merge_module(False, False, None))
 
 
 def _named_modules(model: nn.Module, backbone: Backbone) -> Iterator[NamedModule]:
@@ -136,8 +143,9 @@ def _nothing_to_train(name: str, without_weights: list[str], backbone: Backbone)
     if without_weights:
         return f"modules_to_save names {name!r}, but {without_weights[0]} has no weights to train; leave it out."
     return (
-        f"modules_to_save names {name!r}, but no module's path in the backbone ends so. Names are ends of paths, not "
-        f"patterns, such as '{backbone.layers_name}.0.{_parts(backbone, 0)[0]}'; model.named_modules() gives them all."
+        f"modules_to_save names {name!r}, but no module's path in the backbone ends with it. Names are ends of paths, "
+        f"not patterns, such as '{backbone.layers_name}.0.{_parts(backbone, 0)[0]}'; model.named_modules() lists all "
+        "paths."
     )
 
 
@@ -148,13 +156,13 @@ def _check_trainable(one: NamedModule, backbone: Backbone) -> None:
         which = f"block {held[0]}" if len(held) == 1 else f"{len(held)} blocks"
         parts = [f"{backbone.layers_name}.{held[0]}.{part}" for part in _parts(backbone, held[0])]
         raise InputError(
-            f"modules_to_save takes in {one.name}, which holds {which} of the backbone, but SPT trains parts of blocks "
+            f"modules_to_save matches {one.name}, which holds {which} of the backbone, but SPT trains parts of blocks "
             f"only. Name parts instead, such as {parts}."
         )
     if isinstance(one.module, CONTAINERS):
         entries = [f"{one.name}.{entry}" for entry, _ in one.module.named_children()]
         raise InputError(
-            f"modules_to_save takes in {one.name}, a {type(one.module).__name__}, which is never called as a whole. "
+            f"modules_to_save matches {one.name}, a {type(one.module).__name__}, which is never called as a whole. "
             f"Name what is in it: {entries}."
         )
     if backbone.weighted_attention is None:
@@ -164,7 +172,7 @@ def _check_trainable(one: NamedModule, backbone: Backbone) -> None:
         if id(attention) in inside:
             parts = [part for part, module in attention.named_children() if _has_weights(module)]
             raise InputError(
-                f"modules_to_save takes in {one.name}, but in models of type {backbone.family!r} SPT weights the "
+                f"modules_to_save matches {one.name}, but in models of type {backbone.family!r} SPT weights the "
                 f"probabilities of {backbone.weighted_attention}, which must stay in place. Name its parts instead: "
                 f"{parts}."
             )
@@ -175,9 +183,9 @@ def _check_nesting(found: dict[str, NamedModule], wrapped: list[str]) -> None:
         inner = [name for name in sorted({*found, *wrapped}) if name.startswith(f"{outer}.")]
         if inner and (outer in found or inner[0] in found):
             raise InputError(
-                f"modules_to_save takes in {outer} and also {inner[0]}, which is a part of it (for this adapter or "
+                f"modules_to_save matches {outer} and also {inner[0]}, which is a part of it (for this adapter or "
                 "another one of the model), and a module can be trained only once. Names are ends of paths, so longer "
-                "names find fewer modules."
+                "names match fewer modules."
             )
 
 

@@ -24,10 +24,10 @@ class Family:
     Attributes:
         layers: dotted path from the base model to its list of blocks.
         causal: whether text attends only backwards.
-        rotary: attribute of the base model that makes rotary position embeddings, None without them.
-        relative: attribute of the base model that has `get_rel_pos` (DeBERTa's relative positions), None without it.
-        weighted_attention: dotted path from a block to the self-attention whose mask is multiplicative, so that it
-            cannot carry a bias on the logits; its probabilities are weighted instead. None where masks are additive.
+        rotary: attribute of the base model that computes rotary position embeddings, or None.
+        relative: attribute of the base model with `get_rel_pos`, DeBERTa's relative positions, or None.
+        weighted_attention: dotted path from a block to its self-attention, if its mask is multiplicative and cannot
+            carry a bias on the logits: its probabilities are weighted instead. None if masks are additive.
     """
 
     layers: str
@@ -53,22 +53,22 @@ FAMILIES: dict[str, Family] = {
     "qwen3": DECODER,
 }
 
-# Wrappers of sptune's own that hold a backbone from the table.
+# Models of sptune that hold a backbone from the table.
 TRANSPARENT_WRAPPERS = ("sptune_mean_pooled",)
 
-# Known to be wrong under wrapped blocks, whatever path is given: a position bias flows from block to block (T5),
-# encoder and decoder both take blocks away at random or attend across (BART and its kin).
+# These give wrong results with prepended prompts, with any layers_path: T5 passes a position bias from block to block;
+# BART and its relatives drop blocks at random, and their decoders attend to the encoder.
 REFUSED_FAMILIES = ("t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "m2m_100")
 
 
 @dataclass(frozen=True)
 class PrependBackbone(Backbone):
-    """A supported model and what of its family matters to prompts in front of the text.
+    """The blocks of a supported model, with the properties of its family.
 
     Attributes:
         causal: whether text attends only backwards.
-        rotary: the module that makes rotary position embeddings, or None.
-        relative_positions: makes relative positions for hidden states (batch, length, d), or None.
+        rotary: the module that computes rotary position embeddings, or None.
+        relative_positions: computes relative positions for hidden states (batch, length, d), or None.
     """
 
     causal: bool = False
@@ -90,12 +90,12 @@ class PrependBackbone(Backbone):
 
 
 def find_prepend_backbone(model: nn.Module, layers_path: str | None = None) -> PrependBackbone:
-    """Find the blocks of a model and check that prompts can stand in front of the text there.
+    """Find the blocks of a model and check that it can have prompts in front of the text.
 
     Args:
         model: a transformers model, with or without a head.
-        layers_path: dotted path from `model` to its list of blocks, for a family that the table does not know. Such a
-            model is taken to behave as Llama's blocks do if it has rotary embeddings, and as BERT's if not.
+        layers_path: dotted path from `model` to its list of blocks, for a family that is not in the table. Such a
+            model is treated like Llama if it has rotary embeddings, and otherwise like BERT or GPT-2.
 
     Raises:
         InputError: the model cannot take prompts; the message says why and what to do.
@@ -185,9 +185,9 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
                 f"{name}={getattr(config, name)} drops whole layers at random, and with them the prompts; load the "
                 f"model with {name}=0."
             )
-    if _is_quantised(model):
+    if _is_quantized(model):
         raise InputError(
-            "The model is quantized, which has not been tried with prompts in front of the text; use placement='add', "
+            "The model is quantized, which was not tested with prompts in front of the text; use placement='add', "
             "or load it without quantization_config."
         )
     if not FAMILIES.get(config.model_type, DECODER).causal and getattr(config, "is_decoder", False):
@@ -195,19 +195,19 @@ def _refuse_unsafe(model: nn.Module, config: Any) -> None:
             f"This {config.model_type} model is set up as a decoder (is_decoder=True), which is not supported; load it "
             "with is_decoder=False, or use a causal family."
         )
-    kind = rope_type(config)
-    if kind in REFUSED_ROPE_TYPES:
+    rotary = rope_type(config)
+    if rotary in REFUSED_ROPE_TYPES:
         raise InputError(
-            f"Rotary embeddings of type {kind!r} change with the length of the call, which prompts would disturb; "
+            f"Rotary embeddings of type {rotary!r} change with the length of the call, which prompts would disturb; "
             "load the model with another rope type (default, linear, yarn, llama3)."
         )
 
 
-def _is_quantised(model: nn.Module) -> bool:
+def _is_quantized(model: nn.Module) -> bool:
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is None and not getattr(model, "is_quantized", False):
         return False
-    # Transformers 5 leaves its quantiser on a model whose GGUF weights it has unpacked to plain floating numbers.
+    # Transformers 5 keeps its quantizer on a model whose GGUF weights it has unpacked to plain floating-point numbers.
     method = getattr(getattr(quantizer, "quantization_config", None), "quant_method", None)
     unpacked = all(tensor.is_floating_point() for tensor in model.parameters())
     return not (method == "gguf" and unpacked)

@@ -1,4 +1,4 @@
-"""A cache layer that holds the keys and values of m prompts in front of the text's and reports the text's length."""
+"""`PromptedCacheLayer`: a cache layer with the keys and values of prompts, which reports the length of the text."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def prompted_cache_layer(cache: Cache, index: int, num_prompts: int, adapter_nam
     elif type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise InputError(
             f"The cache has layers of type {type(layer).__name__}, which cannot hold prompts (static and "
-            "quantised caches); use the default, cache_implementation='dynamic'."
+            "quantized caches); use the default, cache_implementation='dynamic'."
         )
     elif layer.get_seq_length() > 0:
         raise InputError(

@@ -48,12 +48,12 @@ class PrependAttachment:
             model.register_forward_hook(self._forget_call, always_call=True),
         ]
         if hasattr(model, "generate"):
-            # Generation without a cache reads the whole text anew at every token, so that a generator would see the
-            # tokens generated so far; only `generate` knows where the instruction ends.
+            # Without a cache, every step of generation reads the whole text again, generated tokens included. Only
+            # `generate` knows where the instruction ends.
             self._wrapped.append(WrappedMethod(model, "generate", self._run_generate))
 
     def remove(self) -> None:
-        """Leave the model's methods as they were found."""
+        """Restore the model's methods and remove the hooks."""
         for method in reversed(self._wrapped):
             method.remove()
         for hook in self._hooks:

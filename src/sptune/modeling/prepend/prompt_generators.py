@@ -60,14 +60,14 @@ class StaticGenerator(nn.Module):
         nn.init.normal_(self.prompt, std=INITIAL_STD)
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
-        """Return the prompt (batch, m, d) for hidden_states (batch, length, d), whose values play no part."""
+        """Return the prompts (batch, m, d), the same for every row of hidden_states (batch, length, d)."""
         return self.prompt.expand(hidden_states.shape[0], -1, -1)
 
 
 class PooledGenerator(nn.Module):
     """`appg` and `mppg`: down-projection of every source token, adaptive pooling to m slots, activation, up-projection.
 
-    Late Prompt Tuning (Liu et al., 2022). With `residual` that is added to the pooled states, and is zero at first.
+    With `residual` the result is added to the pooled states, and is initially zero.
 
     Args:
         config: sizes, projection and activation.
@@ -91,10 +91,9 @@ class PooledGenerator(nn.Module):
 
 
 class TokenGenerator(nn.Module):
-    """`npg`: one token's vector through a bottleneck to all m prompts at once.
+    """`npg`: the state of one source token, through a bottleneck, to all m prompts at once.
 
-    The token is the first source token in an encoder and the last in a causal model, where only the last has seen
-    the whole source.
+    It is the first source token in an encoder and the last in a causal model, where only the last has attended to all.
 
     Args:
         config: sizes, projection and activation.
@@ -124,7 +123,7 @@ class TokenGenerator(nn.Module):
 class AttentionGenerator(nn.Module):
     """`attention`: m learned queries attend over the down-projected source tokens; activation; up-projection.
 
-    With `residual` that is added to the states themselves, weighed by the same attention, and is zero at first.
+    With `residual` the result is added to the states, pooled by the same attention, and is initially zero.
 
     Args:
         config: sizes, projection and activation.
@@ -153,11 +152,11 @@ class AttentionGenerator(nn.Module):
 def adaptive_pool(
     states: torch.Tensor, mask: torch.Tensor, slots: int, kind: Literal["average", "max"] = "average"
 ) -> torch.Tensor:
-    """Adaptive pooling of each example's masked tokens to a fixed number of slots, without a loop over examples.
+    """Adaptive pooling of each example's selected tokens to m vectors, without a loop over examples.
 
-    Slot j of an example with n masked-in tokens covers the tokens floor(j n / m) <= t < ceil((j + 1) n / m) in the
-    order in which they stand, as `nn.AdaptiveAvgPool1d` and `nn.AdaptiveMaxPool1d` do on the example alone.
-    Examples with n < m repeat tokens. Examples without a token give zeros; callers avoid them.
+    Vector j of an example with n selected tokens pools the tokens floor(j n / m) <= t < ceil((j + 1) n / m) of them, as
+    `nn.AdaptiveAvgPool1d` and `nn.AdaptiveMaxPool1d` do on the example alone. With n < m, tokens are repeated. With
+    n = 0, the result is zero.
 
     Args:
         states: (batch, length, features).
@@ -170,7 +169,7 @@ def adaptive_pool(
     """
     mask = mask.to(torch.bool)
     count = mask.sum(-1)[:, None]  # (batch, 1)
-    index = mask.cumsum(-1) - 1  # (batch, length): the token's number among the masked-in ones
+    index = mask.cumsum(-1) - 1  # (batch, length): the number of the token among the selected ones
     slot = torch.arange(slots, device=states.device)[None]  # (1, m)
     start = torch.div(slot * count, slots, rounding_mode="floor")[..., None]
     end = torch.div((slot + 1) * count + slots - 1, slots, rounding_mode="floor")[..., None]
@@ -193,13 +192,13 @@ def _num_prompts(config: SPTConfig) -> int:
 
 
 def _up_projection(config: SPTConfig, hidden_size: int) -> nn.Module:
-    """From the bottleneck to d; zero at first where the result is a change of something."""
+    """The projection r -> d; initially zero where its result is added to the pooled states."""
     if config.residual and config.init_weights:
         return build_projection(config, config.bottleneck_dim, hidden_size, std=0.0)
     return _never_zero(build_projection(config, config.bottleneck_dim, hidden_size))
 
 
 def _never_zero(up: Any) -> nn.Module:
-    """Draw the bias: where no unit of the bottleneck is active, a prompt of zeros would stand before a norm."""
+    """Draw the bias at random: if no unit of the bottleneck is active, a norm would otherwise get a prompt of zeros."""
     nn.init.normal_(up.bias, std=INITIAL_STD)
     return up

@@ -20,9 +20,9 @@ class _FloatingMask(ThreadState):
 class WeightedProbabilities:
     """Weights attention probabilities by a floating mask.
 
-    softmax(logits + log w) = w softmax(logits) / sum(w softmax(logits)). The mask holds w at the prompts' columns and
-    0 or 1 elsewhere; a boolean mask leaves the attention as it was. The mask travels as an argument of the block, so
-    that gradient checkpointing recomputes with the right one.
+    softmax(logits + log w) = w softmax(logits) / sum(w softmax(logits)). The mask holds w at the prompts' keys and 0 or
+    1 elsewhere; a boolean mask leaves the attention unchanged. The mask is passed as an argument of the block, so that
+    gradient checkpointing recomputes with the same mask.
 
     Args:
         attention: a self-attention module with an argument `attention_mask` and a `dropout` on its probabilities.
@@ -37,7 +37,7 @@ class WeightedProbabilities:
         ]
 
     def remove(self) -> None:
-        """Leave the attention as it was found."""
+        """Remove the hooks from the attention."""
         for handle in self._handles:
             handle.remove()
 
@@ -52,7 +52,7 @@ class WeightedProbabilities:
         probabilities = args[0]
         weighted = at_least_float32(probabilities) * weights  # in half precision, small sums have no finite gradient
         total = weighted.sum(-1, keepdim=True)
-        # A row that sees nothing is padding. It stays as the backbone has it: zeros would blow up in layer norms.
+        # A row that sees nothing is padding. It stays as in the backbone: layer norms have no finite gradient at zeros.
         empty = total == 0
         weighted = torch.where(empty, probabilities, weighted / total.masked_fill(empty, 1.0))
         return (weighted.to(probabilities.dtype), *args[1:])
