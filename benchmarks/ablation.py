@@ -1,26 +1,32 @@
-"""What moves the gates: variants of SPT-DARTS, scored by look-up in the table of all subsets.
+"""Compares variants of SPT-DARTS and shows what their gates correlate with, using the table of all subsets.
 
     python benchmarks/ablation.py --data data --table benchmarks/results/subsets_prepend.jsonl \
         --settings benchmarks/ablation.yaml --output benchmarks/results/ablation.jsonl
 
-trains a search network for every setting of the settings file on every task and three draws of the examples, reads it
-in several ways, and prints two tables. Each run is a line of the output and never done twice; `--report` only prints.
-A setting holds steps, weight decay, restarts, a trainer of this file, and fields of `SearchConfig` and `SPTConfig`.
+trains a supernet for every setting of the settings file on every task with three seeds, evaluates it with several
+selection criteria, and prints two tables. `--report` only prints them. Each run is one line of the output and is never
+repeated. A setting contains steps, weight decay, restarts, a trainer from this file, and fields of `SearchConfig` and
+`SPTConfig`.
 
-The first table: regret (as in searchers.py) of the one and the two layers with the largest gates, how much better that
-is than the first setting, and the regret by the gates of the step with the lowest gate loss (mean of ten steps).
-The second: what the gates go with. Correlations (Spearman, over the layers of a run, then their mean) of the gates with
-the accuracy of single layers in the table; with how well the layer does alone, as a discrete network on the shared
-weights (held-out loss); with what the loss rises by when its gate is closed, on the held-out half and on a part of the
-weight half; with the layer's height; and with the gates a third of the way. `truth by` repeats the first for the other
-readings.
+The first table shows the regret (as in searchers.py) of the one and two layers with the largest gates, the difference
+to the first setting, and the regret of early stopping at the lowest gate loss (mean of ten steps).
+
+The second table shows the mean Spearman correlation of the gates over layers with
+
+- truth: the accuracy of single layers in the table of all subsets;
+- alone: the held-out loss of the discrete network with that layer, on the shared weights;
+- closing: the increase of the loss when the gate is closed, on the architecture split and on part of the weight split;
+- height: the index of the layer;
+- third of the way: the gates after a third of the gate steps.
+
+`truth by alone` and `truth by closing` show the correlation of these two with the truth.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import json
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -34,11 +40,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import TrainingArguments, set_seed
 
+from resumable_runs import freeze, write_missing_rows
 from scoring import Row, SubsetTable, gains, in_words, spearman
 from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current, search_fields
 from sptune import SearchConfig
 from sptune.modeling.gates import at_least_float32
-from sptune.runs.output_folder import append_json_line, read_json_lines
+from sptune.runs.output_folder import read_json_lines
 from sptune.search.gate_trainer import SPTSearchTrainer
 from sptune.search.layer_selection import select_layers
 from subsets import Problem
@@ -48,7 +55,7 @@ SMOOTHED = 10
 
 
 class OneLevelTrainer(SPTSearchTrainer):
-    """Gates and weights learn from all the data, in batches of their own; nothing is held out for the readings."""
+    """Trains gates and weights on all data, in separate batches; the selection criteria have no held-out data."""
 
     def __init__(self, model: torch.nn.Module, args: TrainingArguments, *, train_dataset: Any, **kwargs: Any) -> None:
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
@@ -56,10 +63,10 @@ class OneLevelTrainer(SPTSearchTrainer):
 
 
 class CompetingTrainer(SPTSearchTrainer):
-    """DARTS whose gates are softmax(alpha) over the layers: one can only grow at the others' cost."""
+    """DARTS with gates softmax(alpha) over the layers, so that a gate only grows if others shrink."""
 
     def sample_gates(self, size: int) -> torch.Tensor:
-        """(1, candidates), with sum 1."""
+        """The gates, (1, candidates), with sum 1."""
         return torch.softmax(at_least_float32(self.alphas), 0)[None]
 
     def gates(self) -> list[float]:
@@ -71,7 +78,7 @@ TRAINERS = {"spt": SPTSearchTrainer, "one_level": OneLevelTrainer, "competing": 
 
 
 def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], folder: Path) -> Row:
-    """Train a search network and read it."""
+    """Train a supernet and evaluate it with all selection criteria; returns the measurements."""
     seed += 100 * restart
     set_seed(seed)
     prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
@@ -112,36 +119,34 @@ def _first_move(entries: list[dict[str, Any]]) -> int:
 
 
 def _stopped(entries: list[dict[str, Any]]) -> list[float]:
-    """The gates of the step with the lowest gate loss, smoothed; the gates have moved for as many steps by then."""
+    """The gates of the step with the lowest smoothed gate loss, which has `SMOOTHED` gate steps before it."""
     moved = [entry for entry in entries if entry["gate_loss"] is not None]
     ends = range(min(SMOOTHED, len(moved)), len(moved) + 1)
     best = min(ends, key=lambda end: np.mean([entry["gate_loss"] for entry in moved[max(0, end - SMOOTHED) : end]]))
     return moved[best - 1]["gates"]
 
 
+def key_of(row: Row) -> tuple[Any, ...]:
+    """The key of the run that wrote a row."""
+    return row["setting"], row["task"], row["seed"], row["restart"], freeze(row["about"])
+
+
 def run_all(given: argparse.Namespace, settings: Settings) -> None:
-    """Every run that the output has not yet."""
-    rows = current(read_json_lines(given.output), settings, TASKS)
-    done = {(row["setting"], row["task"], row["seed"], row["restart"]) for row in rows}
-    for seed, task in itertools.product(SEEDS, TASKS):
-        wanted = [
-            (name, restart)
-            for name, setting in settings.items()
-            for restart in range(setting.get("restarts", 1))
-            if (name, task, seed, restart) not in done
-        ]
-        if not wanted:
-            continue
-        problem = Problem("minilm-prepend", given.data, task, seed)
-        for name, restart in wanted:
-            row = {"setting": name, "task": task, "seed": seed, "restart": restart}
-            row |= run(problem, seed, restart, settings[name], given.work / f"{task}-{seed}")
-            row |= {"about": settings[name]}
-            append_json_line(given.output, row)
-            print(json.dumps(row), flush=True)
+    """Do all runs that the output does not contain yet."""
+    load_problem = functools.lru_cache(maxsize=1)(partial(Problem, "minilm-prepend", given.data))
 
+    def row_of(task: str, seed: int, name: str, restart: int) -> Row:
+        row = {"setting": name, "task": task, "seed": seed, "restart": restart}
+        row |= run(load_problem(task, seed), seed, restart, settings[name], given.work / f"{task}-{seed}")
+        return {**row, "about": settings[name]}
 
-# -- report --------------------------------------------------------------------------------------------------------
+    runs = [
+        ((name, task, seed, restart, freeze(setting)), partial(row_of, task, seed, name, restart))
+        for seed, task in itertools.product(SEEDS, TASKS)
+        for name, setting in settings.items()
+        for restart in range(setting.get("restarts", 1))
+    ]
+    write_missing_rows(given.output, runs, key_of)
 
 
 def report(given: argparse.Namespace, settings: Settings) -> None:
@@ -155,9 +160,9 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     accuracies: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
     scores = Table("setting", "k=1", "k=2", "mean", "better than the first by", "stopped", "seconds", "runs",
                    title="Regret of the layers with the largest gates", title_justify="left")  # fmt: skip
-    responses = Table("setting", "truth", "alone", "closing", "closing, weight half", "height", "third of the way",
-                      "truth by alone", "truth by closing", "loss, weight half", "loss, gate half",
-                      title="What the gates go with", title_justify="left")  # fmt: skip
+    responses = Table("setting", "truth", "alone", "closing", "closing, weight split", "height", "third of the way",
+                      "truth by alone", "truth by closing", "loss, weight split", "loss, architecture split",
+                      title="What the gates correlate with", title_justify="left")  # fmt: skip
     for name in settings:
         runs = {key: rows for key, rows in by_run[name].items() if len(rows) == settings[name].get("restarts", 1)}
         if not runs:
@@ -192,18 +197,18 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     responses.add_row("all of them", *_responses(table, everything))
     console = Console(width=150)
     console.print(scores)
-    console.print("Seconds are by those of the first setting, training only.")
+    console.print("Seconds are relative to the first setting and include training only.")
     console.print(responses)
 
 
-def _layers(rows: list[Row], reading: str, size: int) -> list[int]:
-    """Those with the largest scores in the restarts' mean."""
-    scores = np.mean([row[reading] for row in rows], axis=0).tolist()
+def _layers(rows: list[Row], criterion: str, size: int) -> list[int]:
+    """The layers with the largest scores, averaged over restarts."""
+    scores = np.mean([row[criterion] for row in rows], axis=0).tolist()
     return select_layers(scores, range(len(scores)), num_prompt_layers=size)
 
 
-def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], reading: str, size: int) -> float:
-    return table.regret(key[0], _layers(rows, reading, size), key[1])
+def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], criterion: str, size: int) -> float:
+    return table.regret(key[0], _layers(rows, criterion, size), key[1])
 
 
 def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:
@@ -217,17 +222,17 @@ def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:
             found[name].append(spearman(row["gates"], values))
         found["truth by alone"].append(spearman(row["alone"], known))
         found["truth by closing"].append(spearman(row["perturbation"], known))
-        found["loss, weight half"].append(row["losses"][1])
-        found["loss, gate half"].append(row["losses"][0])
+        found["loss, weight split"].append(row["losses"][1])
+        found["loss, architecture split"].append(row["losses"][0])
     return [f"{np.mean(values):.2f}" for values in found.values()]
 
 
 def main() -> None:
+    """Do the missing runs and print the tables."""
     given = common_arguments(__doc__, "runs/ablation").parse_args()
     settings = yaml.safe_load(given.settings.read_text())
     if not given.report:
         torch.set_num_threads(1)
-        given.output.parent.mkdir(parents=True, exist_ok=True)
         run_all(given, settings)
     report(given, settings)
 

@@ -2,11 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
-<<<<<<< HEAD
-`sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` was chosen by it.
-=======
-`sptune.training.trainer.LONGEST_WITHOUT_FLASH` comes from these measurements.
->>>>>>> 9b74d61 (benchmarks/speed.py, examples: plain docstrings)
+`sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` comes from these measurements.
 """
 
 from __future__ import annotations

