@@ -22,6 +22,8 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/ruff check
 	@$(VENV)/bin/ruff format --check
 	@$(VENV)/bin/mypy
+	@$(VENV)/bin/codespell benchmarks docs examples peft_suite src tests tools *.md
+	@$(VENV)/bin/python tools/check_glossary.py
 
 conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_pipeline.py tests/pipeline/test_adapters_library.py

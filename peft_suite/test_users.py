@@ -242,7 +242,7 @@ def test_transformers_manages_adapters(method, tmp_path, any_peft):
         assert torch.equal(_logits(found.eval()), logits)
 
 
-# Number formats
+# Dtypes
 
 
 @HALF
