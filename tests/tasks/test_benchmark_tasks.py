@@ -47,7 +47,7 @@ def test_a_benchmark_dataset_gets_the_columns_and_classes_of_its_task(tmp_path):
     }
     split = datasets.Dataset.from_dict(columns, features)
     datasets.DatasetDict({"train": split, "test": split.select(range(10))}).save_to_disk(str(tmp_path / "mrpc"))
-    splits = load_benchmark("mrpc", data=str(tmp_path / "mrpc"))
+    splits = load_benchmark("mrpc", dataset=str(tmp_path / "mrpc"))
     assert len(splits.test) == 10
     assert splits.test[1].fields == {"text_a": "a 1", "text_b": "b 1"}
     assert [example.label for example in splits.test[:2]] == ["not_paraphrase", "paraphrase"]

@@ -176,7 +176,7 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     if options.task is not None:
         task = benchmark_task(options.task)
         if options.from_hub:
-            return task, load_benchmark(options.task, data=options.data, few_shot=options.few_shot, seed=options.seed)
+            return task, load_benchmark(options.task, dataset=options.data, few_shot=options.few_shot, seed=options.seed)
         task = task.with_columns(columns or task.text_fields, options.label_column)
         if options.labels:
             task = task.with_labels(options.labels)
@@ -217,8 +217,8 @@ def _load_own(
         train_file=options.train_file,
         validation_file=options.validation_file,
         test_file=options.test_file,
-        data=options.data,
-        data_config=options.data_config,
+        dataset=options.data,
+        dataset_config=options.data_config,
         text_columns=columns,
         label_column=label_column,
         labels=labels,

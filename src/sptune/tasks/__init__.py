@@ -1,7 +1,6 @@
 """Text classification: tasks, templates, label words, benchmark tasks, data, splits, encoding and metrics."""
 
-import warnings
-
+from sptune.renamed import warn_renamed
 from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
 from sptune.tasks.data import load_splits, read_labeled, read_unlabeled
 from sptune.tasks.metrics import compute_metrics
@@ -35,5 +34,5 @@ def __getattr__(name: str) -> object:
     new_name = {"read_labelled": "read_labeled", "read_unlabelled": "read_unlabeled"}.get(name)
     if new_name is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"{name} is now called {new_name}.", FutureWarning, stacklevel=2)
+    warn_renamed(name, new_name)
     return globals()[new_name]

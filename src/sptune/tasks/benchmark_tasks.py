@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from sptune.errors import InputError
+from sptune.renamed import renamed_argument
 from sptune.tasks.data import load_splits
 from sptune.tasks.splits import Example, Splits
 from sptune.tasks.task import Task
@@ -167,12 +168,13 @@ def benchmark_task(name: str) -> Task:
     return BENCHMARK_TASKS[name]
 
 
-def load_benchmark(name: str, *, data: str | None = None, few_shot: int | None = None, seed: int = 0) -> Splits:
+@renamed_argument("data", "dataset")
+def load_benchmark(name: str, *, dataset: str | None = None, few_shot: int | None = None, seed: int = 0) -> Splits:
     """Load the data of a benchmark task, with the columns and classes of the task.
 
     Args:
         name: the name of the task.
-        data: a local copy of the dataset, with the columns and labels of the original.
+        dataset: a local copy of the Hugging Face dataset, with the columns and labels of the original.
         few_shot: the number of training examples in all.
         seed: the seed of all random splits.
 
@@ -182,8 +184,8 @@ def load_benchmark(name: str, *, data: str | None = None, few_shot: int | None =
     task, source = benchmark_task(name), BENCHMARK_SOURCES.get(name)
     assert source is not None
     _, splits = load_splits(
-        data=data or source.path,
-        data_config=None if data else source.config,
+        dataset=dataset or source.path,
+        dataset_config=None if dataset else source.config,
         split_names=source.split_names,
         text_columns=source.text_columns,
         label_column=source.label_column,

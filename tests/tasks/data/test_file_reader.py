@@ -43,7 +43,7 @@ CLASSES = sorted(label.strip() for label in AS_WRITTEN if label != "true ")
 
 
 @pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".json", ".csv.gz", ".parquet"])
-@pytest.mark.parametrize("way", ["folder", "file", "data"])
+@pytest.mark.parametrize("way", ["folder", "file", "dataset"])
 def test_text_is_not_interpreted(tmp_path, extension, way):
     rows = [(f"{label} {index}", label) for index in range(8) for label in CLASSES]
     path = tmp_path / "kept" / f"train{extension}"
@@ -58,7 +58,9 @@ def test_text_is_not_interpreted(tmp_path, extension, way):
         write_separated(path, rows, "\t" if extension == ".tsv" else ",")
         if extension == ".csv.gz":
             path.write_bytes(gzip.compress(path.read_bytes()))
-    name = {"folder": {"data": str(path.parent)}, "file": {"train_file": path}, "data": {"data": str(path)}}[way]
+    name = {"folder": {"dataset": str(path.parent)}, "file": {"train_file": path}, "dataset": {"dataset": str(path)}}[
+        way
+    ]
     labels, splits = load_splits(**name)
     assert sorted(labels) == CLASSES
     examples = [*splits.train, *splits.validation, *splits.test]

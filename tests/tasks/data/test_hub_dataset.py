@@ -9,7 +9,7 @@ from tasks.data.data_files import OTHERS, ROWS, as_dicts, refusal, texts, write_
 
 def test_a_folder_written_by_save_to_disk(tmp_path, make_dataset):
     make_dataset(train=ROWS, test=OTHERS).save_to_disk(str(tmp_path / "saved"))
-    labels, splits = load_splits(data=str(tmp_path / "saved"))
+    labels, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert labels == ("negative", "affirmative")
     assert len(splits.test) == 10
     assert splits.test[3].where.endswith("saved[test][3]")
@@ -18,7 +18,7 @@ def test_a_folder_written_by_save_to_disk(tmp_path, make_dataset):
 
 def test_a_saved_dataset_without_splits_is_split(tmp_path, make_dataset):
     make_dataset(train=ROWS)["train"].save_to_disk(str(tmp_path / "saved"))
-    _, splits = load_splits(data=str(tmp_path / "saved"))
+    _, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (28, 4, 8)
 
 
@@ -27,21 +27,21 @@ def test_a_local_folder_of_files(tmp_path):
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", as_dicts(ROWS))
     write_jsonl(folder / "test.jsonl", as_dicts(OTHERS))
-    labels, splits = load_splits(data=str(folder))
+    labels, splits = load_splits(dataset=str(folder))
     assert labels == ("bad", "good")
     assert {example.fields["text"] for example in splits.test} == {text for text, _ in OTHERS}
 
 
 def test_numbers_in_a_folder_of_files_are_read_as_text(tmp_path):
     write_separated(tmp_path / "train.csv", [(str(index), "ab"[index % 2]) for index in range(40)])
-    _, splits = load_splits(data=str(tmp_path))
+    _, splits = load_splits(dataset=str(tmp_path))
     assert texts(splits) == {str(index) for index in range(40)}
 
 
 def test_the_current_folder_can_be_the_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_separated(tmp_path / "train.csv", [("", "good"), *ROWS])
-    assert refusal(data=".").startswith("train.csv:2, field 'text'")
+    assert refusal(dataset=".").startswith("train.csv:2, field 'text'")
 
 
 def test_a_split_may_consist_of_several_files(tmp_path, monkeypatch):
@@ -50,17 +50,17 @@ def test_a_split_may_consist_of_several_files(tmp_path, monkeypatch):
         path = tmp_path / "kept" / "data" / f"train-0000{number}-of-00002.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_separated(path, ROWS[number::2])
-    _, splits = load_splits(data="kept")
+    _, splits = load_splits(dataset="kept")
     assert texts(splits) == {text for text, _ in ROWS}
     write_separated(path, [("", "good"), *ROWS[1::2]])
-    assert refusal(data="kept").startswith("kept/data/train-00001-of-00002.csv:2, field 'text', value ''")
+    assert refusal(dataset="kept").startswith("kept/data/train-00001-of-00002.csv:2, field 'text', value ''")
 
 
 def test_an_unused_file_of_a_folder_is_noted(tmp_path):
     write_separated(tmp_path / "train.csv", ROWS)
-    assert not any("not used" in note for note in load_splits(data=str(tmp_path))[1].notes)
+    assert not any("not used" in note for note in load_splits(dataset=str(tmp_path))[1].notes)
     write_jsonl(tmp_path / "more.jsonl", as_dicts(OTHERS))
-    notes = load_splits(data=str(tmp_path))[1].notes
+    notes = load_splits(dataset=str(tmp_path))[1].notes
     assert notes[0].startswith(f"{tmp_path / 'more.jsonl'}: not used.")
 
 
@@ -73,16 +73,16 @@ def test_a_folder_with_configurations_and_declared_classes(tmp_path):
     write_separated(tmp_path / "one.csv", ROWS)
     write_jsonl(tmp_path / "two.jsonl", [{"text": text, "label": int(label == "good")} for text, label in ROWS])
     for config in ("one", "two"):
-        labels, splits = load_splits(data=str(tmp_path), data_config=config)
+        labels, splits = load_splits(dataset=str(tmp_path), dataset_config=config)
         assert labels == ("bad", "good")
         assert {(example.fields["text"], example.label) for example in splits.train} <= set(ROWS)
-    assert "Name one of its configurations" in refusal(data=str(tmp_path), data_config="three")
+    assert "Name one of its configurations" in refusal(dataset=str(tmp_path), dataset_config="three")
 
 
 def test_a_configuration_is_refused_if_there_are_none(tmp_path, make_dataset, train_file):
     make_dataset(train=ROWS).save_to_disk(str(tmp_path / "saved"))
     for name in (str(tmp_path / "saved"), str(train_file)):
-        assert "has no configurations" in refusal(data=name, data_config="plain")
+        assert "has no configurations" in refusal(dataset=name, dataset_config="plain")
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow", "jax"])
@@ -94,7 +94,7 @@ def test_the_format_of_a_saved_dataset_does_not_matter(tmp_path, make_dataset, k
             state.write_text(json.dumps(json.loads(state.read_text()) | {"_format_type": "jax"}))
     else:
         saved.with_format(kind, columns=["label"]).save_to_disk(str(tmp_path / "saved"))
-    labels, splits = load_splits(data=str(tmp_path / "saved"))
+    labels, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert labels == ("negative", "affirmative")
     assert texts(splits) == {text for text, _ in ROWS + OTHERS}
 
@@ -103,20 +103,20 @@ def test_a_bad_row_of_a_dataset_is_named_by_its_index(tmp_path, make_dataset):
     rows = [*ROWS[:4], (" ", "bad"), *ROWS[4:]]
     name = str(tmp_path / "saved")
     make_dataset(train=rows).save_to_disk(name)
-    assert f"{name}[train][4], field 'text', value ' ': empty text" in refusal(data=name)
-    assert "no column 'review'; found 'text', 'label'" in refusal(data=name, text_columns=("review",))
+    assert f"{name}[train][4], field 'text', value ' ': empty text" in refusal(dataset=name)
+    assert "no column 'review'; found 'text', 'label'" in refusal(dataset=name, text_columns=("review",))
 
 
 def test_a_hub_dataset_without_a_network_has_a_remedy(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refusal(data="nobody/has-this-data", data_config="plain")
+    message = refusal(dataset="nobody/has-this-data", dataset_config="plain")
     assert message.startswith("The dataset 'nobody/has-this-data' with configuration 'plain' cannot be loaded:")
     assert "Without a network, give a local folder" in message
 
 
 def test_a_folder_without_data_has_a_remedy(tmp_path):
-    assert "named after their split" in refusal(data=str(tmp_path))
+    assert "named after their split" in refusal(dataset=str(tmp_path))
 
 
 def test_a_saved_split_without_a_file_counts_as_empty(tmp_path, make_dataset):
@@ -127,5 +127,5 @@ def test_a_saved_split_without_a_file_counts_as_empty(tmp_path, make_dataset):
     about = json.loads(state.read_text())
     about["_data_files"] = []
     state.write_text(json.dumps(about))
-    _, splits = load_splits(data=str(tmp_path / "saved"))
+    _, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert any("[test] has no rows: it is not used" in note for note in splits.notes)

@@ -45,11 +45,11 @@ def dataset_with_labels(make_dataset, rows):
 def test_a_class_label_of_minus_one_is_reported_and_can_be_filtered(tmp_path, make_dataset):
     data = dataset_with_labels(make_dataset, {2: -1})
     data.save_to_disk(str(tmp_path / "saved"))
-    message = refusal(data=str(tmp_path / "saved"))
+    message = refusal(dataset=str(tmp_path / "saved"))
     assert "saved[train][2], field 'label', value -1: no label" in message
     assert "data.filter(lambda row: row['label'] != -1).save_to_disk(FOLDER)" in message
     data.filter(lambda row: row["label"] != -1).save_to_disk(str(tmp_path / "filtered"))
-    assert len(texts(load_splits(data=str(tmp_path / "filtered"))[1])) == len(ROWS) - 1
+    assert len(texts(load_splits(dataset=str(tmp_path / "filtered"))[1])) == len(ROWS) - 1
     data.to_parquet(tmp_path / "train.parquet")
     assert "row 3, field 'label', value -1: no label" in refusal(train_file=tmp_path / "train.parquet")
 

@@ -36,8 +36,8 @@ def test_a_test_file_of_one_class_is_noted(tmp_path, train_file):
     ("options", "message"),
     [
         ({}, "Give either files"),
-        ({"train_file": "train.jsonl", "data": "x"}, "Give either files"),
-        ({"data": "x", "test_file": "test.jsonl"}, "go with train_file"),
+        ({"train_file": "train.jsonl", "dataset": "x"}, "Give either files"),
+        ({"dataset": "x", "test_file": "test.jsonl"}, "go with train_file"),
         ({"train_file": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"train_file": "train.jsonl", "text_columns": ()}, "at least one column"),
         ({"train_file": "train.jsonl", "text_columns": ("label",)}, "at least one column"),
@@ -68,3 +68,9 @@ def test_the_old_spellings_of_the_readers_still_work(tmp_path):
         assert tasks.read_labelled(path, labels=("a", "b")) == read_labeled(path, labels=("a", "b"))
     with pytest.warns(FutureWarning, match="read_unlabeled"):
         assert tasks.read_unlabelled(path) == read_unlabeled(path)
+
+
+def test_the_old_names_of_arguments_still_work(train_file):
+    with pytest.warns(FutureWarning, match="data= was renamed to dataset="):
+        old = load_splits(data=str(train_file))
+    assert old == load_splits(dataset=str(train_file))

@@ -20,5 +20,5 @@ def test_a_bad_parquet_row_is_counted_from_one(tmp_path):
 @pytest.mark.parametrize("way", ["file", "folder"])
 def test_a_parquet_file_can_declare_its_classes(tmp_path, make_dataset, way):
     make_dataset(train=ROWS)["train"].to_parquet(tmp_path / "train.parquet")
-    name = {"train_file": tmp_path / "train.parquet"} if way == "file" else {"data": str(tmp_path)}
+    name = {"train_file": tmp_path / "train.parquet"} if way == "file" else {"dataset": str(tmp_path)}
     assert load_splits(**name)[0] == ("negative", "affirmative")

@@ -7,7 +7,7 @@ def test_validation_replaces_a_test_split_without_labels(tmp_path, make_dataset)
     loaded["test"] = loaded.pop("withheld_test")
     name = str(tmp_path / "saved")
     loaded.save_to_disk(name)
-    _, splits = load_splits(data=name)
+    _, splits = load_splits(dataset=name)
     assert {example.fields["text"] for example in splits.test} == {text for text, _ in OTHERS}
     assert (len(splits.train), len(splits.validation)) == (36, 4)
     assert any("withheld" in note for note in splits.notes)
@@ -16,16 +16,16 @@ def test_validation_replaces_a_test_split_without_labels(tmp_path, make_dataset)
 def test_splits_with_other_names_can_be_chosen(tmp_path, make_dataset):
     name = str(tmp_path / "saved")
     make_dataset(train=ROWS, validation_matched=OTHERS).save_to_disk(name)
-    _, splits = load_splits(data=name, split_names={"test": "validation_matched"})
+    _, splits = load_splits(dataset=name, split_names={"test": "validation_matched"})
     assert len(splits.test) == 10
-    assert "no split 'exam'; it has train, validation_matched" in refusal(data=name, split_names={"test": "exam"})
+    assert "no split 'exam'; it has train, validation_matched" in refusal(dataset=name, split_names={"test": "exam"})
 
 
 def test_validation_replaces_a_test_file_without_labels(tmp_path):
     write_separated(tmp_path / "train.csv", ROWS)
     write_separated(tmp_path / "validation.csv", OTHERS)
     write_separated(tmp_path / "test.csv", [(text, "") for text, _ in ROWS[:5]])
-    _, splits = load_splits(data=str(tmp_path))
+    _, splits = load_splits(dataset=str(tmp_path))
     assert {example.fields["text"] for example in splits.test} == {text for text, _ in OTHERS}
     assert any("withheld" in note for note in splits.notes)
 
@@ -34,6 +34,6 @@ def test_an_empty_split_is_not_used(tmp_path, make_dataset):
     loaded = make_dataset(train=ROWS, validation=OTHERS, withheld_test=OTHERS)
     loaded["test"] = loaded.pop("withheld_test")
     loaded.filter(lambda row: row["label"] != -1).save_to_disk(str(tmp_path / "saved"))
-    _, splits = load_splits(data=str(tmp_path / "saved"))
+    _, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert len(splits.test) == len(OTHERS)
     assert any("[test] has no rows: it is not used" in note for note in splits.notes)

@@ -39,7 +39,7 @@ def open_dataset(name: str, config: str | None, columns: list[str]) -> tuple[dic
     path = Path(name)
     is_saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if config is not None and (is_saved or path.is_file()):
-        raise InputError(f"data_config={config!r}: {name} has no configurations; leave data_config out.")
+        raise InputError(f"dataset_config={config!r}: {name} has no configurations; leave dataset_config out.")
     if path.is_file():
         return {"train": lambda: [open_file(path)]}, []
     try:
@@ -119,7 +119,7 @@ def _load_error(name: str, config: str | None, is_local: bool, error: Exception)
     reason = " ".join(str(cause).split())[:300]
     shown = f"{name!r}" + (f" with configuration {config!r}" if config else "")
     if "builderconfig" in reason.lower() or "config name" in reason.lower():
-        remedy = "Name one of its configurations (data_config), or leave it out if there is only one."
+        remedy = "Name one of its configurations (dataset_config), or leave it out if there is only one."
     elif is_local:
         remedy = (
             "Check that the folder holds .jsonl, .csv or .parquet files, all in one format, named after their split "

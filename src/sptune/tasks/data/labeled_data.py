@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from sptune.errors import InputError
+from sptune.renamed import renamed_argument
 from sptune.tasks.data.class_checks import (
     check_class_names,
     check_classes,
@@ -31,13 +32,15 @@ TEXT_COLUMNS = ("text",)
 LABEL_COLUMN = "label"
 
 
+@renamed_argument("data", "dataset")
+@renamed_argument("data_config", "dataset_config")
 def load_splits(
     *,
     train_file: str | Path | None = None,
     validation_file: str | Path | None = None,
     test_file: str | Path | None = None,
-    data: str | None = None,
-    data_config: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
     split_names: Mapping[str, str | None] | None = None,
     text_columns: Sequence[str] = TEXT_COLUMNS,
     label_column: str = LABEL_COLUMN,
@@ -51,9 +54,9 @@ def load_splits(
         train_file: a .jsonl, .csv, .tsv or .parquet file.
         validation_file: split off from the training data by default.
         test_file: split off from the training data by default.
-        data: instead of files, a dataset: an id on the hub, a folder of files, a folder written by `save_to_disk`, or
-            a single file.
-        data_config: the configuration of the dataset.
+        dataset: instead of files, a Hugging Face dataset: an id on the hub, a folder of files, a folder written by
+            `save_to_disk`, or a single file.
+        dataset_config: the configuration of the dataset.
         split_names: the splits to use as "train", "validation" and "test", if their names differ; None for a split
             that is split off from the training data.
         text_columns: the column with the text; two columns for text pairs.
@@ -72,13 +75,13 @@ def load_splits(
     text_columns = check_column_names(text_columns, label_column)
     given_labels = None if labels is None else check_class_names(labels)
     notes: list[str] = []
-    if data is not None and train_file is None and validation_file is None and test_file is None:
-        splits, notes = open_dataset(data, data_config, [*text_columns, label_column])
-        openers = openers_of_splits(data, splits, split_names or {}, label_column, notes)
-    elif data is None and train_file is not None:
+    if dataset is not None and train_file is None and validation_file is None and test_file is None:
+        splits, notes = open_dataset(dataset, dataset_config, [*text_columns, label_column])
+        openers = openers_of_splits(dataset, splits, split_names or {}, label_column, notes)
+    elif dataset is None and train_file is not None:
         openers = openers_of_files(train_file, validation_file, test_file)
     else:
-        raise _conflict(data, train_file)
+        raise _conflict(dataset, train_file)
     sources = {role: open_split() for role, open_split in openers.items()}
     classes, examples = _check_sources(sources, text_columns, label_column, given_labels, notes)
     divided = divide(
@@ -93,12 +96,13 @@ def load_splits(
     return classes, divided
 
 
-def _conflict(data: str | None, train_file: str | Path | None) -> InputError:
-    if (data is None) == (train_file is None):
+def _conflict(dataset: str | None, train_file: str | Path | None) -> InputError:
+    if (dataset is None) == (train_file is None):
         return InputError(
-            "Give either files (train_file, and optionally validation_file and test_file) or a dataset (data)."
+            "Give either files (train_file, and optionally validation_file and test_file) or a Hugging Face dataset "
+            "(dataset)."
         )
-    return InputError("validation_file and test_file go with train_file, not with data; leave one or the other out.")
+    return InputError("validation_file and test_file go with train_file, not with dataset; leave one or the other out.")
 
 
 def _check_sources(
