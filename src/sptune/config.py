@@ -63,15 +63,21 @@ class SPTConfig(PromptConfig, PeftConfig):
         return cls(**{**PAPER_FIELDS, **fields})
 
 
-def default_candidates(num_layers: int) -> list[int]:
-    """The layers that a search chooses from if nothing else is said.
+def default_candidates(num_layers: int, placement: str) -> list[int]:
+    """The default layers that a search chooses from.
 
-    All but the lowest sixth: no layer did worse than layer 0 in any table (docs/results/search.md), and the lower the
-    first prompt, the less can be cached. Of these only every n-th, so that at most 10 are left: a search's steps are
-    shared by its candidates, and neighbors in a deep backbone are worth much the same.
+    All but the lowest sixth: the lower the first prompt, the less can be cached, and with prompts in front of the text
+    no layer did worse than layer 0 in any table (docs/results/search.md). For added prompts also without the highest
+    sixth, which does worst (benchmarks/defaults.py). If more than 10 layers are left, every n-th of them: candidates
+    share the steps of a search, and neighbors in a deep backbone are worth much the same.
+
+    Args:
+        num_layers: of the backbone.
+        placement: of the prompts.
     """
     lowest = num_layers // 6
-    return list(range(lowest, num_layers, max(1, math.ceil((num_layers - lowest) / MAX_CANDIDATES))))
+    end = num_layers - lowest if placement == "add" else num_layers
+    return list(range(lowest, end, max(1, math.ceil((end - lowest) / MAX_CANDIDATES))))
 
 
 def resolve_prompt_layers(config: PromptConfig, num_layers: int) -> list[int]:
@@ -81,7 +87,7 @@ def resolve_prompt_layers(config: PromptConfig, num_layers: int) -> list[int]:
         InputError: a layer index does not exist in the backbone.
     """
     if config.prompt_layers == "search":
-        layers = default_candidates(num_layers) if config.candidate_layers is None else config.candidate_layers
+        layers = config.candidate_layers or default_candidates(num_layers, str(config.placement))
     elif isinstance(config.prompt_layers, str):
         layers = {"all": list(range(num_layers)), "middle": [num_layers // 2], "first": [0]}[config.prompt_layers]
     else:

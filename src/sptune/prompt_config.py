@@ -63,7 +63,7 @@ class PromptConfig:
         default=None,
         metadata={
             "help": "Layers the search may use, such as 2,3,4; only with prompt_layers='search'. "
-            "Default: at most ten above the lowest sixth."
+            "Default: at most ten, without the lowest sixth (and the highest, if prompts are added)."
         },
     )
     generator: str | None = field(

@@ -146,7 +146,7 @@ def lowest_layer(from_layer: int | str, num_layers: int) -> int:
         InputError: the backbone has no such layer.
     """
     if isinstance(from_layer, str):
-        candidates = default_candidates(num_layers)
+        candidates = default_candidates(num_layers, "add")
         return evenly_spaced(candidates, layers_to_find(SearchConfig(), 0, len(candidates), "add"))[0]
     if from_layer >= num_layers:
         raise InputError(f"from_layer={from_layer} is not there; this backbone has layers 0 to {num_layers - 1}.")

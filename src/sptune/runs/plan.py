@@ -254,7 +254,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
 def _candidates(options: RunOptions, config: PretrainedConfig) -> list[int]:
     count = text_config(config).num_hidden_layers
     return options.candidate_layers or (
-        list(range(count)) if options.searcher in FIXED_SETTINGS else default_candidates(count)
+        list(range(count)) if options.searcher in FIXED_SETTINGS else default_candidates(count, str(options.placement))
     )
 
 

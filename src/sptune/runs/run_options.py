@@ -177,7 +177,7 @@ class RunOptions:
     candidate_layers: list[int] | None = field(
         default=None,
         metadata=_about(
-            "Layers the search may use, such as 2,3,4. Default: at most ten above the lowest sixth.",
+            "Layers the search may use, such as 2,3,4. Default: at most ten, without the lowest sixth (and the highest, if prompts are added).",
             "Prompts",
             verbs=SEARCHING,
         ),
