@@ -240,7 +240,7 @@ def generator(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def own_accelerate_settings() -> Iterator[None]:
-    """Trainings leave number format and compiler in the environment; no test shall find another's."""
+    """Training leaves settings of dtype and compiler in the environment, which other tests must not see."""
     before = dict(os.environ)
     os.environ["ACCELERATE_MIXED_PRECISION"] = "no"
     yield

@@ -40,7 +40,7 @@ def test_a_bad_value_is_refused_by_name(field, value):
 
 def test_a_phm_dimension_must_divide_the_bottleneck():
     with pytest.raises(ValueError, match=r"phm_dim.*5.*bottleneck_dim.*8"):
-        SPTConfig(projection="phm", phm_dim=5)
+        SPTConfig(projection="phm", phm_dim=5, bottleneck_dim=8)
 
 
 def test_candidate_layers_are_for_the_search_only():

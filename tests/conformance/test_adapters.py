@@ -18,6 +18,7 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import AutoModelForSequenceClassification
 from transformers.integrations import peft as native
 
+from assertions import assert_identical
 from sptune import InputError, SPTConfig
 
 HEADS = ["lm", "classifier"]
@@ -37,12 +38,6 @@ def transformers_takes_this_peft() -> bool:
 
 def _states(network, marker=""):
     return {name: tensor.clone() for name, tensor in network.state_dict().items() if marker in name}
-
-
-def _assert_identical(before, after):
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
 
 
 def _build_two(build_network, build_config, randomise, case, head="lm"):
@@ -142,7 +137,7 @@ def test_modules_in_blocks_are_saved_and_loaded(
     assert _saved_parameters(further) == _saved_parameters(network)
     for one in (network, further):
         train_step(one, batch)
-    _assert_identical(_states(network), _states(further))
+    assert_identical(_states(network), _states(further))
 
 
 def test_unloading_gives_a_plain_backbone_with_its_trained_modules(
@@ -161,7 +156,7 @@ def test_unloading_gives_a_plain_backbone_with_its_trained_modules(
     assert [(name, type(one)) for name, one in model.named_modules()] == [
         (name, type(one)) for name, one in untouched.named_modules()
     ]
-    _assert_identical(_states(untouched) | trained, _states(model))
+    assert_identical(_states(untouched) | trained, _states(model))
     model.save_pretrained(tmp_path)
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation=case.attention).eval()
     assert torch.equal(logits_of(again, build_batch(case)), logits_of(model, build_batch(case)))
@@ -198,7 +193,7 @@ def test_adapters_with_and_without_modules_in_blocks_do_not_meet(
 def test_base_weights_keep_their_names_with_modules_in_blocks(build_network, build_backbone, llama):
     network = build_network(llama, "classifier", modules_to_save=["input_layernorm"])
     states = build_backbone(llama, "classifier").state_dict()
-    _assert_identical(states, get_base_model_state_dict(network))
+    assert_identical(states, get_base_model_state_dict(network))
     set_base_model_state_dict(network, states)
 
 
@@ -247,7 +242,7 @@ def test_a_second_adapter_with_other_parts_of_a_module_is_refused_untouched(
         with pytest.raises(InputError, match="a part of it"):
             network.add_adapter("other", build_config(bert, modules_to_save=second))
         assert list(network.peft_config) == ["default"]
-        _assert_identical(states, _states(network))
+        assert_identical(states, _states(network))
         assert torch.equal(logits_of(network, build_batch(bert)), expected)
 
 
@@ -411,7 +406,7 @@ def test_training_goes_on_where_it_stopped(
     assert [name for name, p in loaded.named_parameters() if p.requires_grad] == names
     for model in (network, loaded):
         train_step(model, build_batch(case))
-    _assert_identical(_states(network), _states(loaded))
+    assert_identical(_states(network), _states(loaded))
 
 
 @pytest.mark.parametrize(
@@ -483,7 +478,7 @@ def test_adding_an_adapter_changes_nothing_for_the_first(
     batch, before, states = build_batch(case), logits_of(network, build_batch(case)), _states(network)
     network.add_adapter("other", build_config(case, prompt_layers=[2, 3], generator="static"))
     assert torch.equal(logits_of(network, batch), before)
-    _assert_identical(states, {name: tensor for name, tensor in _states(network).items() if name in states})
+    assert_identical(states, {name: tensor for name, tensor in _states(network).items() if name in states})
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -518,7 +513,7 @@ def test_training_one_adapter_leaves_the_other_bit_for_bit(
     train_step(network, batch)
     assert any(not torch.equal(tensor, other[name]) for name, tensor in _states(network, ".other.").items())
     network.set_adapter("default")
-    _assert_identical(weights, _states(network, ".default."))
+    assert_identical(weights, _states(network, ".default."))
     assert torch.equal(logits_of(network, batch), logits)
 
 
@@ -639,7 +634,7 @@ def test_unloading_gives_back_the_backbone_bit_for_bit(
     logits_of(network, build_batch(case))
     model, untouched = network.unload(), build_backbone(case)
     assert type(model) is type(untouched)
-    _assert_identical(_states(untouched), _states(model))
+    assert_identical(_states(untouched), _states(model))
     assert torch.equal(logits_of(model, build_batch(case)), logits_of(untouched, build_batch(case)))
 
 
@@ -666,7 +661,7 @@ def test_unloading_keeps_the_trained_head_as_peft_does(
         if "modules_to_save" in name
     }
     after = _states(network.unload())
-    _assert_identical(_states(build_backbone(some_case, "classifier")) | heads, after)
+    assert_identical(_states(build_backbone(some_case, "classifier")) | heads, after)
 
 
 def test_an_unloaded_backbone_takes_a_new_adapter(build_network, build_config, build_batch, logits_of, randomise, case):

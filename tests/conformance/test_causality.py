@@ -3,11 +3,9 @@
 import pytest
 import torch
 
+from assertions import assert_same
+
 IGNORED = -100
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def _logits(network, batch):

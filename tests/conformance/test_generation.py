@@ -4,11 +4,9 @@ import pytest
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from assertions import assert_same
+
 NEW_TOKENS = 8
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def _generate(network, batch, **options):

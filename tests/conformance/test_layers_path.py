@@ -15,11 +15,8 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from assertions import assert_same
 from sptune import SPTConfig, discretize
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 class RenamedConfig(LlamaConfig):

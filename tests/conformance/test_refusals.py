@@ -96,7 +96,7 @@ def test_debertas_convolution_takes_no_prompt_at_layer_0(build_backbone, deberta
 
 
 @pytest.mark.parametrize("attribute", ["is_quantized", "hf_quantizer"])
-def test_quantised_blocks_are_refused(build_backbone, llama, attribute):
+def test_quantized_blocks_are_refused(build_backbone, llama, attribute):
     backbone = build_backbone(llama)
     setattr(backbone, attribute, True if attribute == "is_quantized" else object())
     with pytest.raises(ValueError, match=r"(?i)quanti[sz]"):

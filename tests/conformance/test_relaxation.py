@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from assertions import assert_same
 from sptune import discretize
-
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
 def _open(tuner, layers):
@@ -64,29 +61,29 @@ def test_prompting_at_ends_with_its_block_and_refuses_strangers(build_network, b
 
 
 def test_nearly_closed_gates_are_nearly_the_backbone(build_network, build_backbone, build_batch, logits_of, case):
-    """A slot's weight in attention goes to nothing with its presence, not at once."""
+    """The weight of a prompt in attention goes to zero continuously with its inclusion probability."""
     network, batch = build_network(case, prompt_layers="search"), build_batch(case)
     network.base_model.set_gate_values([1e-5] * len(case.candidates))
     difference = (logits_of(network, batch) - logits_of(build_backbone(case), batch)).abs().max()
     assert 0 < difference < 1e-2
 
 
-def test_a_slot_of_half_presence_weighs_half(build_network, build_batch, logits_of, case):
-    """Two copies of every slot, present by half, weigh in attention as one copy that is there, positions apart."""
+def test_a_prompt_of_inclusion_probability_one_half_gets_half_the_weight(build_network, build_batch, logits_of, case):
+    """Two copies of every prompt with inclusion probability 0.5 get the attention of one copy, positions apart."""
 
-    def logits(copies, presence):
+    def logits(copies, inclusion):
         options = {"prompt_layers": "search", "candidate_layers": [3], "generator": "static"}
         network = build_network(case, num_virtual_tokens=2 * copies, **options)
         prompt = torch.randn(2, 32, generator=torch.Generator().manual_seed(7))
         network.base_model.generator_parameters()[3][0].data.copy_(prompt.repeat(copies, 1))
-        network.base_model.set_gate_values([presence])
+        network.base_model.set_gate_values([inclusion])
         for name, tensor in [*network.named_buffers(), *network.named_parameters()]:
             if "inv_freq" in name or "rel_embeddings" in name:
                 tensor.data.zero_()
         return logits_of(network, build_batch(case))
 
-    assert_same(logits(copies=2, presence=0.5), logits(copies=1, presence=1.0))
-    assert (logits(copies=2, presence=1.0) - logits(copies=1, presence=1.0)).abs().max() > 1e-3
+    assert_same(logits(copies=2, inclusion=0.5), logits(copies=1, inclusion=1.0))
+    assert (logits(copies=2, inclusion=1.0) - logits(copies=1, inclusion=1.0)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("layers", [[1], [1, 3]], ids=str)
@@ -124,7 +121,7 @@ def test_always_visible_prompts_are_discrete_when_every_gate_is_open(
 def test_always_visible_prompts_are_not_the_backbone_when_closed(
     build_network, build_backbone, build_batch, logits_of, case
 ):
-    """Absent is not zero: this is the reading of a gate that `visibility="gated"` repairs."""
+    """A prompt that is not included is still seen: `visibility="gated"` corrects this."""
     network = build_network(case, prompt_layers="search", visibility="always")
     _open(network.base_model, [])
     batch = build_batch(case)

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel, get_model_status, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from assertions import assert_identical
 from sptune import SPTConfig
 
 HEADS = pytest.mark.parametrize("head", ["lm", "classifier"])
@@ -59,12 +60,6 @@ def build_trainer(build_backbone, build_config, build_dataset, tmp_path):
 
 def _trained(network):
     return {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
-
-
-def _assert_identical(before, after):
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name
 
 
 # Trainer
@@ -124,7 +119,7 @@ def test_trainer_resumes_where_it_stopped(build_trainer, llama, head, prompt_lay
     resumed = build_trainer(llama, head, "resumed", prompt_layers=prompt_layers)
     resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
     assert resumed.state.global_step == 4
-    _assert_identical(_trained(whole.model), _trained(resumed.model))
+    assert_identical(_trained(whole.model), _trained(resumed.model))
 
 
 @pytest.mark.parametrize("kwargs", [None, {"use_reentrant": True}, {"use_reentrant": False}], ids=str)

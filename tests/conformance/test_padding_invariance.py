@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-
-def assert_same(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
-
+from assertions import assert_same
 
 LENGTHS = (9, 5, 7)
 
