@@ -46,7 +46,7 @@ from searchers import PROMPT_FIELDS, SEEDS, Settings, common_arguments, current,
 from sptune import SearchConfig
 from sptune.modeling.gates import at_least_float32
 from sptune.runs.output_folder import read_json_lines
-from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.bilevel_trainer import SPTSearchTrainer
 from sptune.search.layer_selection import select_layers
 from subsets import Problem
 
@@ -59,7 +59,7 @@ class OneLevelTrainer(SPTSearchTrainer):
 
     def __init__(self, model: torch.nn.Module, args: TrainingArguments, *, train_dataset: Any, **kwargs: Any) -> None:
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        self.train_dataset = self.gate_dataset = train_dataset
+        self.train_dataset = self.architecture_dataset = train_dataset
 
 
 class CompetingTrainer(SPTSearchTrainer):
@@ -99,9 +99,9 @@ def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], fold
     closings = [gates[None] * (1 - torch.eye(count)[place]) for place in range(count)]
     gated = [partial(trainer.tuner.gating, values) for values in (gates[None], *closings)]
     alone = [partial(trainer.tuner.prompting_at, [layer]) for layer in trainer.tuner.candidate_layers]
-    held_out = trainer.held_out_losses([*gated, *alone])
-    trainer.gate_dataset = trainer.train_dataset
-    seen = trainer.held_out_losses(gated, 0, 2)
+    held_out = trainer.held_out.losses([*gated, *alone])
+    trainer.architecture_dataset = trainer.train_dataset
+    seen = trainer.held_out.losses(gated, 0, 2)
     return {
         "gates": gates.tolist(),
         "stopped_gates": _stopped(entries),

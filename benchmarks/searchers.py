@@ -114,7 +114,7 @@ def search(problem: Problem, seed: int, size: int, setting: dict[str, Any], fold
 
 def result_of_other_size(output: Path, row: Row, setting: dict[str, Any], problem: Problem) -> Row | None:
     """The result for these layers from a search for another number of layers, if the training is the same."""
-    if setting["searcher"] not in SIZE_INDEPENDENT or SearchConfig(**search_fields(setting)).reading not in (
+    if setting["searcher"] not in SIZE_INDEPENDENT or SearchConfig(**search_fields(setting)).criterion not in (
         "gates",
         "perturbation",
     ):

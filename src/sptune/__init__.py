@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sptune.modeling.mean_pooling import MeanPooledClassifier
     from sptune.modeling.model import SPTModel, discretize
     from sptune.runs.run import Run, evaluate, fit, predict
-    from sptune.search.gate_trainer import SPTSearchTrainer
+    from sptune.search.bilevel_trainer import SPTSearchTrainer
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.search_config import SearchConfig
     from sptune.search.search_result import SearchResult
@@ -50,7 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "Run": "sptune.runs.run",
         "SPTConfig": "sptune.config",
         "SPTModel": "sptune.modeling.model",
-        "SPTSearchTrainer": "sptune.search.gate_trainer",
+        "SPTSearchTrainer": "sptune.search.bilevel_trainer",
         "SPTTrainer": "sptune.training.trainer",
         "SearchConfig": "sptune.search.search_config",
         "SearchResult": "sptune.search.search_result",

@@ -459,7 +459,7 @@ def test_prompts_that_do_not_fit_the_backbone_are_told_before_anything_is_traine
         ({"prompt_layers": [7]}, r"prompt_layers=\[7\] names a layer that is not there"),
         ({"projection": "phm", "phm_dim": 5}, "phm_dim"),
         ({"prompt_layers": [1, 1]}, "names a layer twice"),
-        ({"selection": "gates"}, "selection='gates' does not go with searcher='auto'"),
+        ({"selection": "gates"}, "selection='gates' does not fit searcher='auto'"),
     ):
         parts["methods"] = {"head": None, "mine": {"method": "spt", **settings}}
         with pytest.raises(InputError, match=f"mine on words: .*{message}"):

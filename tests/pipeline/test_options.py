@@ -12,7 +12,8 @@ from sptune.prompt_config import GENERATORS, PLACEMENTS
 from sptune.runs import run_options as options
 from sptune.runs.run_options import RunOptions
 from sptune.search import SearchConfig
-from sptune.search.search_config import CONSISTENCIES, SEARCHERS
+from sptune.search.search_config import CONSISTENCIES
+from sptune.search.searchers import SEARCHERS
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ from sptune.search.search_config import CONSISTENCIES, SEARCHERS
         ({"template": "{text} [MASK]"}, "template is given without label_words"),
         ({"task": "sst2", "template": "{text} [MASK]", "label_words": {"a": "b"}}, "brings its own template"),
         ({"num_prompt_layers": 2, "threshold": 0.5}, "num_prompt_layers and threshold"),
-        ({"consistency": "mse"}, "says nothing to searcher='auto'; leave it out, or choose one of spt_darts."),
+        ({"consistency": "mse"}, "has no effect with searcher='auto'; leave it out, or choose one of spt_darts."),
         (
             {"searcher": "middle", "gate_interval": 2},
             "choose one of darts, gumbel, l0, progressive, sampled, spt_darts.",
@@ -71,7 +72,7 @@ def test_choices_are_those_of_the_modules_they_go_to() -> None:
     choices = {one.name: one.metadata["choices"] for one in dataclasses.fields(RunOptions)}
     assert set(choices["generator"]) == {name for kinds in GENERATORS.values() for name in kinds}
     assert choices["placement"] == PLACEMENTS
-    assert choices["searcher"] == options.SEARCHERS == SEARCHERS
+    assert choices["searcher"] == tuple(SEARCHERS)
     assert choices["consistency"] == CONSISTENCIES
 
 

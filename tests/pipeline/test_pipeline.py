@@ -216,7 +216,7 @@ class Notes(Monitor):
 def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], tmp_path: Path) -> None:
     notes = Notes()
     fit(**options, output_dir=tmp_path / "run", candidate_layers=[1, 2], head_baseline=False, monitor=notes)
-    assert any(text.startswith("Training the search network will take about") for text in notes.texts)
+    assert any(text.startswith("Training the supernet will take about") for text in notes.texts)
     assert sum(text.startswith("Activation cache: layer") for text in notes.texts) == 2
 
 

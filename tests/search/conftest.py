@@ -1,4 +1,4 @@
-"""A tiny classification problem, tiny search networks and training arguments for the tests of the search."""
+"""A tiny classification problem, tiny supernets and training arguments for the tests of the search."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +8,10 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
+from torch.nn import functional
 from transformers import TrainingArguments
 
+from sptune.search import SearchConfig, search_prompt_layers
 from sptune.training.data_order import grouping_by_length
 
 
@@ -56,10 +58,10 @@ def collate() -> Callable[..., dict[str, Tensor]]:
 
 
 @pytest.fixture
-def build_search_network(
+def build_supernet(
     build_backbone: Callable[..., Any], build_config: Callable[..., Any], bert: Any
 ) -> Callable[..., PeftModel]:
-    """``build_search_network(case=bert, head="classifier", backbone={}, **options)``: the same weights each time."""
+    """``build_supernet(case=bert, head="classifier", backbone={}, **options)``: the same weights each time."""
 
     def build(
         case: Any = bert, head: str = "classifier", backbone: dict[str, Any] | None = None, **options: Any
@@ -85,3 +87,42 @@ def build_args(tmp_path: Path) -> Callable[..., TrainingArguments]:
         return TrainingArguments(**{"output_dir": str(tmp_path), "use_cpu": True, **silent, **usual, **options})
 
     return build
+
+
+@pytest.fixture
+def search(build_supernet, build_args, examples, collate):
+    """``search(searcher, seed=0, steps=6, **fields)``: the result and the network."""
+
+    def run(searcher, seed=0, steps=6, network=None, args=None, tell=None, **fields):
+        network = network or build_supernet()
+        more = {} if tell is None else {"tell": tell}
+        config = SearchConfig(searcher=searcher, seed=seed, **{"num_prompt_layers": 2, **fields})
+        args = build_args(**{"max_steps": steps, **(args or {})})
+        return search_prompt_layers(network, examples, args, config, data_collator=collate, **more), network
+
+    return run
+
+
+@pytest.fixture
+def build_trainer(build_supernet, build_args, examples, collate):
+    def build(trainer_class, searcher, network=None, args=None, **fields):
+        config = SearchConfig(searcher=searcher, **{"num_prompt_layers": 2, **fields})
+        network = network or build_supernet()
+        return trainer_class(
+            network, build_args(**(args or {})), train_dataset=examples, search=config, data_collator=collate
+        )
+
+    return build
+
+
+@pytest.fixture
+def plain_loss(collate: Callable[..., dict[str, Tensor]]) -> Callable[..., float]:
+    """``plain_loss(network, examples)``: the mean of the examples' losses, each computed alone."""
+
+    def loss(network: PeftModel, examples: list[dict[str, Any]]) -> float:
+        with torch.no_grad():
+            batches = [collate([one]) for one in examples]
+            losses = [functional.cross_entropy(network(**batch).logits, batch["labels"]) for batch in batches]
+        return torch.stack(losses).mean().item()
+
+    return loss

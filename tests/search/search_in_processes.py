@@ -71,7 +71,7 @@ def main(output: str, batch_size: str, searcher: str) -> None:
         )
         trainer.train()
         # Five batches for one process; three and two for each of two.
-        trainer.gate_dataset = build_examples(70)
+        trainer.architecture_dataset = build_examples(70)
         scores, _ = greedy(trainer)
         if trainer.is_world_process_zero():
             losses = [entry.get("weight_loss") or entry["loss"] for entry in trainer.history.entries]

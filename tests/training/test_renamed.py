@@ -39,5 +39,7 @@ def test_the_old_keyword_of_the_search(build_network, bert, tmp_path):
     network = build_network(bert, "classifier", prompt_layers="search")
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.warns(FutureWarning, match="prefix_cache= was renamed to activation_cache="):
-        result = search_prompt_layers(network, EXAMPLES, args, SearchConfig("spaced"), prefix_cache=None)
+        result = search_prompt_layers(
+            network, EXAMPLES, args, SearchConfig("spaced", num_prompt_layers=2), prefix_cache=None
+        )
     assert len(result.prompt_layers) == 2

@@ -119,18 +119,18 @@ def test_short_bfloat16_batches_train_without_flash_attention_on_a_cpu(build_tra
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_predictions_are_the_class_scores(build_trainer, labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_predictions_are_the_class_scores(build_trainer, labeled):
     examples = build_examples(10)
     trainer = build_trainer(examples, trainer={"class_scores": first_two_scores}, per_device_eval_batch_size=4)
-    given = examples if labelled else [{k: v for k, v in example.items() if k != "labels"} for example in examples]
+    given = examples if labeled else [{k: v for k, v in example.items() if k != "labels"} for example in examples]
     output = trainer.predict(given)
     trainer.model.eval()
     with torch.no_grad():
         expected = first_two_scores(trainer.model, pad_batch(examples)).numpy()
     np.testing.assert_allclose(output.predictions, expected, atol=1e-5)
-    assert ("test_loss" in output.metrics) is labelled
-    if labelled:
+    assert ("test_loss" in output.metrics) is labeled
+    if labeled:
         assert output.label_ids.tolist() == [example["labels"] for example in examples]
 
 

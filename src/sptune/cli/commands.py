@@ -38,7 +38,7 @@ from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
 from sptune.runs.output_folder import CONFIG_FILE, read_config
 from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, merged
-from sptune.search.search_config import FIXED_SETTINGS
+from sptune.search.searchers import FIXED_SETTINGS
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 

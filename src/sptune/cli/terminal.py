@@ -291,7 +291,7 @@ def _print_layers(found: SearchResult) -> None:
         zip(found.candidate_layers, found.scores, strict=True), key=lambda one: one[1], reverse=True
     ):
         chosen = layer in found.prompt_layers
-        bar = "█" * max(1, round(40 * score)) if found.search.reading == "gates" else ""
+        bar = "█" * max(1, round(40 * score)) if found.search.criterion == "gates" else ""
         style = "bold green" if chosen else "dim"
         table.add_row(f"{layer}", f"{score:.3f}", f"{bar} {'chosen' if chosen else ''}", style=style)
     results.print(table)

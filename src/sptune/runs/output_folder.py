@@ -17,6 +17,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
+from sptune.whole_files import PARTIAL, read_json, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
@@ -36,40 +37,6 @@ RUN_FILES = (
     *SEARCH_PICTURES,
     CHECKPOINTS_FOLDER,
 )
-
-_PARTIAL = ".partial-"
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file or fill a folder; it takes `path`'s name only if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(_PARTIAL + path.name)
-    _remove(partial)
-    try:
-        yield partial
-        if path.is_dir():
-            retired = path.with_name(_PARTIAL + "old-" + path.name)
-            _remove(retired)
-            path.rename(retired)
-            partial.rename(path)
-            _remove(retired)
-        else:
-            os.replace(partial, path)
-    finally:
-        _remove(partial)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all."""
-    with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes one JSON document whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, the file whole or not at all."""
@@ -131,20 +98,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not options; write one 'name: value' a line.")
     return values
-
-
-def read_json(path: Path) -> Any:
-    """One JSON document.
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from None
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
@@ -223,22 +176,22 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: the folder cannot be made ({error.strerror}); name another.") from None
     if overwrite:
         for name in RUN_FILES:
-            _remove(folder / name)
-    for leftover in folder.glob(_PARTIAL + "*"):
-        _remove(leftover)
+            remove(folder / name)
+    for leftover in folder.glob(PARTIAL + "*"):
+        remove(leftover)
 
 
 def release_folder(folder: Path) -> None:
     """Takes back `claim_folder` of a run that began nothing, so that the folder is free for the next call."""
     for name in (CONFIG_FILE, CHECKPOINTS_FOLDER):
-        _remove(folder / name)
+        remove(folder / name)
     with contextlib.suppress(OSError):  # something else is in it
         folder.rmdir()
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Removes the checkpoints of a finished run."""
-    _remove(folder / CHECKPOINTS_FOLDER)
+    remove(folder / CHECKPOINTS_FOLDER)
 
 
 def versions() -> dict[str, str]:
@@ -345,10 +298,3 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

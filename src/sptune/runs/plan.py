@@ -32,7 +32,8 @@ from sptune.modeling.loading import (
 from sptune.runs.run_options import PLACES, RunOptions
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
-from sptune.search.search_config import FIXED_SETTINGS, SearchConfig, settings_of
+from sptune.search.search_config import SearchConfig
+from sptune.search.searchers import FIXED_SETTINGS, SEARCHERS
 from sptune.search.searchers.exhaustive import check_sets
 from sptune.search.layer_selection import fixed_layers, layers_to_find
 from sptune.tasks import (
@@ -364,8 +365,8 @@ def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) 
     chosen: dict[str, Any] = {
         "candidate_layers": candidates,
         "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MOST_SEARCH_STEPS),
-        "selection": search.reading,
-        **{name: getattr(search, name) for name in settings_of(search.searcher) if hasattr(options, name)},
+        "selection": search.criterion,
+        **{name: getattr(search, name) for name in SEARCHERS[search.searcher].settings if hasattr(options, name)},
     }
     selections = (options.num_prompt_layers, options.threshold, options.parameter_budget)
     if options.searcher not in FIXED_SETTINGS and selections == (None, None, None):

@@ -25,14 +25,10 @@ from sptune.prompt_config import (
 )
 from sptune.search.search_config import (
     DEFAULT_SEARCHER,
-    FEWEST_EXAMPLES,
-    FIXED_SETTINGS,
-    SEARCHERS,
-    SELECTION_CRITERIA,
     SearchConfig,
     check_settings,
-    settings_of,
 )
+from sptune.search.searchers import FIXED_SETTINGS, MIN_EXAMPLES, SEARCHERS, SELECTION_CRITERIA
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -251,17 +247,17 @@ class RunOptions:
     searcher: str | None = field(
         default=None,
         metadata=_about(
-            f"How prompt layers are chosen; auto: fair with {FEWEST_EXAMPLES} training examples or more, spaced with "
+            f"How prompt layers are chosen; auto: fair with {MIN_EXAMPLES} training examples or more, spaced with "
             "fewer.",
             "Search",
-            choices=SEARCHERS,
+            choices=tuple(SEARCHERS),
             verbs=SEARCHING,
         ),
     )
     selection: str | None = field(
         default=None,
         metadata=_about(
-            "How the trained search network is read. Default: the searcher's own way.",
+            "How layers are selected with the trained supernet. Default: the searcher's own criterion.",
             "Search",
             choices=SELECTION_CRITERIA,
             verbs=SEARCHING,
@@ -475,10 +471,10 @@ class RunOptions:
                 f"{', '.join(FIXED_SETTINGS)}."
             )
         searcher = self.searcher or DEFAULT_SEARCHER
-        if self.visibility == "always" and (searcher == "sampled" or not settings_of(searcher)):
+        if self.visibility == "always" and searcher in SEARCHERS and not SEARCHERS[searcher].relaxed:
             raise InputError(
-                f"visibility='always' is a way for gates to act, and searcher={self.searcher!r} has none; leave it "
-                "out, or search with spt_darts."
+                f"visibility='always' has no effect with searcher={self.searcher!r}; leave it out, or search with "
+                "spt_darts."
             )
         selections = [name for name in SELECTIONS if getattr(self, name) is not None]
         if len(selections) > 1:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.trainer_utils import get_last_checkpoint
 
 from sptune.runs import output_folder as outputs
-from sptune.training.linear_probe import HeadAlone, head_scores
+from sptune.training.linear_probe import LinearProbe, probe_scores
 from sptune.config import SPTConfig
 from sptune.errors import SptuneError
 from sptune.modeling.backbones import find_backbone
@@ -30,7 +30,7 @@ from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.runs.plan import Plan, prompt_config, search_config
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
-from sptune.search.search_config import trains_network
+from sptune.search.searchers import SEARCHERS
 from sptune.tasks import compute_metrics
 from sptune.training.data_order import grouping_by_length
 from sptune.training.trainer import SPTTrainer
@@ -141,7 +141,7 @@ def head_alone(
     """
     plan = job.plan
     heads = [name for name in HEADS if isinstance(getattr(job.backbone, name, None), nn.Module)]
-    alone = HeadAlone(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
+    alone = LinearProbe(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
     arguments = training_arguments(job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate)
     encoded, collator, pooling_seconds = job.encoded, plan.encoder.collator, 0.0
     if alone.pools_once:
@@ -155,7 +155,7 @@ def head_alone(
     plan.monitor.stage("Training the head alone, for comparison", plan.max_steps)
     set_seed(plan.options.seed)
     trainer = make_trainer(
-        job, alone, arguments, encoded, None if alone.pools_once else collator, head_scores, callbacks
+        job, alone, arguments, encoded, None if alone.pools_once else collator, probe_scores, callbacks
     )
     with _quiet_stdout():
         trainer.train()
@@ -175,10 +175,10 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
         set_seed(plan.options.seed)
         network = get_peft_model(job.backbone, _prompt_config(job, "search"))
         how = search_config(plan.options)
-        searches = trains_network(how.searcher, len(job.encoded["train"]))
+        searches = SEARCHERS[how.searcher].trains(len(job.encoded["train"]))
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
-        plan.monitor.stage(title, plan.search_steps if searches and how.reading else None)
+        plan.monitor.stage(title, plan.search_steps if searches and how.criterion else None)
         with _quiet_stdout():
             result = search_prompt_layers(
                 network,

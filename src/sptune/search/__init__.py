@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from sptune.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from sptune.search.gate_trainer import SPTSearchTrainer
+    from sptune.search.bilevel_trainer import SPTSearchTrainer
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.layer_selection import select_layers
     from sptune.search.search_config import SearchConfig
@@ -17,7 +17,7 @@ __all__ = ["SPTSearchTrainer", "SearchConfig", "SearchResult", "search_prompt_la
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "SPTSearchTrainer": "sptune.search.gate_trainer",
+        "SPTSearchTrainer": "sptune.search.bilevel_trainer",
         "SearchConfig": "sptune.search.search_config",
         "SearchResult": "sptune.search.search_result",
         "search_prompt_layers": "sptune.search.layer_search",

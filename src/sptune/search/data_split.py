@@ -1,8 +1,7 @@
-"""The two halves of the training data: one for the weights, one held out for the gates (method section 4)."""
+"""The two splits of the training data: one for the weights, one held out for the architecture (method section 4)."""
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,10 +12,11 @@ from torch.utils.data import Dataset, IterableDataset, Subset
 
 from sptune.errors import InputError
 from sptune.search.search_config import SearchConfig
+from sptune.stratified import allot
 
 
 def split_dataset(dataset: Dataset, search: SearchConfig) -> tuple[Dataset, Dataset]:
-    """The weight half and the gate half of the training data.
+    """The weight split and the architecture split of the training data.
 
     Raises:
         InputError: the data have no length, or fewer than two examples.
@@ -28,11 +28,11 @@ def split_dataset(dataset: Dataset, search: SearchConfig) -> tuple[Dataset, Data
         )
     size = len(dataset)
     if size < 2:
-        raise InputError(f"The training data holds {size} example(s); the search needs at least 2, one for each half.")
-    halves = split_halves(_class_labels(dataset), size, gate_fraction=search.gate_fraction, seed=search.seed)
+        raise InputError(f"The training data holds {size} example(s); the search needs at least 2, one for each split.")
+    splits = split_indices(_class_labels(dataset), size, gate_fraction=search.gate_fraction, seed=search.seed)
     if hasattr(dataset, "select"):
-        return dataset.select(halves[0]), dataset.select(halves[1])
-    return Subset(dataset, halves[0]), Subset(dataset, halves[1])
+        return dataset.select(splits[0]), dataset.select(splits[1])
+    return Subset(dataset, splits[0]), Subset(dataset, splits[1])
 
 
 def _class_labels(dataset: Any) -> list[int] | None:
@@ -50,39 +50,40 @@ def _class_labels(dataset: Any) -> list[int] | None:
     return labels.tolist() if labels.shape == (len(dataset),) and not labels.is_floating_point() else None
 
 
-def split_halves(
+def split_indices(
     labels: Sequence[int] | None, size: int, *, gate_fraction: float, seed: int
 ) -> tuple[list[int], list[int]]:
-    """Example indices of the weight half and of the gate half, each in ascending order, the same for the same seed.
+    """Indices of the examples in the weight split and in the architecture split, ascending; the seed decides.
 
     Args:
         labels: class of each example, to split within each class; None to split without.
         size: number of examples, at least 2.
-        gate_fraction: share of the gate half.
-        seed: what the choice depends on.
+        gate_fraction: share of the architecture split.
+        seed: of the choice.
 
     Returns:
-        Two lists, neither empty, that together hold every index once. Each class has its share in the gate half, give
-        or take one example; one example of a class stays in the weight half while other classes can fill up the gate
-        half.
+        Two lists, neither empty, that together hold every index once. Each class has its share in the architecture
+        split, give or take one example; one example of a class stays in the weight split while other classes can fill
+        up the architecture split.
     """
     by_class: dict[int, list[int]] = defaultdict(list)
     for index in range(size):
         by_class[0 if labels is None else int(labels[index])].append(index)
+    # A seed must keep its split: results and checkpoints of searches depend on it.
     shuffler = random.Random(seed)
     members = [by_class[label] for label in sorted(by_class)]
     for indices in members:
         shuffler.shuffle(indices)
 
-    counts = [min(math.floor(len(indices) * gate_fraction), len(indices) - 1) for indices in members]
     wanted = min(max(round(size * gate_fraction), 1), size - 1)
-    while sum(counts) < wanted:
-        # A class keeps an example in the weight half while other classes can give one.
-        most_due = max(
-            (c for c in range(len(members)) if counts[c] < len(members[c])),
-            key=lambda c: (counts[c] < len(members[c]) - 1, len(members[c]) * gate_fraction - counts[c]),
-        )
-        counts[most_due] += 1
-    gate_half = sorted(index for indices, count in zip(members, counts, strict=True) for index in indices[:count])
-    chosen = set(gate_half)
-    return [index for index in range(size) if index not in chosen], gate_half
+    shares = [len(indices) * gate_fraction for indices in members]
+    all_but_one = [len(indices) - 1 for indices in members]
+    counts = allot(shares, wanted, all_but_one)
+    # Where other classes cannot fill the split, classes give their last example, too.
+    due = [share - count for share, count in zip(shares, counts, strict=True)]
+    last = allot(due, wanted - sum(counts), [1] * len(members)) if counts == all_but_one else [0] * len(members)
+    held_out = sorted(
+        index for indices, count, one in zip(members, counts, last, strict=True) for index in indices[: count + one]
+    )
+    chosen = set(held_out)
+    return [index for index in range(size) if index not in chosen], held_out

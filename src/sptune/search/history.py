@@ -1,4 +1,4 @@
-"""`SearchHistory`: what a search recorded step by step, kept in its checkpoints."""
+"""`SearchHistory`: the record of a search, step by step, which its checkpoints keep."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sptune.training.checkpoints import last_checkpoint
 
 
 class SearchHistory(TrainerCallback, ExportableState):
-    """Keeps an entry for every step, and what else a resumed search needs; checkpoints hold it as a callback's state.
+    """Keeps an entry for every step, and what a resumed search needs; checkpoints store it as a callback's state.
 
-    `entries` is the history of `SearchResult`, `latest` what the trainer says of the step under way, `gate_batches` the
-    number of gate batches drawn so far, and `seconds` the time spent.
+    `entries` is the history of `SearchResult`, `latest` holds the losses of the current step, `gate_batches` is the
+    number of batches of the architecture split so far, and `seconds` the time spent.
 
     Args:
-        gates: whether entries tell the gates after the step.
+        gates: whether entries have the gates after the step.
     """
 
     def __init__(self, gates: bool) -> None:
@@ -41,7 +41,7 @@ class SearchHistory(TrainerCallback, ExportableState):
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, that before a resumption included."""
+        """Time spent in training, including the time before it was resumed."""
         return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
     def state(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class SearchHistory(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up what the checkpoint holds, or begin anew."""
+        """Restore the state of the checkpoint, or start again."""
         states: Any = state.stateful_callbacks
         kept = states[type(self).__name__] if state.global_step > 0 else SearchHistory(self.gates).state()
         for name, value in kept["attributes"].items():
@@ -72,7 +72,7 @@ class SearchHistory(TrainerCallback, ExportableState):
 
 
 def check_search_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> None:
-    """Refuse to resume a search from a checkpoint that no search wrote.
+    """Refuse to resume a search from a checkpoint of another training.
 
     Args:
         output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
@@ -87,6 +87,6 @@ def check_search_checkpoint(output_dir: str | None, resume_from_checkpoint: str 
         return  # transformers says what is missing
     if SearchHistory.__name__ not in TrainerState.load_from_json(str(state_file)).stateful_callbacks:
         raise InputError(
-            f"{checkpoint} holds no history of a search, so a search cannot go on from it; resume from a checkpoint "
-            "that a search wrote, or begin anew."
+            f"{checkpoint} holds no history of a search, so no search can be resumed from it; take a checkpoint "
+            "of a search, or start again."
         )

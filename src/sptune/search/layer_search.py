@@ -1,4 +1,4 @@
-"""`search_prompt_layers`: from a search network and training data to the prompt layers."""
+"""`search_prompt_layers`: from a supernet and training data to the prompt layers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from sptune.errors import InputError
 from sptune.modeling.model import SPTModel
 from sptune.renamed import renamed_argument
 from sptune.search.layer_selection import fixed_layers, layers_to_find, select_layers
-from sptune.search.problem import SearchProblem
-from sptune.search.search_config import FIXED_SETTINGS, SearchConfig
+from sptune.search.problem import Findings, SearchProblem
+from sptune.search.search_config import SearchConfig
 from sptune.search.search_result import SearchResult
-from sptune.search.searchers import find_searcher
+from sptune.search.searchers import SEARCHERS, load_searcher
 from sptune.training.cache_settings import ActivationCacheSettings
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def search_prompt_layers(
     resume_from_checkpoint: str | bool | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> SearchResult:
-    """Train a search network and choose the prompt layers by it.
+    """Train a supernet and choose the prompt layers by it.
 
-    The fixed settings "all", "middle" and "first" need no training and return at once; "all" are all candidates. Nor do
-    "spaced" and "random", and the default, "auto", with few examples.
+    Nothing is trained with the fixed settings "all" (all candidates), "middle" and "first", with "spaced" and "random",
+    and with the default, "auto", on few examples.
 
     Args:
-        network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`; what is to be trained of it, is.
-        train_dataset: all the training data; it is split in a weight half and a gate half here.
-        args: training arguments of the search; epochs count over the weight half.
+        network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`.
+        train_dataset: all the training data; it is split in a weight split and an architecture split here.
+        args: training arguments of the search; epochs count over the weight split.
         search: how to search; None for the defaults.
         class_scores: as in `SPTTrainer`.
         data_collator: as in `transformers.Trainer`.
@@ -62,22 +62,18 @@ def search_prompt_layers(
         activation_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
             `args.output_dir`.
-        tell: called before the search begins with what it will cost, and with what is cached; then with what there is
-            to know about the choice.
+        tell: receives messages: before the search, its cost and what is cached; after it, remarks about the choice.
 
-    The network is left as trained; after "halving" and "exhaustive", which train networks of their own and cannot be
-    resumed, as it was.
+    The network is trained in place, except by "halving" and "exhaustive", which leave it as it was and cannot be
+    resumed.
 
     Raises:
-        InputError: the network is no search network, or the layers asked for do not fit its candidates.
+        InputError: the network is not a supernet, or the number of layers does not fit its candidates.
     """
     search = SearchConfig() if search is None else search
-    tuner, config = _search_network(network)
-    candidates = tuner.candidate_layers
-    if search.searcher in FIXED_SETTINGS:
-        num_layers = tuner.backbone.num_layers
-        return _fixed_result(config, search, candidates, num_layers)
-
+    tuner, config = _supernet(network)
+    if SEARCHERS[search.searcher].fixed:
+        return _fixed_result(config, search, tuner.candidate_layers, tuner.backbone.num_layers)
     options = {
         "class_scores": class_scores,
         "data_collator": data_collator,
@@ -87,15 +83,23 @@ def search_prompt_layers(
     }
     sized = _with_number(search, tuner, config)  # an impossible choice fails before the training
     problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
-    findings = find_searcher(search.searcher)(problem)
+    findings = load_searcher(search.searcher)(problem)
+    for remark in findings.remarks:
+        tell(remark)
+    result = _result(findings, config, search, sized, tuner.candidate_layers)
+    logger.info("The search chose prompt layers %s of %s.", result.prompt_layers, result.candidate_layers)
+    return result
+
+
+def _result(
+    findings: Findings, config: SPTConfig, search: SearchConfig, sized: SearchConfig, candidates: list[int]
+) -> SearchResult:
+    """The result of a search: the layers that were found, or those that the scores select."""
     prompt_layers = findings.prompt_layers
     if prompt_layers is None:
         prompt_layers = select_layers(
             findings.scores, candidates, num_prompt_layers=sized.num_prompt_layers, threshold=sized.threshold
         )
-    for remark in findings.remarks:
-        tell(remark)
-    logger.info("The search chose prompt layers %s of %s.", prompt_layers, candidates)
     return SearchResult(
         prompt_layers=prompt_layers,
         candidate_layers=candidates,
@@ -110,19 +114,19 @@ def search_prompt_layers(
     )
 
 
-def _search_network(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
+def _supernet(network: PeftModel) -> tuple[SPTModel, SPTConfig]:
     tuner = getattr(network, "base_model", None)
     config = network.peft_config[network.active_adapter] if isinstance(tuner, SPTModel) else None
     if not isinstance(tuner, SPTModel) or not isinstance(config, SPTConfig) or not config.searching:
         raise InputError(
-            f"search_prompt_layers got a {type(network).__name__} without gates; give a search network, made by "
+            f"search_prompt_layers got a {type(network).__name__} without gates; give a supernet made by "
             "get_peft_model(backbone, SPTConfig(prompt_layers='search'))."
         )
     return tuner, config
 
 
 def _with_number(search: SearchConfig, tuner: SPTModel, config: SPTConfig) -> SearchConfig:
-    """The same search with the number of layers that it is to find, unless a threshold says it."""
+    """The same search with the number of layers to find, unless a threshold is given."""
     if search.threshold is not None:
         return search
     size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))

@@ -19,15 +19,15 @@ def select_layers(
     num_prompt_layers: int | None = None,
     threshold: float | None = None,
 ) -> list[int]:
-    """The prompt layers that the scores choose, in ascending order; exactly one of the two criteria is given.
+    """The prompt layers that the scores select, in ascending order; exactly one of the two criteria is given.
 
-    Between equal scores the higher layer goes first: it is the cheaper one to train.
+    Of equal scores the higher layer is taken first, since it costs less to train.
 
     Args:
         scores: gates a_i or other scores, one for each candidate; the larger, the better.
         candidates: layer indices of the candidates.
         num_prompt_layers: take this many, those with the largest scores.
-        threshold: take all with a score above it; the layer with the largest is taken always.
+        threshold: take all with a score above it, and always the layer with the largest score.
 
     Raises:
         InputError: no or several criteria, or more layers asked for than there are candidates.
@@ -48,11 +48,11 @@ def select_layers(
 
 
 def evenly_spaced(candidates: Sequence[int], number: int) -> list[int]:
-    """What needs no search: so many candidates at even distances; one is the middle one.
+    """Candidates at even distances, the choice without a search; a single one is the middle one.
 
     Args:
         candidates: layer indices, ascending.
-        number: how many are taken.
+        number: of layers.
     """
     return [candidates[len(candidates) * (place + 1) // (number + 1)] for place in range(number)]
 
@@ -71,14 +71,14 @@ def fixed_layers(setting: str, candidates: list[int], num_layers: int) -> list[i
     layers = candidates if setting == "all" else resolve_prompt_layers(SPTConfig(prompt_layers=setting), num_layers)
     if not set(layers) <= set(candidates):
         raise InputError(
-            f"searcher={setting!r} is layer {layers[0]}, which is not among the candidate_layers {candidates}; name it "
-            "there, or choose another searcher."
+            f"searcher={setting!r} is layer {layers[0]}, which is not among the candidate_layers {candidates}; add it "
+            "to them, or choose another searcher."
         )
     return layers
 
 
 def check_number(num_prompt_layers: int, candidates: int) -> None:
-    """Refuse to choose more layers than there are.
+    """Refuse to select more layers than there are.
 
     Raises:
         InputError: there are fewer candidates.
@@ -96,7 +96,7 @@ def layers_to_find(search: SearchConfig, layer_parameters: int, candidates: int,
     Args:
         search: the user's choices.
         layer_parameters: those of one layer's generator; all candidates have the same kind.
-        candidates: how many layers there are to choose from.
+        candidates: number of candidate layers.
         placement: of the prompts; each has its default number.
 
     Raises:

@@ -21,8 +21,8 @@ PASSED_OVER = "#9aa0a6"
 INK = "#30343a"
 
 # Beyond this many lines, names beside all of them no longer fit; the right-hand picture names the layers then.
-MOST_NAMES = 12
-MOST_LISTED = 6
+MAX_NAMES = 12
+MAX_LISTED = 6
 
 
 def plot_search(
@@ -33,7 +33,7 @@ def plot_search(
     score_name: str,
     path: str | os.PathLike[str] | None = None,
 ) -> Figure:
-    """Draw gates or losses over the steps, and beside them the final scores; chosen layers are in colour.
+    """Draw gates or losses over the steps, and beside them the final scores; chosen layers are in color.
 
     Args:
         history: entries in order of steps, with "step" and either "gates" (one for each candidate) and "gate_loss"
@@ -51,23 +51,23 @@ def plot_search(
         raise InputError("There is nothing to draw: the history of the search is empty.")
     if path is not None and Path(path).suffix.lower() not in FORMATS:
         raise InputError(f"{path}: pictures are written as {' or '.join(FORMATS)}; give a path that ends so.")
-    colours = _layer_colours(candidate_layers, prompt_layers)
+    colors = _layer_colors(candidate_layers, prompt_layers)
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     over_time, at_the_end = figure.subplots(1, 2, width_ratios=(1.7, 1))
     if "loss" in history[0]:
         _draw_loss(over_time, history)
     else:
-        _draw_lines(over_time, history, candidate_layers, prompt_layers, colours)
-    _draw_scores(at_the_end, scores, score_name, candidate_layers, prompt_layers, colours)
+        _draw_lines(over_time, history, candidate_layers, prompt_layers, colors)
+    _draw_scores(at_the_end, scores, score_name, candidate_layers, prompt_layers, colors)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
     return figure
 
 
-def _layer_colours(candidate_layers: Sequence[int], prompt_layers: Sequence[int]) -> dict[int, str]:
-    """Grey for layers passed over; chosen ones are coloured by depth."""
+def _layer_colors(candidate_layers: Sequence[int], prompt_layers: Sequence[int]) -> dict[int, str]:
+    """Gray for layers passed over; chosen ones are colored by depth."""
     palette = matplotlib.colormaps["viridis"]
     chosen = sorted(prompt_layers)
     depth = {layer: 0.8 * (place + 0.5) / len(chosen) for place, layer in enumerate(chosen)}
@@ -89,7 +89,7 @@ def _draw_lines(
     history: Sequence[Mapping[str, Any]],
     candidate_layers: Sequence[int],
     prompt_layers: Sequence[int],
-    colours: Mapping[int, str],
+    colors: Mapping[int, str],
 ) -> None:
     last_step = history[-1]["step"]
     gated = "gates" in history[0]
@@ -103,7 +103,7 @@ def _draw_lines(
         axes.plot(
             [0, *(step for step, _ in points)],
             [*smooth[:1], *smooth] or [math.nan],
-            color=colours[layer],
+            color=colors[layer],
             linewidth=2.6 if chosen else 1.1,
             alpha=1.0 if chosen else 0.75,
             zorder=3 if chosen else 2,
@@ -116,11 +116,11 @@ def _draw_lines(
             history[warmup - 1]["step"] / 2, high - 0.03 * (high - low), "weights only",
             ha="center", va="top", color="#5f6368", fontsize=9,
         )  # fmt: skip
-    named = list(candidate_layers) if len(candidate_layers) <= MOST_NAMES else sorted(prompt_layers)
-    if len(named) <= MOST_NAMES:
+    named = list(candidate_layers) if len(candidate_layers) <= MAX_NAMES else sorted(prompt_layers)
+    if len(named) <= MAX_NAMES:
         places = {layer: list(candidate_layers).index(layer) for layer in named}
         ends = {layer: lines[place][-1] for layer, place in places.items() if lines[place]}
-        _name_lines(axes, ends, last_step, (low, high), prompt_layers, colours)
+        _name_lines(axes, ends, last_step, (low, high), prompt_layers, colors)
     axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
     title = "Gates over time" if gated else "Training loss by layer"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
@@ -133,7 +133,7 @@ def _name_lines(
     last_step: int,
     limits: tuple[float, float],
     prompt_layers: Sequence[int],
-    colours: Mapping[int, str],
+    colors: Mapping[int, str],
 ) -> None:
     """Write each layer's name beside the end of its line, moved apart where names would overlap."""
     gap = 0.052 * (limits[1] - limits[0])
@@ -154,7 +154,7 @@ def _name_lines(
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
-            color=colours[layer] if chosen else "#5f6368",
+            color=colors[layer] if chosen else "#5f6368",
             fontsize=10 if chosen else 9,
             fontweight="bold" if chosen else "normal",
             annotation_clip=False,
@@ -174,23 +174,23 @@ def _draw_scores(
     score_name: str,
     candidate_layers: Sequence[int],
     prompt_layers: Sequence[int],
-    colours: Mapping[int, str],
+    colors: Mapping[int, str],
 ) -> None:
     places = range(len(candidate_layers))
-    colour = [colours[layer] for layer in candidate_layers]
+    color = [colors[layer] for layer in candidate_layers]
     if max(scores) < 0:  # losses, whose differences bars from 0 would not show
-        axes.scatter(places, scores, color=colour, s=60)
+        axes.scatter(places, scores, color=color, s=60)
         axes.set_ylim(*_limits(scores, 0.0))
     else:
-        axes.bar(places, scores, color=colour, width=0.72)
-    every = max(1, -(-len(candidate_layers) // MOST_NAMES))
+        axes.bar(places, scores, color=color, width=0.72)
+    every = max(1, -(-len(candidate_layers) // MAX_NAMES))
     shown = [place for place in places if place % every == 0]
     axes.set_xticks(shown, [str(candidate_layers[place]) for place in shown])
     axes.set(xlabel="layer", ylabel=score_name)
     if min(scores) >= 0:
         axes.set_ylim(0, max(1, *scores))
     listed = ", ".join(str(layer) for layer in sorted(prompt_layers))
-    if len(prompt_layers) > MOST_LISTED:
+    if len(prompt_layers) > MAX_LISTED:
         title = f"Chosen: {len(prompt_layers)} of {len(candidate_layers)} layers"
     else:
         title = f"Chosen: layer{'s' if len(prompt_layers) > 1 else ''} {listed}"

@@ -1,4 +1,4 @@
-"""What a searcher is given, and what it finds."""
+"""`SearchProblem`, the input of a searcher, and `Findings`, its output."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from sptune.modeling.model import SPTModel
+from sptune.search.held_out import check_finite
 from sptune.search.search_config import SearchConfig
-from sptune.search.selection_criteria import READINGS
-from sptune.search.supernet_trainer import SearchTrainer, check_finite
+from sptune.search.selection_criteria import CRITERIA
+from sptune.search.supernet_trainer import SupernetTrainer
 
 
 @dataclass
@@ -23,12 +24,12 @@ class Findings:
 
     Attributes:
         scores: one for each candidate layer, the larger the better.
-        gates: the gates behind the scores, where there are any.
-        prompt_layers: the layers, where they were chosen as a set and not by their scores.
+        gates: the trained gates, if there are any.
+        prompt_layers: the layers, if they were chosen as a set and not by their scores.
         history: one entry for each step, as in `SearchResult`.
-        steps: optimisation steps taken.
-        seconds: time spent, that before a resumption included.
-        remarks: what there is to know about the choice.
+        steps: number of optimizer steps.
+        seconds: time of the search, including the time before it was resumed.
+        remarks: messages about the choice.
     """
 
     scores: list[float]
@@ -42,16 +43,16 @@ class Findings:
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """A search network, data, and how to search.
+    """A supernet, data, and how to search.
 
     Attributes:
-        network: the search network.
+        network: the supernet.
         train_dataset: all the training data.
         args: training arguments of the search.
         search: how to search; one of `num_prompt_layers` and `threshold` is set.
-        options: what `SPTTrainer` takes besides (class scores, collator, callbacks, head learning rate, cache).
+        options: further arguments of `SPTTrainer` (class scores, collator, callbacks, head learning rate, cache).
         resume: a checkpoint to resume from, as in `transformers.Trainer.train`.
-        tell: told what the search will cost.
+        tell: receives messages, such as how long the search will take.
     """
 
     network: PeftModel
@@ -74,18 +75,18 @@ class SearchProblem:
         """The layers to choose from."""
         return self.tuner.candidate_layers
 
-    def train(self, trainer_class: type[SearchTrainer]) -> Findings:
-        """Train the search network, then read it as `search.reading` says."""
+    def train_supernet(self, trainer_class: type[SupernetTrainer]) -> Findings:
+        """Train the supernet, then select layers by the criterion of the configuration."""
         trainer = trainer_class(
             self.network, self.args, train_dataset=self.train_dataset, search=self.search, **self.options
         )
         self.tell(str(trainer.plan_activation_cache()))
         if not self.resume:
-            self.tell(f"Training the search network will take about {in_words(trainer.estimate_seconds())}.")
+            self.tell(f"Training the supernet will take about {in_words(trainer.estimate_seconds())}.")
         trainer.train(resume_from_checkpoint=self.resume)
         check_finite(trainer.gates() or [])
         started = time.monotonic()
-        scores, prompt_layers = READINGS[self.search.reading or ""](trainer)
+        scores, prompt_layers = CRITERIA[self.search.criterion or ""](trainer)
         return Findings(
             scores=scores,
             gates=trainer.gates(),

@@ -7,24 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.search.searchers import NAMES, ways_to_read
+from sptune.search.searchers import SEARCHERS
 
-FIXED_SETTINGS = ("all", "middle", "first")
-SEARCHERS = (*NAMES, *FIXED_SETTINGS)
 CONSISTENCIES = ("kl", "mse")
-SELECTION_CRITERIA = ("gates", "perturbation", "sets", "greedy")
 
-# The search that proved best at equal cost where data are enough to tell layers apart, else none
+# "fair" was best at equal cost where data are enough to tell layers apart; with less data nothing is searched
 # (docs/results/search.md).
 DEFAULT_SEARCHER = "auto"
-# What trains no network to find the layers, whatever the data.
-UNTRAINED = (*FIXED_SETTINGS, "random", "spaced")
-# Half of them are held out, and half of those confirm that layers found are better than evenly spaced ones. On 500 that
-# shows differences of a few points of accuracy; the best and the worst pair of layers are hardly further apart.
-FEWEST_EXAMPLES = 2000
-# Settings that only spt_darts has, and those of all searchers that train gates.
-SPT_DARTS_SETTINGS = ("consistency", "consistency_weight", "mask_probability", "mixed_level_weight")
-GATE_SETTINGS = ("gate_learning_rate", "gate_interval", "warmup_ratio")
 
 
 @dataclass(frozen=True)
@@ -35,12 +24,13 @@ class SearchConfig:
     takes four layers, or two where prompts stand in front of the text.
 
     Args:
-        searcher: one of the files in `sptune/search/searchers`, or a fixed setting that needs no training: "all",
-            "middle", "first". "auto" is "fair" from `FEWEST_EXAMPLES` training examples on and "spaced" below. The
-            layers of fixed settings must be among the network's candidates ("all" are all of these).
-        selection: how a trained search network is read. "gates": the largest gates; "perturbation": the layers without
-            whose prompt the held-out loss rises most; "sets": the set of layers with the lowest held-out loss;
-            "greedy": one layer after the other, always the one that leaves the lowest. None for the searcher's own way.
+        searcher: a name in `sptune.search.searchers.SEARCHERS`. "auto" is "fair" from 2,000 training examples on and
+            "spaced" below. "all", "middle" and "first" are fixed settings without training, whose layers must be among
+            the network's candidates ("all" are all of them).
+        selection: the criterion by which layers are selected with the trained supernet. "gates": the largest gates;
+            "perturbation": the layers without whose prompt the held-out loss rises most; "sets": the set of layers with
+            the lowest held-out loss; "greedy": one layer after the other, always the one that gives the lowest held-out
+            loss. None for the searcher's default.
         num_prompt_layers: take this many layers.
         threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
         parameter_budget: take as many layers as have no more parameters than this together.
@@ -48,13 +38,14 @@ class SearchConfig:
             three are of spt_darts only.
         consistency_weight: lambda_c, the weight of the consistency penalty in both losses.
         mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
-        mixed_level_weight: lambda_m, how much of the weight half's gate gradient joins the gate half's.
+        mixed_level_weight: lambda_m, weight of the gate gradient on the weight split, which is added to that on the
+            architecture split.
         gate_learning_rate: constant learning rate of the gate parameters alpha; this and the next two are of all
             searchers that train gates.
-        gate_interval: after the warm-up, the gates move in every so-many-th step; the steps between cost half.
+        gate_interval: after the warm-up, the gates move every `gate_interval` steps; the steps between cost half.
         warmup_ratio: share of the steps, from the first on, in which only the weights learn.
-        gate_fraction: share of the training data held out for the gates.
-        seed: seed of the data's split and of whatever a searcher draws.
+        gate_fraction: share of the training data in the architecture split, which is held out for the gates.
+        seed: seed of the data split and of the searcher's random draws.
 
     Raises:
         InputError: a value is not allowed; the message names the field, the value and the values allowed.
@@ -76,7 +67,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("searcher", self.searcher, SEARCHERS)
+        _check_choice("searcher", self.searcher, tuple(SEARCHERS))
         _check_choice("consistency", self.consistency, CONSISTENCIES)
         criteria = {
             name: getattr(self, name)
@@ -86,11 +77,12 @@ class SearchConfig:
         if len(criteria) > 1:
             given = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
             raise InputError(f"SearchConfig got {given}; give at most one of them.")
-        if criteria and self.searcher in FIXED_SETTINGS:
+        if criteria and SEARCHERS[self.searcher].fixed:
             name, value = next(iter(criteria.items()))
+            searching = [other for other, known in SEARCHERS.items() if not known.fixed]
             raise InputError(
                 f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
-                f"leave {name} out, or search with one of {', '.join(NAMES)}."
+                f"leave {name} out, or search with one of {', '.join(searching)}."
             )
         for name in ("num_prompt_layers", "parameter_budget", "gate_interval"):
             value = 1 if getattr(self, name) is None else getattr(self, name)
@@ -114,34 +106,35 @@ class SearchConfig:
             raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
 
     @property
-    def reading(self) -> str | None:
-        """`selection`, or the searcher's own way; None if the searcher trains no network that could be read."""
-        if self.searcher in FIXED_SETTINGS:
-            return None
-        return self.selection or next(iter(ways_to_read(self.searcher)), None)
+    def criterion(self) -> str | None:
+        """`selection`, or the searcher's default; None if the searcher trains no supernet."""
+        return self.selection or next(iter(SEARCHERS[self.searcher].criteria), None)
 
     def _check_selection(self) -> None:
-        ways = () if self.searcher in FIXED_SETTINGS else ways_to_read(self.searcher)
-        if self.selection is not None and self.selection not in ways:
-            allowed = f"choose one of {', '.join(ways)}" if ways else "leave it out, since nothing is left to read"
-            raise InputError(f"selection={self.selection!r} does not go with searcher={self.searcher!r}; {allowed}.")
-        if self.threshold is not None and self.searcher == "sampled":
+        searcher = SEARCHERS[self.searcher]
+        if self.selection is not None and self.selection not in searcher.criteria:
+            allowed = f"choose one of {', '.join(searcher.criteria)}" if searcher.criteria else "leave it out"
+            raise InputError(f"selection={self.selection!r} does not fit searcher={self.searcher!r}; {allowed}.")
+        if self.threshold is None:
+            return
+        if self.criterion != "gates":
             raise InputError(
-                f"threshold={self.threshold!r} is one of gates that open on their own, and those of searcher='sampled' "
-                "are probabilities that add up to 1; give num_prompt_layers."
+                f"threshold={self.threshold!r} applies to gates, but searcher={self.searcher!r} with "
+                f"selection={self.criterion!r} does not select by gates; give num_prompt_layers, or search with "
+                "spt_darts."
             )
-        if self.threshold is not None and self.reading != "gates":
+        if not searcher.relaxed:
             raise InputError(
-                f"threshold={self.threshold!r} is one of gates, and searcher={self.searcher!r} with "
-                f"selection={self.reading!r} does not go by gates; give num_prompt_layers, or search with spt_darts."
+                f"threshold={self.threshold!r} applies to independent gates, but those of searcher={self.searcher!r} "
+                "are probabilities that add up to 1; give num_prompt_layers."
             )
 
     @classmethod
     def paper(cls, **fields: Any) -> SearchConfig:
-        """The search of the paper: SPT-DARTS, read by its gates.
+        """The search of the paper: SPT-DARTS, with layers selected by gates.
 
         Args:
-            fields: of this class, that differ from the paper's.
+            **fields: fields that differ from the paper's.
         """
         return cls(**{"searcher": "spt_darts", "selection": "gates", **fields})
 
@@ -163,32 +156,21 @@ class SearchConfig:
         return cls(**values)
 
 
-def trains_network(searcher: str, examples: int) -> bool:
-    """Whether a searcher trains a network when it is given so many training examples."""
-    return searcher not in UNTRAINED and (searcher != "auto" or examples >= FEWEST_EXAMPLES)
-
-
-def settings_of(searcher: str) -> tuple[str, ...]:
-    """Which of `SPT_DARTS_SETTINGS` and `GATE_SETTINGS` a searcher goes by."""
-    gated = searcher not in FIXED_SETTINGS and "gates" in ways_to_read(searcher)
-    return (*(SPT_DARTS_SETTINGS if searcher == "spt_darts" else ()), *(GATE_SETTINGS if gated else ()))
-
-
 def check_settings(searcher: str, given: Mapping[str, Any]) -> None:
-    """Refuse settings that a searcher does not go by.
+    """Refuse settings of other searchers.
 
     Args:
         searcher: its name.
-        given: settings that differ from their defaults, and whatever else was given.
+        given: settings that differ from their defaults, and further ones that were given.
 
     Raises:
-        InputError: one of them says nothing to this searcher.
+        InputError: one of them has no effect with this searcher.
     """
-    for name in (*SPT_DARTS_SETTINGS, *GATE_SETTINGS):
-        if name in given and name not in settings_of(searcher):
-            takers = [one for one in SEARCHERS if name in settings_of(one)]
+    for name in given:
+        takers = [other for other, known in SEARCHERS.items() if name in known.settings]
+        if takers and searcher not in takers:
             raise InputError(
-                f"{name}={given[name]!r} says nothing to searcher={searcher!r}; leave it out, or choose one of "
+                f"{name}={given[name]!r} has no effect with searcher={searcher!r}; leave it out, or choose one of "
                 f"{', '.join(takers)}."
             )
 

@@ -1,19 +1,19 @@
-"""`SearchResult`: what a search found, how the gates got there, and what the final network is made from."""
+"""`SearchResult`: the prompt layers that a search found, its history, and the configuration of the final network."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from sptune.config import SPTConfig
 from sptune.errors import InputError
-from sptune.runs import output_folder as outputs
-from sptune.search.plots import plot_search
 from sptune.search.search_config import SearchConfig
+from sptune.whole_files import read_json, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass
@@ -23,18 +23,19 @@ class SearchResult:
     Args:
         prompt_layers: the layers chosen, ascending.
         candidate_layers: the layers that could have been chosen, ascending.
-        scores: what the layers were chosen by, one for each candidate, the larger the better: gates, or what the
-            selection measured; where nothing was trained 1 and 0, of "random" the numbers drawn.
-        gates: final gate value of each candidate; None where no gates were trained.
-        history: one entry for each step, in order, with "step" (from 1). Where gates were trained: "gates" (values
-            after the step), "weight_loss", "gate_loss" and "consistency" of the step (None where there was none). Where
-            discrete networks shared their weights: "loss". Where they had their own: "losses", for each candidate that
-            of the sets with it (None where there were none). Empty for a searcher that trains nothing.
+        scores: one for each candidate, the larger the better: gates, or the values of the selection criterion; 1 and 0
+            if nothing was trained; random numbers with searcher="random".
+        gates: final gate value of each candidate; None if no gates were trained.
+        history: one entry for each step, in order, with "step" (from 1). With trained gates: "gates" (values after the
+            step), and the losses of the step, None where there was none: "weight_loss" (weight split), "gate_loss"
+            (architecture split) and "consistency". With discrete networks that share weights: "loss". With discrete
+            networks that have their own weights: "losses", the lowest loss of the sets with each candidate (None
+            without such a set). Empty if nothing was trained.
         config: configuration of the final network.
         search: how the search was done.
-        seconds: time the search took.
-        steps: optimisation steps it took.
-        remarks: what there is to know about the choice, such as that no layers did better than evenly spaced ones.
+        seconds: time of the search.
+        steps: number of optimizer steps.
+        remarks: messages about the choice, such as that no layers beat evenly spaced ones.
     """
 
     prompt_layers: list[int]
@@ -55,7 +56,7 @@ class SearchResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        outputs.write_json(Path(path), self.to_dict())
+        write_json(Path(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SearchResult:
@@ -64,7 +65,7 @@ class SearchResult:
         Raises:
             InputError: the file is missing, or not a search result.
         """
-        values = outputs.read_json(Path(path))
+        values = read_json(Path(path))
         names = [one.name for one in fields(cls)]
         required = [one.name for one in fields(cls) if one.default_factory is MISSING]
         missing = [name for name in required if not isinstance(values, dict) or name not in values]
@@ -76,18 +77,18 @@ class SearchResult:
 
     @property
     def score_name(self) -> str:
-        """What `scores` are, in words."""
+        """The meaning of `scores`, for pictures."""
         if not self.history:
             return "chosen"
-        if self.search.reading == "gates":
+        if self.search.criterion == "gates":
             return "final gate"
-        if self.search.reading == "perturbation":
+        if self.search.criterion == "perturbation":
             return "rise of the held-out loss without it"
-        in_race = self.search.reading in ("sets", "greedy")
+        in_race = self.search.criterion in ("sets", "greedy")
         return f"minus the held-out loss{' in the first round' if in_race else ''}"
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
-        """Draw what was trained over time, and the scores with the chosen layers marked.
+        """Draw gates or losses over time, and the scores with the chosen layers marked.
 
         Args:
             path: where to write the picture, as PNG or SVG; None not to write it.
@@ -97,9 +98,11 @@ class SearchResult:
         """
         if not self.history:
             raise InputError(
-                f"searcher={self.search.searcher!r} chose the prompt layers {self.prompt_layers} without training a "
-                "search network, so there is nothing to draw."
+                f"searcher={self.search.searcher!r} chose the prompt layers {self.prompt_layers} without training, "
+                "so there is nothing to draw."
             )
+        from sptune.search.plots import plot_search  # matplotlib is slow to import
+
         return plot_search(
             self.history, self.candidate_layers, self.prompt_layers, self.scores, self.score_name, path=path
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from sptune.errors import InputError
+from sptune.stratified import allot
 
 TEST_SHARE = Fraction(1, 5)
 VALIDATION_SHARE = Fraction(1, 10)
@@ -105,18 +106,8 @@ def _allot(
     """Divide `number` among the classes in proportion, by largest remainders, within `least` and `most` per class."""
     total = sum(counts.values())
     order = sorted(counts, key=str)
-    exact = {label: Fraction(number * counts[label], max(total, 1)) for label in order}
-    allotted = {label: min(max(int(exact[label]), least), most[label]) for label in order}
-    while (missing := number - sum(allotted.values())) > 0:
-        open_labels = [label for label in order if allotted[label] < most[label]]
-        if not open_labels:
-            break
-        for label in sorted(open_labels, key=lambda label: allotted[label] - exact[label])[:missing]:
-            allotted[label] += 1
-    while sum(allotted.values()) > number:
-        spare = [label for label in order if allotted[label] > least]
-        allotted[max(spare, key=lambda label: allotted[label] - exact[label])] -= 1
-    return allotted
+    shares = [Fraction(number * counts[label], max(total, 1)) for label in order]
+    return dict(zip(order, allot(shares, number, [most[label] for label in order], least), strict=True))
 
 
 def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int) -> set[int]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 
 def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
-    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would begin anew.
+    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would start again.
 
     Args:
         output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
@@ -25,3 +26,16 @@ def trainer_state(checkpoint: str | None) -> TrainerState | None:
     """The state of the trainer that wrote a checkpoint; None if there is none."""
     file = Path(checkpoint, TRAINER_STATE_NAME) if checkpoint else None
     return TrainerState.load_from_json(str(file)) if file is not None and file.is_file() else None
+
+
+def has_all_steps(trainer: Trainer, state: TrainerState) -> bool:
+    """Whether a checkpoint with this state has all steps of the trainer's arguments."""
+    args = trainer.args
+    if state.global_step == 0:
+        return False
+    if args.max_steps > 0:
+        return state.global_step >= args.max_steps
+    if args.auto_find_batch_size and state.train_batch_size is not None:
+        trainer._train_batch_size = state.train_batch_size
+    steps_in_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    return state.global_step >= math.ceil(args.num_train_epochs * steps_in_epoch)

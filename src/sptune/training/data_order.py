@@ -14,27 +14,27 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
 def grouping_by_length() -> dict[str, Any]:
-    """The option of `TrainingArguments` for batches of texts of like length; transformers 4 has another name for it."""
+    """The option of `TrainingArguments` that groups texts by length; transformers 4 has another name for it."""
     if "group_by_length" in {field.name for field in dataclasses.fields(TrainingArguments)}:
         return {"group_by_length": True}
     return {"train_sampling_strategy": "group_by_length"}
 
 
 class PersistentWorkers(TrainerCallback):
-    """Lets training with persistent workers come to what it comes to without them."""
+    """Gives training with persistent workers the same random draws as without."""
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Draw what fresh workers would draw."""
+        """Make the random draw that starting new workers would make."""
         draw_as_new_workers(kwargs.get("train_dataloader"))
 
 
 def draw_as_new_workers(loader: Any) -> None:
-    """Take a number from PyTorch's random state if the loader's workers are running already.
+    """Draw a number from PyTorch's random state if the loader's workers are running already.
 
     Every pass over a loader draws its workers' seed there, but with persistent workers only the first pass does, and
-    dropout would go on from another state.
+    dropout would continue from another state.
     """
     if getattr(getattr(loader, "base_dataloader", loader), "_iterator", None) is not None:
         torch.empty((), dtype=torch.int64).random_()

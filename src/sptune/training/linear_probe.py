@@ -1,4 +1,4 @@
-"""What prompts must beat: the same head alone on the frozen backbone. It trains as a model of its own."""
+"""The linear probe, the baseline of prompts: the same head, trained alone on the frozen backbone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from sptune.modeling.mean_pooling import MeanPooledClassifier
 Batch = dict[str, torch.Tensor]
 
 
-class HeadAlone(nn.Module):
-    """The modules of a classifier that a run trains besides prompts, and nothing else, over a frozen backbone.
+class LinearProbe(nn.Module):
+    """The modules of a classifier that a run trains besides prompts, on a frozen backbone.
 
-    The backbone is not part of this module: it keeps its weights, its evaluation mode (no dropout) and stays out of
-    checkpoints. On a mean-pooled classifier the head sees only one vector of an example, so `pool` computes it once
-    and `class_scores` takes it from there.
+    The backbone is not part of this module: it keeps its weights, stays in evaluation mode (no dropout) and is not in
+    checkpoints. The head of a mean-pooled classifier sees only one vector of each example, which `pool` computes once.
 
     Args:
         model: a sequence classifier, which must not be used elsewhere while its head is trained here.
@@ -37,7 +36,7 @@ class HeadAlone(nn.Module):
         self._untouched = {name: value.clone() for name, value in self.trained.state_dict().items()}
 
     def restore(self) -> None:
-        """Give the classifier back as it was: its head untrained, everything frozen."""
+        """Restore the classifier: its head untrained, everything frozen."""
         self.trained.load_state_dict(self._untouched)
         self.trained.requires_grad_(False)
 
@@ -46,8 +45,8 @@ class HeadAlone(nn.Module):
         """Whether data must go through `pool` before training."""
         return isinstance(self._whole[0], MeanPooledClassifier)
 
-    def train(self, mode: bool = True) -> HeadAlone:
-        """Leave dropout off: the head is what is compared, and the cached vectors know no dropout either."""
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Keep dropout off: the pooled vectors are computed without it, too."""
         return super().train(False)
 
     def forward(self, pooled: torch.Tensor | None = None, **batch: torch.Tensor) -> torch.Tensor:
@@ -71,6 +70,6 @@ class HeadAlone(nn.Module):
         return Dataset.from_dict(columns).with_format("torch")
 
 
-def head_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Class scores of a `HeadAlone`, for a trainer."""
+def probe_scores(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Class scores of a `LinearProbe`, for a trainer."""
     return model(**{name: value for name, value in batch.items() if name != "labels"})

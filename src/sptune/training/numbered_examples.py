@@ -15,7 +15,7 @@ ROW = "cache_row"
 
 @dataclass
 class Numbered:
-    """A dataset whose examples carry their number in the cache, in the column `cache_row`.
+    """A dataset whose examples have their number in the cache in the column `cache_row`.
 
     Attributes:
         dataset: with a length and an index, of dictionaries.
@@ -43,7 +43,7 @@ def number_examples(dataset: Any, first: int) -> Any:
 
 @dataclass(frozen=True)
 class NumberedCollator:
-    """A collator that carries the numbers of the examples past another one, which knows nothing of them."""
+    """A collator that passes the numbers of the examples on, around another collator."""
 
     collator: Any
 

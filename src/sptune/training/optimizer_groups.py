@@ -8,12 +8,12 @@ import torch
 
 
 def split_groups(optimizer: torch.optim.Optimizer, special: list[tuple[set[int], dict[str, Any]]]) -> None:
-    """Move parameters of an optimiser that has not stepped yet into groups of their own.
+    """Move parameters of a new optimizer into separate groups.
 
     Args:
-        optimizer: its `param_groups` are changed in place; what remains of the old groups comes first.
-        special: identities of parameters, and the options in which their group differs; options that the optimiser
-            does not know, such as betas in SGD, are left out.
+        optimizer: its `param_groups` are changed in place; the rest of the old groups comes first.
+        special: identities of parameters, and the options of their group; options that the optimizer does not have,
+            such as betas in SGD, are left out.
     """
     remaining, moved = [], []
     for group in optimizer.param_groups:

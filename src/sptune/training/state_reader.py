@@ -1,7 +1,7 @@
-"""`StateReader`: forwards in which the blocks below a layer run only where their result is not known.
+"""`StateReader`: forwards in which the blocks below a layer run only if their result is not known.
 
-It knows nothing of prompts: what lies below the first layer with a trained weight is the same in every epoch, whatever
-the weights are of (prompts, LoRA, the block's own).
+It does not depend on prompts: the states below the first layer with a trained weight are the same in every epoch,
+whatever is trained above (prompts, LoRA, the blocks themselves).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sptune.modeling.calls import CACHE_NAMES, WrappedMethod, argument_positions
 from sptune.modeling.forward_context import ThreadState
 from sptune.training.state_sources import StateSource
 
-# What states follow from, or what does not change them.
+# Inputs that the states follow from, or that do not change them.
 KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
 
 
 @dataclass
 class _Reading:
-    """The forward under way: where its states come from, and those of layer `source.layer` if they are known."""
+    """The current forward: the source of its states, and those of layer `source.layer` if they are known."""
 
     source: StateSource
     states: torch.Tensor | None
@@ -43,7 +43,7 @@ class StateReader:
     Args:
         base_model: whose forward runs the blocks.
         layers: the blocks.
-        applies: whether a forward now computes below the layer what others do, asked before each.
+        applies: asked before each forward, whether it computes the same states below the layer as the others.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class StateReader:
         self.forward = _Forward()
         # How many values a block returns in a tuple, or 0 for a tensor; None before one has run.
         self._outputs: int | None = None
-        # Blocks that PEFT methods wrap take whatever the block inside takes.
+        # Blocks that PEFT methods wrap have the arguments of the block inside.
         self._names = [next(iter(argument_positions(unwrapped(block).forward))) for block in layers]
         self._wrapped = [WrappedMethod(base_model, "forward", self._run_model)]
         for index, block in enumerate(layers):
             self._wrapped.append(WrappedMethod(block, "forward", functools.partial(self._run_block, index)))
 
     def remove(self) -> None:
-        """Give the modules their methods back."""
+        """Restore the methods of the modules."""
         for method in reversed(self._wrapped):
             method.remove()
 
     @contextlib.contextmanager
     def reading(self, source: StateSource) -> Iterator[None]:
-        """In the forwards inside, take the states at layer `source.layer` from it, or show them to it."""
+        """In the forwards inside, read the states at layer `source.layer` from a source, or record them there."""
         outer, self.forward.source = self.forward.source, source
         try:
             yield
@@ -80,7 +80,7 @@ class StateReader:
             return forward.method(*args, **kwargs)
         known = source.read(inputs["input_ids"], inputs.get("attention_mask"), inputs.get("token_type_ids"))
         if known is not None and self._outputs is None:
-            known = None  # it is not known yet in which form a block gives its result
+            known = None  # the form of a block's output is not known yet
         if known is not None and "use_cache" in forward.positions:
             kwargs["use_cache"] = False  # the layers below would be missing in it
         outer, self.forward.reading = self.forward.reading, _Reading(source, known)
@@ -104,21 +104,21 @@ class StateReader:
         # Reentrant gradient checkpointing drops the gradients of a block none of whose inputs requires one.
         states = reading.states.to(given.dtype).detach().requires_grad_(given.requires_grad)
         if index == reading.source.layer:
-            # Gradient checkpointing runs the block a second time with the arguments that the model passes, so the
-            # block below has given it these states already; here they are put in place of what lies between (DeBERTa's
-            # convolution).
+            # Gradient checkpointing runs the block a second time with the arguments that the model passes, which are
+            # these states already, from the block below; here they replace the result of what lies between the
+            # blocks (DeBERTa's convolution).
             return forward.method(states, *args[1:], **kwargs) if args else forward.method(**{**kwargs, name: states})
         result = states if index == reading.source.layer - 1 else given
         return (result, *[None] * (self._outputs - 1)) if self._outputs else result
 
     def _states_follow_from_tokens(self, inputs: dict[str, Any]) -> bool:
-        """Whether each row's states are those of its text alone, and whether nothing of single layers is asked for.
+        """Whether each row's states follow from its text alone, and no outputs of single layers are requested.
 
-        That is so if the text begins at position 0, or positions are relative; padding must not have moved it.
+        The text must begin at position 0, or positions must be relative, so that padding has not moved it.
         """
         if inputs.get("input_ids") is None:
             return False
-        # Such as the boxes of a layout, which are no part of what states are found again by.
+        # For example the boxes of a layout, which are not compared when states are looked up.
         others = (value for name, value in inputs.items() if name not in KNOWN_TENSORS)
         if any(isinstance(value, torch.Tensor) and value.dim() > 1 for value in others):
             return False

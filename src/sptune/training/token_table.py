@@ -13,11 +13,11 @@ import torch
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The real tokens of all examples in one row.
+    """The real tokens of all examples, one after another.
 
     Attributes:
         tokens: (total tokens,) int64.
-        starts: (examples,) where each example begins.
+        starts: (examples,) the place of each example's first token.
         lengths: (examples,) its number of tokens.
         types: (total tokens,) int64, the tokens' `token_type_ids`, or nothing.
     """
@@ -45,7 +45,7 @@ class TokenTable:
         attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Where in the table each token of a batch stands, or None if the batch holds other tokens.
+        """The place in the table of each token of a batch, or None if the batch has other tokens.
 
         Args:
             rows: (batch,) numbers of the examples.
@@ -54,7 +54,7 @@ class TokenTable:
             token_type_ids: (batch, length), or None if all are 0.
 
         Returns:
-            Indices (batch, length), those at padding pointing anywhere in the example, and the mask as booleans.
+            Places (batch, length), arbitrary ones of the example at padding, and the mask as booleans.
         """
         if input_ids.dim() != 2 or len(rows) != len(input_ids):
             return None

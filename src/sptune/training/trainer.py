@@ -5,7 +5,6 @@ It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import Trainer, TrainerState
+from transformers import Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import LengthGroupedSampler
@@ -29,9 +28,10 @@ from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
 from sptune.training.cache_settings import ActivationCachePlan, ActivationCacheSettings
-from sptune.training.checkpoints import last_checkpoint, trainer_state
+from sptune.training.checkpoints import has_all_steps, last_checkpoint, trainer_state
 from sptune.training.data_order import EpochSampler, PersistentWorkers, draw_as_new_workers, workers_for_one_pass
 from sptune.training.divergence import DivergenceCheck
+from sptune.training.loss_items import LossItems
 from sptune.training.numbered_examples import ROW
 from sptune.training.optimizer_groups import split_groups
 
@@ -43,19 +43,18 @@ class SPTTrainer(Trainer):
     """A `transformers.Trainer` with class scores, the activation cache, and a learning rate of the head.
 
     Args:
-        class_scores: called with the model and a batch, gives (batch, classes); the loss is then the cross entropy of
-            these scores with the batch's labels (`args.label_names`, "labels" by default), or what `compute_loss_func`
-            makes of them as the `logits` of its outputs, and the scores are the predictions. Without it the model's own
-            loss is used.
-        head_learning_rate: learning rate of the head; None for `args.learning_rate`, which is that of everything else.
-        head_modules: names of the modules that are the head, besides what PEFT's `modules_to_save` trains; each is one
-            part of a dotted name, such as "pooler".
+        class_scores: function of the model and a batch that gives (batch, classes). These scores are the predictions,
+            and the loss is their cross entropy with the batch's labels (`args.label_names`, "labels" by default), or
+            `compute_loss_func` with the scores as `logits` of the outputs. None for the model's own loss.
+        head_learning_rate: learning rate of the head; None for `args.learning_rate`, the rate of all other weights.
+        head_modules: names of the modules of the head, in addition to PEFT's `modules_to_save`; each is one part of a
+            dotted name, such as "pooler".
         activation_cache: as in `ActivationCachingTrainer`.
         **kwargs: the arguments of `transformers.Trainer`.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
     gradient accumulation and data parallelism give the gradient of one large batch, whatever the model. A
-    `compute_loss_func` is therefore given the number of items of its own batch.
+    `compute_loss_func` therefore receives the number of items of its own batch.
 
     Raises:
         InputError: `class_scores` without a name of labels or with several, or `head_learning_rate` with an optimizer
@@ -93,15 +92,16 @@ class SPTTrainer(Trainer):
         if head_learning_rate is not None and self.optimizer is not None:
             raise InputError(
                 f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
-                "give the head's parameters a group and a rate of their own there, or leave one of the two out."
+                "give the head's parameters their own group and rate there, or leave one of the two out."
             )
-        if self.compute_loss_func is not None:
-            self.compute_loss_func = self._counting_items(self.compute_loss_func)
         self._evaluated: dict[str, Any] = {}
         self._check_divergence = DivergenceCheck(self._rates)
         self.add_callback(PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self._labels_are_shifted = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
+        if self.compute_loss_func is not None:
+            self.compute_loss_func = self.items.with_count(self.compute_loss_func)
 
     def plan_activation_cache(self) -> ActivationCachePlan:
         """Whether training will use the activation cache, and how large it may grow."""
@@ -110,13 +110,13 @@ class SPTTrainer(Trainer):
     plan_prefix_cache = renamed_method("plan_prefix_cache", "plan_activation_cache")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; from a checkpoint with all the steps of the present arguments none is taken.
+        """As `transformers.Trainer.train`; a checkpoint that has all steps of the arguments is loaded without a step.
 
-        With more steps or epochs than the checkpoint has been through, training goes on.
+        With more steps or epochs than the checkpoint has, training continues.
         """
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         state = trainer_state(checkpoint)
-        if checkpoint is None or state is None or not self._has_all_steps(state):
+        if checkpoint is None or state is None or not has_all_steps(self, state):
             with self.caching.training():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         self.state = state
@@ -126,17 +126,6 @@ class SPTTrainer(Trainer):
             self._load_best_model()
         self.callback_handler.on_train_end(self.args, self.state, self.control)
         return TrainOutput(state.global_step, 0.0, {})
-
-    def _has_all_steps(self, state: TrainerState) -> bool:
-        """Whether a checkpoint with this state has been through the steps that the arguments come to."""
-        if state.global_step == 0:
-            return False
-        if self.args.max_steps > 0:
-            return state.global_step >= self.args.max_steps
-        if self.args.auto_find_batch_size and state.train_batch_size is not None:
-            self._train_batch_size = state.train_batch_size
-        steps_in_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-        return state.global_step >= math.ceil(self.args.num_train_epochs * steps_in_epoch)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
@@ -182,7 +171,7 @@ class SPTTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         assert self.class_scores is not None
-        labels = self._labels(inputs)
+        labels = self.items.labels(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = at_least_float32(self.class_scores(model, inputs))
             loss = None if labels is None else self._loss_of_scores(scores, labels)
@@ -190,7 +179,7 @@ class SPTTrainer(Trainer):
 
     def _trial_loss(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
         """The mean loss of a batch, by which a trial finds out whether the activation cache is exact."""
-        if self._labels(inputs) is None:
+        if self.items.labels(inputs) is None:
             return self.caching.loss_with_labels(model, inputs) if self.class_scores is None else None
         return self._mean_loss(model, inputs)[0]
 
@@ -203,10 +192,10 @@ class SPTTrainer(Trainer):
                 # Trainer takes the labels out before the forward, and the generators would see the targets.
                 inputs["source_mask"] = before_first_target(inputs["labels"])
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-            # The mean over no label at all is no number.
-            return (loss if self._count_items(inputs) else loss.nan_to_num(0.0)), outputs
+            # The mean over no label at all is not a number.
+            return (loss if self.items.count(inputs) else loss.nan_to_num(0.0)), outputs
         scores = at_least_float32(self.class_scores(model, inputs))
-        labels = self._labels(inputs)
+        labels = self.items.labels(inputs)
         if labels is None:
             raise InputError(
                 f"The batch has no {self.label_names[0]!r} to compare class_scores with, only {', '.join(inputs)}; "
@@ -221,26 +210,13 @@ class SPTTrainer(Trainer):
             loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
         else:
             loss = F.cross_entropy(scores, labels, label_smoothing=self.args.label_smoothing_factor)
-        return loss if self._label_positions(labels).any() else loss.nan_to_num(0.0)
-
-    def _counting_items(self, loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """The loss function with the number of items of the batch at hand, by which the loss is the batch's mean."""
-
-        def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-            counted = self._label_positions(labels).sum() if isinstance(labels, torch.Tensor) else None
-            return loss_func(outputs, labels, num_items_in_batch=counted)
-
-        return mean_loss
-
-    def _labels(self, inputs: Batch) -> Any:
-        """The labels of a batch; None without any."""
-        return inputs.get(self.label_names[0] if len(self.label_names) == 1 else "labels")
+        return loss if self.items.positions(labels).any() else loss.nan_to_num(0.0)
 
     @property
     def _takes_source_mask(self) -> bool:
         """Whether the model has prompts in front of the text, whose generators must not see targets."""
         tuner = getattr(self.accelerator.unwrap_model(self.model), "base_model", None)
-        return isinstance(tuner, SPTModel) and tuner.takes_source_mask and self._labels_are_shifted
+        return isinstance(tuner, SPTModel) and tuner.takes_source_mask and self._is_causal
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -248,36 +224,24 @@ class SPTTrainer(Trainer):
         more = {ROW, "source_mask"} if self._takes_source_mask else {ROW}
         self._signature_columns: Any = [*columns, *(more - {*columns})]
 
-    def _label_positions(self, labels: torch.Tensor) -> torch.Tensor:
-        """Where a label is predicted, as booleans: a causal model predicts none at the first position."""
-        if self._labels_are_shifted and self.class_scores is None and labels.dim() > 1:
-            labels = labels[:, 1:]
-        return labels != -100
-
-    def _count_items(self, inputs: Batch) -> torch.Tensor:
-        labels = self._labels(inputs)
-        if isinstance(labels, torch.Tensor):
-            return self._label_positions(labels).sum()
-        return torch.tensor(batch_size(inputs))
-
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         """Items of a whole step, over all its micro-batches and processes."""
         if not batch_samples:
             return None
-        items = sum((self._count_items(batch).to(device) for batch in batch_samples), torch.zeros((), device=device))
+        items = sum((self.items.count(batch).to(device) for batch in batch_samples), torch.zeros((), device=device))
         return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
 
     def _share(self, inputs: Batch, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
-        """Items of this batch by items of the step; times the processes, over which gradients are averaged."""
+        """Items of this batch / items of the step, times the number of processes, over which gradients are averaged."""
         if num_items_in_batch is None:
             return 1.0
-        items = self._count_items(inputs)
+        items = self.items.count(inputs)
         return self.accelerator.num_processes * items / torch.as_tensor(num_items_in_batch, device=items.device)
 
-    # Optimiser
+    # Optimizer
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The optimiser `args.optim` names, with groups of their own for the head and the gates."""
+        """The optimizer of `args.optim`, with separate parameter groups for the head and the gates."""
         created = self.optimizer is None
         optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
         if created:
@@ -285,9 +249,9 @@ class SPTTrainer(Trainer):
         return optimizer
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
-        """Identities of the parameters that go into groups of their own, and those groups' options."""
+        """Identities of the parameters in separate groups, and the options of those groups."""
         if self.head_learning_rate is None:
-            return []  # the groups are those of transformers, and either trainer goes on from the other's checkpoints
+            return []  # the groups are those of transformers, so that either trainer can resume the other's checkpoints
         heads = {"modules_to_save", *self.head_modules}
         head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
         return [(head, {"lr": self.head_learning_rate})]
@@ -295,7 +259,7 @@ class SPTTrainer(Trainer):
     # Data
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in transformers, where persistent workers give the data they were started with, whatever is asked for."""
+        """As in transformers, but persistent workers never give the data of another dataset."""
         own = self.eval_dataset
         if not self.args.dataloader_persistent_workers:
             return super().get_eval_dataloader(eval_dataset)
@@ -312,7 +276,7 @@ class SPTTrainer(Trainer):
         return loader
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As in transformers, but grouping by length depends on seed and epoch alone, so that runs can be resumed."""
+        """As in transformers, but grouping by length depends on seed and epoch only, so that runs can be resumed."""
         sampler = super()._get_train_sampler() if train_dataset is None else super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
@@ -320,11 +284,6 @@ class SPTTrainer(Trainer):
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        """The order of the data, also where training groups by length, so that predictions belong to their examples."""
+        """The order of the data even if training groups by length, so that predictions match their examples."""
         sampler = super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
-
-
-def batch_size(inputs: Batch) -> int:
-    """Examples in a batch."""
-    return next(value.shape[0] for value in inputs.values() if isinstance(value, torch.Tensor) and value.dim() > 0)

@@ -1,12 +1,9 @@
-"""First-order DARTS (Liu, Simonyan and Yang, 2019): gates by the gate half, weights by the weight half."""
+"""First-order DARTS (Liu, Simonyan and Yang, 2019): gates and weights learn on different splits."""
 
-from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.bilevel_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.selection_criteria import READINGS
-
-SELECTIONS = tuple(READINGS)
 
 
-def search(problem: SearchProblem) -> Findings:
+def find_layers(problem: SearchProblem) -> Findings:
     """Train all gates and all weights together."""
-    return problem.train(SPTSearchTrainer)
+    return problem.train_supernet(SPTSearchTrainer)

@@ -1,4 +1,4 @@
-"""Fair one-shot training (as in FairNAS; Chu, Zhang and Xu, 2021), read by the held-out loss of discrete networks."""
+"""Fair one-shot training, as in FairNAS (Chu, Zhang and Xu, 2021); held-out losses select the layers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.supernet_trainer import SearchTrainer, check_discrete
-from sptune.training.trainer import batch_size
-
-SELECTIONS = ("sets", "greedy", "perturbation")
+from sptune.search.supernet_trainer import SupernetTrainer, check_discrete
+from sptune.training.loss_items import batch_size
 
 Batch = dict[str, Any]
 
 
-class FairTrainer(SearchTrainer):
-    """One network with a generator a layer and one head, trained as all discrete networks at once, which share weights.
+class FairTrainer(SupernetTrainer):
+    """Trains all discrete networks at once; they share a generator for each layer and one head.
 
-    Every example of a batch goes through a discrete network of its own. A coin for each layer says whether it has a
-    prompt; the next example has prompts at the other layers. So no layer is trained more than another, and none comes
-    to rely on another. There are no gates to learn: those of an example are 1 at its layers and 0 elsewhere, which is
-    exactly the discrete network (method section 3).
+    Every example of a batch runs through its own discrete network. A fair coin decides for each layer whether it has a
+    prompt; the next example has prompts at the other layers. So no layer is trained more often than another, and none
+    relies on another. No gates are learned: an example's gates are 1 at its layers and 0 elsewhere, which is exactly
+    the discrete network (method section 3).
     """
 
     searchers = ("fair", "auto")
@@ -36,14 +34,14 @@ class FairTrainer(SearchTrainer):
         self._step_loss = torch.zeros((), device=self.args.device)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The weight half's batches, from the beginning of a training on."""
+        """The batches of the weight split, from the beginning of a training on."""
         self._step_loss.zero_()
         return super().get_train_dataloader()
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """One pass of the batch; the step's loss goes into the history."""
+        """One pass over the batch; the step's loss is recorded in the history."""
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._step_loss += loss.to(self._step_loss)
         if self.accelerator.sync_gradients:
@@ -58,7 +56,7 @@ class FairTrainer(SearchTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """In training, that of each example's own discrete network."""
+        """In training, the loss with each example in its own discrete network."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # As if the batches of all processes were one.
@@ -73,6 +71,6 @@ class FairTrainer(SearchTrainer):
         return torch.stack([coins, 1 - coins], dim=1).flatten(0, 1)[:size].float()
 
 
-def search(problem: SearchProblem) -> Findings:
+def find_layers(problem: SearchProblem) -> Findings:
     """Train all sets of layers in one network, and choose the one with the lowest held-out loss of the wanted size."""
-    return problem.train(FairTrainer)
+    return problem.train_supernet(FairTrainer)

@@ -1,22 +1,19 @@
-"""Sampled gates: binary concrete (Maddison, Mnih and Teh, 2017) in place of sigmoid(alpha)."""
+"""Sampled gates: binary concrete (Maddison, Mnih and The, 2017) in place of sigmoid(alpha)."""
 
 from __future__ import annotations
 
 import torch
 
 from sptune.modeling.gates import at_least_float32
-from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.bilevel_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.selection_criteria import READINGS
-
-SELECTIONS = tuple(READINGS)
 
 # Maddison et al. found 2/3 to work for binary variables.
 TEMPERATURE = 2 / 3
 
 
 class GumbelTrainer(SPTSearchTrainer):
-    """Every example of every batch goes through gates of its own."""
+    """Every example of every batch has its own gates."""
 
     searchers = ("gumbel",)
 
@@ -31,7 +28,7 @@ def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator)
     Args:
         alphas: (candidates,).
         size: number of samples.
-        generator: what they are drawn from.
+        generator: of the random numbers.
 
     Returns:
         (size, candidates), with gradients to `alphas`.
@@ -40,6 +37,6 @@ def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator)
     return torch.sigmoid((at_least_float32(alphas) + torch.logit(u)) / TEMPERATURE)
 
 
-def search(problem: SearchProblem) -> Findings:
+def find_layers(problem: SearchProblem) -> Findings:
     """Train gates and weights under sampled gates."""
-    return problem.train(GumbelTrainer)
+    return problem.train_supernet(GumbelTrainer)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import torch
 
 from sptune.modeling.gates import at_least_float32
-from sptune.search.gate_trainer import SPTSearchTrainer
+from sptune.search.bilevel_trainer import SPTSearchTrainer
 from sptune.search.problem import Findings, SearchProblem
-
-# Generators of dropped layers stop learning early, so that nothing but the gates can be read.
-SELECTIONS = ("gates",)
 
 STAGES = 3
 
 
 class ProgressiveTrainer(SPTSearchTrainer):
-    """DARTS in three stages; after each of the first two, the half of the layers with the smallest gates goes.
+    """DARTS in three stages; after each of the first two, the half of the layers with the smallest gates is
+    dropped.
 
-    As many layers as are wanted always remain.
+    At least `num_prompt_layers` layers always remain.
     """
 
     searchers = ("progressive",)
@@ -31,7 +29,7 @@ class ProgressiveTrainer(SPTSearchTrainer):
         return (self.tuner.gate_values() * self._remaining()).tolist()
 
     def _remaining(self) -> torch.Tensor:
-        """1 for layers that remain, 0 for others; from the history, so that a resumed search knows it too."""
+        """1 for layers that remain, 0 for others; from the history, which a resumed search has, too."""
         entries, steps = self.history.entries, self.state.max_steps
         warmup = self._warmup_steps(steps)
         remaining = list(range(len(self._alphas)))
@@ -44,6 +42,6 @@ class ProgressiveTrainer(SPTSearchTrainer):
         return torch.tensor([float(place in remaining) for place in range(len(self._alphas))])
 
 
-def search(problem: SearchProblem) -> Findings:
+def find_layers(problem: SearchProblem) -> Findings:
     """Train gates and weights, on fewer and fewer layers."""
-    return problem.train(ProgressiveTrainer)
+    return problem.train_supernet(ProgressiveTrainer)

@@ -1,4 +1,4 @@
-"""Layers drawn at random: what every other searcher must beat."""
+"""Layers drawn at random, the baseline of every other searcher."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import torch
 
 from sptune.search.problem import Findings, SearchProblem
 
-SELECTIONS: tuple[str, ...] = ()
 
-
-def search(problem: SearchProblem) -> Findings:
-    """Scores are uniform random numbers that follow from the seed; nothing is trained."""
+def find_layers(problem: SearchProblem) -> Findings:
+    """Scores are uniform random numbers from the seed; nothing is trained."""
     generator = torch.Generator().manual_seed(problem.search.seed)
     return Findings(scores=torch.rand(len(problem.candidates), generator=generator).tolist())

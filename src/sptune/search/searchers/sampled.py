@@ -9,17 +9,15 @@ import torch
 from torch import nn
 
 from sptune.modeling.gates import at_least_float32
-from sptune.search.gate_trainer import SPTSearchTrainer, repeat_batch
+from sptune.search.bilevel_trainer import LOSS_NAMES, SPTSearchTrainer, repeat_batch
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.supernet_trainer import check_discrete
-from sptune.training.trainer import batch_size
-
-SELECTIONS = ("gates", "sets", "greedy")
+from sptune.training.loss_items import batch_size
 
 # Share of uniform draws among the sets that weights are trained under, so that no layer is left behind.
 EXPLORATION = 0.5
-# In nats: one example that a set gets badly wrong says no more than this.
-LARGEST_DIFFERENCE = 2.0
+# In nats: the largest effect that a single example may have.
+MAX_DIFFERENCE = 2.0
 
 Batch = dict[str, Any]
 
@@ -48,7 +46,7 @@ class SampledTrainer(SPTSearchTrainer):
         return torch.softmax(at_least_float32(self.alphas.detach()), 0).tolist()
 
     def passes(self, steps: int) -> float:
-        """A pass for every step, and two thirds of one, forward only over twice the rows, where the gates move."""
+        """One pass for each step, and two thirds of one (forward only, over twice the rows) where the gates move."""
         return steps + 2 / 3 * (super().passes(steps) - steps)
 
     def training_step(
@@ -57,7 +55,7 @@ class SampledTrainer(SPTSearchTrainer):
         """The weights' backward pass, then the architecture's forward passes, which set the gradients of alpha."""
         loss = self._backward("weight", model, inputs, num_items_in_batch)
         if self._gates_move():
-            self._add_alpha_gradient(model, self._gate_batches.popleft())
+            self._add_alpha_gradient(model, self._architecture_batches.popleft())
         if self.accelerator.sync_gradients:
             self._finish_step()
         return loss
@@ -88,22 +86,22 @@ class SampledTrainer(SPTSearchTrainer):
         with torch.no_grad(), self.compute_loss_context_manager(), self.tuner.gating(gates):
             losses = self.row_losses(model, repeat_batch(inputs)).to(device)
         model.train(was_training)
-        difference = (losses[:count] - losses[count:]).clamp(-LARGEST_DIFFERENCE, LARGEST_DIFFERENCE)
+        difference = (losses[:count] - losses[count:]).clamp(-MAX_DIFFERENCE, MAX_DIFFERENCE)
         log_probability = set_log_probability(log_p, order)
         surrogate = (0.5 * difference * (log_probability[:count] - log_probability[count:])).mean()
-        parts = torch.autograd.grad(surrogate / self.args.gradient_accumulation_steps, self._alphas)
-        before = self._alpha_gradients["gate"]
-        self._alpha_gradients["gate"] = [
+        parts = torch.autograd.grad(surrogate / self._micro_batches, self._alphas)
+        before = self.bilevel_step.alpha_architecture
+        self.bilevel_step.alpha_architecture = [
             part if known is None else known + part for known, part in zip(before, parts, strict=True)
         ]
-        self._record("gate_loss", losses.mean() / self.args.gradient_accumulation_steps)
+        self._record(LOSS_NAMES["architecture"], losses.mean() / self._micro_batches)
 
     def _finish_step(self) -> None:
-        gradients = self._alpha_gradients["gate"]
+        gradients = self.bilevel_step.alpha_architecture
         if gradients[0] is not None:
             # No backward pass has averaged them over the processes.
             mean = self.accelerator.reduce(torch.cat([cast(torch.Tensor, one) for one in gradients]), "mean")
-            self._alpha_gradients["gate"] = list(mean.split(1))
+            self.bilevel_step.alpha_architecture = list(mean.split(1))
         super()._finish_step()
 
 
@@ -115,8 +113,8 @@ def draw_sets(log_weights: torch.Tensor, size: int, number: int, generator: torc
     Args:
         log_weights: (candidates,).
         size: k.
-        number: of sets.
-        generator: what they are drawn from.
+        number: number of sets.
+        generator: of the random numbers.
 
     Returns:
         (number, k) places of candidates, in the order in which they were drawn.
@@ -127,13 +125,13 @@ def draw_sets(log_weights: torch.Tensor, size: int, number: int, generator: torc
 
 
 def draw_pairs(candidates: int, size: int, number: int, generator: torch.Generator) -> torch.Tensor:
-    """Pairs of different sets, drawn uniformly: a set says nothing in comparison with itself.
+    """Pairs of different sets, drawn uniformly.
 
     Args:
-        candidates: how many there are to draw from.
+        candidates: number of candidates.
         size: k.
-        number: of pairs.
-        generator: what they are drawn from.
+        number: number of pairs.
+        generator: of the random numbers.
 
     Returns:
         (2 number, k) places; row i and row number + i are a pair.
@@ -164,6 +162,6 @@ def set_log_probability(log_p: torch.Tensor, order: torch.Tensor) -> torch.Tenso
     return (drawn - torch.log(left)).sum(1)
 
 
-def search(problem: SearchProblem) -> Findings:
+def find_layers(problem: SearchProblem) -> Findings:
     """Train discrete networks on shared weights, and the probabilities of their layers by paired losses."""
-    return problem.train(SampledTrainer)
+    return problem.train_supernet(SampledTrainer)

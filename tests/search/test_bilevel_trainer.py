@@ -18,7 +18,7 @@ from sptune.search import SearchConfig, SPTSearchTrainer
 
 
 class Recorder(TrainerCallback):
-    """Keeps gradients and learning rates of every step as the optimiser finds them."""
+    """Keeps gradients and learning rates of every step as the optimizer finds them."""
 
     def __init__(self):
         self.gate_gradients, self.gradients, self.rates, self.weights, self.gates = [], [], [], [], []
@@ -135,15 +135,13 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_spt_darts_gate_gradient_against_finite_differences(
-    case, build_search_network, randomise, examples, train, request
-):
+def test_spt_darts_gate_gradient_against_finite_differences(case, build_supernet, randomize, examples, train, request):
     family, head, consistency, class_scores = CASES[case]
     if head == "lm":  # the first two tokens are the instruction
         for example in examples:
             example["labels"] = [-100, -100, *example["input_ids"][2:]]
-    network = build_search_network(request.getfixturevalue(family), head, activation="tanh")  # smooth, unlike relu
-    randomise(network)
+    network = build_supernet(request.getfixturevalue(family), head, activation="tanh")  # smooth, unlike relu
+    randomize(network)
     before = copy.deepcopy(network.state_dict())
     search = SearchConfig(
         "spt_darts",
@@ -160,7 +158,7 @@ def test_spt_darts_gate_gradient_against_finite_differences(
     network.load_state_dict(before)
     network.eval()  # there is no dropout in this model, and evaluation must not change the gates
     gate_masks, weight_masks = trainer.masks
-    assert len(gate_masks) == len(weight_masks) == 24, "one batch of 2B for each half"
+    assert len(gate_masks) == len(weight_masks) == 24, "one batch of 2B for each split"
     weight_batch, gate_batch = batches.made
 
     def losses(batch, masks):
@@ -185,9 +183,9 @@ def test_spt_darts_gate_gradient_against_finite_differences(
     assert max(map(abs, expected)) > 1e-2
 
 
-def test_darts_gate_gradient_is_that_of_the_gate_half_alone(build_search_network, randomise, examples, train):
-    network = build_search_network(activation="tanh")
-    randomise(network)
+def test_darts_gate_gradient_is_that_of_the_architecture_split_alone(build_supernet, randomize, examples, train):
+    network = build_supernet(activation="tanh")
+    randomize(network)
     before = copy.deepcopy(network.state_dict())
     search = SearchConfig(searcher="darts", warmup_ratio=0.0, mixed_level_weight=1.0)
     options = {"max_steps": 1, "per_device_train_batch_size": 12, "learning_rate": 0.0, "max_grad_norm": 0.0}
@@ -202,23 +200,23 @@ def test_darts_gate_gradient_is_that_of_the_gate_half_alone(build_search_network
     assert not hasattr(trainer, "masks"), "DARTS draws no masks"
 
 
-def test_weights_learn_from_the_weight_half_and_gates_from_the_gate_half(
-    build_search_network, examples, train, collate
+def test_weights_learn_from_the_weight_split_and_gates_from_the_architecture_split(
+    build_supernet, examples, train, collate
 ):
     """The weights' gradient is that of the weight batch alone, though the gate batch went backward first."""
-    network = build_search_network()
+    network = build_supernet()
     start = copy.deepcopy(network)
     search = SearchConfig(searcher="darts", warmup_ratio=0.0)
     trainer, recorder, _ = train(
         network, examples, search, max_steps=1, per_device_train_batch_size=12, max_grad_norm=0.0
     )
-    weight_half = [trainer.train_dataset[index] for index in range(12)]
-    gate_half = [trainer.gate_dataset[index] for index in range(12)]
-    assert sorted(map(str, weight_half + gate_half)) == sorted(map(str, examples))
-    assert [sum(e["labels"] == label for e in gate_half) for label in range(3)] == [4, 4, 4]
+    weight_split = [trainer.train_dataset[index] for index in range(12)]
+    architecture_split = [trainer.architecture_dataset[index] for index in range(12)]
+    assert sorted(map(str, weight_split + architecture_split)) == sorted(map(str, examples))
+    assert [sum(e["labels"] == label for e in architecture_split) for label in range(3)] == [4, 4, 4]
 
     start.train()
-    start(**collate(weight_half)).loss.backward()
+    start(**collate(weight_split)).loss.backward()
     for name, parameter in start.named_parameters():
         if parameter.grad is not None and "spt_gate" not in name:
             torch.testing.assert_close(recorder.gradients[0][name], parameter.grad, atol=1e-6, rtol=1e-4)
@@ -227,7 +225,7 @@ def test_weights_learn_from_the_weight_half_and_gates_from_the_gate_half(
 @pytest.mark.parametrize("searcher", ["darts", "spt_darts"])
 @pytest.mark.parametrize("head", ["classifier", "lm"])
 def test_gradient_accumulation_equals_one_large_batch(
-    searcher, head, build_search_network, randomise, examples, train, bert, llama
+    searcher, head, build_supernet, randomize, examples, train, bert, llama
 ):
     """Also where micro-batches differ in size (12 examples in fours, two at a time) and in labels."""
     if head == "lm":
@@ -235,8 +233,8 @@ def test_gradient_accumulation_equals_one_large_batch(
             example["labels"] = [-100, *example["input_ids"][1:]]
     runs = []
     for batch_size, accumulation in ((8, 1), (4, 2), (2, 4)):
-        network = build_search_network(llama if head == "lm" else bert, head)
-        randomise(network)
+        network = build_supernet(llama if head == "lm" else bert, head)
+        randomize(network)
         masks = {"mask_probability": 0.0} if searcher == "spt_darts" else {}
         search = SearchConfig(searcher=searcher, warmup_ratio=0.0, **masks)
         options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
@@ -253,8 +251,8 @@ def test_gradient_accumulation_equals_one_large_batch(
             assert entry["gate_loss"] == pytest.approx(large_entry["gate_loss"], rel=1e-3)
 
 
-def test_gates_rest_while_the_weights_warm_up(build_search_network, examples, train):
-    network = build_search_network()
+def test_gates_rest_while_the_weights_warm_up(build_supernet, examples, train):
+    network = build_supernet()
     trainer, recorder, _ = train(network, examples, SearchConfig("spt_darts", warmup_ratio=0.5), max_steps=6)
     start = torch.full((4,), 0.5)
     for step in range(3):
@@ -265,8 +263,8 @@ def test_gates_rest_while_the_weights_warm_up(build_search_network, examples, tr
     assert [entry["gate_loss"] is None for entry in trainer.history.entries] == [True] * 3 + [False] * 3
 
 
-def test_history_has_one_entry_a_step_and_ends_where_the_gates_are(build_search_network, examples, train):
-    network = build_search_network()
+def test_history_has_one_entry_a_step_and_ends_where_the_gates_are(build_supernet, examples, train):
+    network = build_supernet()
     trainer, recorder, _ = train(
         network, examples, SearchConfig("spt_darts"), max_steps=5, gradient_accumulation_steps=2
     )
@@ -276,12 +274,10 @@ def test_history_has_one_entry_a_step_and_ends_where_the_gates_are(build_search_
     assert [entry["gates"] for entry in entries] == [gates.tolist() for gates in recorder.gates]
 
 
-def test_the_gates_keep_their_learning_rate_and_the_head_has_its_own(
-    build_search_network, examples, build_args, collate
-):
+def test_the_gates_keep_their_learning_rate_and_the_head_has_its_own(build_supernet, examples, build_args, collate):
     recorder = Recorder()
     trainer = SPTSearchTrainer(
-        build_search_network(),
+        build_supernet(),
         build_args(max_steps=4, learning_rate=1e-3),
         train_dataset=examples,
         search=SearchConfig("spt_darts", gate_learning_rate=0.02, warmup_ratio=0.0),
@@ -302,18 +298,18 @@ def test_the_gates_keep_their_learning_rate_and_the_head_has_its_own(
         assert list(rates) == pytest.approx(expected)
 
 
-def test_clipping_takes_in_the_gate_gradient(build_search_network, examples, train):
+def test_clipping_takes_in_the_gate_gradient(build_supernet, examples, train):
     _, recorder, _ = train(
-        build_search_network(), examples, SearchConfig("spt_darts", warmup_ratio=0.0), max_steps=1, max_grad_norm=1e-3
+        build_supernet(), examples, SearchConfig("spt_darts", warmup_ratio=0.0), max_steps=1, max_grad_norm=1e-3
     )
     norm = torch.stack([gradient.norm() for gradient in recorder.gradients[0].values()]).norm()
     assert norm.item() == pytest.approx(1e-3, rel=1e-2)
     assert any("spt_gate" in name for name in recorder.gradients[0])
 
 
-def test_bf16_autocast_keeps_gates_in_full_precision(build_search_network, examples, train, monkeypatch):
+def test_bf16_autocast_keeps_gates_in_full_precision(build_supernet, examples, train, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # transformers 4.57 sets it and leaves it so
-    network = build_search_network()
+    network = build_supernet()
     _, recorder, _ = train(network, examples, SearchConfig("spt_darts", warmup_ratio=0.0), max_steps=2, bf16=True)
     for alpha in network.base_model.gate_parameters().values():
         assert alpha.dtype == torch.float32
@@ -322,11 +318,11 @@ def test_bf16_autocast_keeps_gates_in_full_precision(build_search_network, examp
     assert all(torch.isfinite(torch.tensor(gradients)).all() for gradients in recorder.gate_gradients)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(build_search_network, randomise, examples, train):
+def test_gradient_checkpointing_gives_the_same_gradients(build_supernet, randomize, examples, train):
     records = []
     for checkpointing in (False, True):
-        network = build_search_network()
-        randomise(network)
+        network = build_supernet()
+        randomize(network)
         search = SearchConfig("spt_darts", consistency="mse", warmup_ratio=0.0)
         options = {"gradient_checkpointing": checkpointing, "max_grad_norm": 0.0}
         if checkpointing:
@@ -335,9 +331,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(build_search_network, r
     assert records[1].gate_gradients[0] == pytest.approx(records[0].gate_gradients[0], rel=1e-3, abs=1e-6)
 
 
-def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search_network, examples, train):
+def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_supernet, examples, train):
     def search(seed):
-        network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
+        network = build_supernet(backbone={"hidden_dropout_prob": 0.1})
         trainer, _, _ = train(network, examples, SearchConfig("spt_darts", seed=seed), max_steps=6)
         return trainer.history.entries
 
@@ -346,8 +342,8 @@ def test_the_same_seed_gives_the_same_gates_and_another_seed_others(build_search
     assert search(2) != first
 
 
-def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_search_network, examples, train, collate):
-    network = build_search_network()
+def test_evaluation_runs_without_masks_and_leaves_the_search_alone(build_supernet, examples, train, collate):
+    network = build_supernet()
     trainer, _, _ = train(network, examples, SearchConfig("spt_darts"), max_steps=2)
     entries = copy.deepcopy(trainer.history.entries)
     drawn = len(trainer.masks)
@@ -395,35 +391,33 @@ def test_a_final_network_cannot_be_searched(build_backbone, build_config, build_
         )
 
 
-def test_a_trainer_refuses_another_searcher(build_search_network, build_args, examples):
-    with pytest.raises(InputError, match="searcher='all' is not what SPTSearchTrainer trains for"):
-        SPTSearchTrainer(
-            build_search_network(), build_args(), train_dataset=examples, search=SearchConfig(searcher="all")
-        )
+def test_a_trainer_refuses_another_searcher(build_supernet, build_args, examples):
+    with pytest.raises(InputError, match="SPTSearchTrainer does not train for searcher='all'"):
+        SPTSearchTrainer(build_supernet(), build_args(), train_dataset=examples, search=SearchConfig(searcher="all"))
 
 
-def test_data_that_cannot_be_split_is_refused(build_search_network, build_args, examples):
+def test_data_that_cannot_be_split_is_refused(build_supernet, build_args, examples):
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(examples)
 
     for data, complaint in ((Stream(), "cannot split a Stream"), (examples[:1], r"holds 1 example")):
         with pytest.raises(InputError, match=complaint):
-            SPTSearchTrainer(build_search_network(), build_args(), train_dataset=data, search=SearchConfig("spt_darts"))
+            SPTSearchTrainer(build_supernet(), build_args(), train_dataset=data, search=SearchConfig("spt_darts"))
 
 
-def test_kl_of_a_single_score_is_refused(build_search_network, examples, train):
-    network = build_search_network(backbone={"num_labels": 1})
+def test_kl_of_a_single_score_is_refused(build_supernet, examples, train):
+    network = build_supernet(backbone={"num_labels": 1})
     for example in examples:
         example["labels"] = 0
     with pytest.raises(InputError, match="choose 'mse'"):
         train(network, examples, SearchConfig("spt_darts"), class_scores=model_scores)
 
 
-def test_a_gate_half_below_one_batch_is_refused(build_search_network, examples, train):
-    with pytest.raises(InputError, match="less than one batch of 8"):
+def test_an_architecture_split_below_one_batch_is_refused(build_supernet, examples, train):
+    with pytest.raises(InputError, match="fewer examples than one batch of 8"):
         train(
-            build_search_network(),
+            build_supernet(),
             examples,
             SearchConfig("spt_darts", gate_fraction=0.2),
             per_device_train_batch_size=8,
@@ -431,32 +425,32 @@ def test_a_gate_half_below_one_batch_is_refused(build_search_network, examples, 
         )
 
 
-def test_between_gate_steps_the_gates_rest_and_no_gate_batch_is_drawn(build_search_network, bert, examples, train):
+def test_between_gate_steps_the_gates_rest_and_no_gate_batch_is_drawn(build_supernet, bert, examples, train):
     search = SearchConfig("spt_darts", gate_interval=3, warmup_ratio=0.2, num_prompt_layers=1)
-    trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, max_steps=10)
+    trainer, recorder, _ = train(build_supernet(bert, "classifier"), examples, search, max_steps=10)
     before = [torch.full_like(recorder.gates[0], 0.5), *recorder.gates]
     moved = [not torch.equal(now, then) for then, now in zip(before, recorder.gates, strict=False)]
     assert moved == [step in (2, 5, 8) for step in range(10)]
     assert trainer.history.gate_batches == 3
 
 
-def test_pricing_a_search_leaves_no_trace(build_search_network, bert, examples, train, build_args, collate):
+def test_pricing_a_search_leaves_no_trace(build_supernet, bert, examples, train, build_args, collate):
     class Priced(RecordingTrainer):
         def train(self, *args, **kwargs):
-            self.price = self.estimate_seconds()
+            self.cost = self.estimate_seconds()
             return super().train(*args, **kwargs)
 
     search, gates = SearchConfig("spt_darts", num_prompt_layers=1), []
     for kind in (RecordingTrainer, Priced):
-        trainer, recorder, _ = train(build_search_network(bert, "classifier"), examples, search, kind, max_steps=4)
+        trainer, recorder, _ = train(build_supernet(bert, "classifier"), examples, search, kind, max_steps=4)
         gates.append(torch.stack(recorder.gates))
-    assert trainer.price > 0
+    assert trainer.cost > 0
     assert torch.equal(*gates)
 
 
-def test_an_optimizer_of_ones_own_is_refused(build_search_network, build_args, examples, collate):
+def test_an_optimizer_of_ones_own_is_refused(build_supernet, build_args, examples, collate):
     """It would have no rate for the gates."""
-    network = build_search_network()
+    network = build_supernet()
     optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
     with pytest.raises(InputError, match="makes its own optimizer"):
         SPTSearchTrainer(

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch.nn import functional
+from transformers import TrainerCallback
 
 from sptune.search import SearchConfig, search_prompt_layers
 from sptune.search.searchers.sampled import SampledTrainer, draw_pairs, draw_sets, set_log_probability
@@ -32,9 +33,9 @@ def test_a_set_has_no_layer_twice():
 
 
 @pytest.fixture(params=["add", "prepend"])
-def trainer(request, build_search_network, build_args, examples, collate, randomise):
-    network = build_search_network(placement=request.param)
-    randomise(network)
+def trainer(request, build_supernet, build_args, examples, collate, randomize):
+    network = build_supernet(placement=request.param)
+    randomize(network)
     search = SearchConfig(searcher="sampled", num_prompt_layers=1, warmup_ratio=0.0)
     return SampledTrainer(
         network, build_args(max_steps=4), train_dataset=examples, search=search, data_collator=collate
@@ -70,16 +71,16 @@ def test_the_gradient_points_to_the_layers_with_lower_losses(trainer, collate, e
     for draw in range(rounds):
         trainer.state.global_step = draw
         trainer._add_alpha_gradient(model, batch)
-    gradient = torch.cat(trainer._alpha_gradients["gate"]) / rounds
+    gradient = torch.cat(trainer.bilevel_step.alpha_architecture) / rounds
     assert losses.std(0).max() < 1.4  # so that nothing is clipped by much
     torch.testing.assert_close(gradient, expected, atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_rows_are_discrete_networks_of_the_wanted_size(build_search_network, build_args, examples, collate, size):
+def test_rows_are_discrete_networks_of_the_wanted_size(build_supernet, build_args, examples, collate, size):
     search = SearchConfig(searcher="sampled", num_prompt_layers=size)
     trainer = SampledTrainer(
-        build_search_network(), build_args(), train_dataset=examples, search=search, data_collator=collate
+        build_supernet(), build_args(), train_dataset=examples, search=search, data_collator=collate
     )
     rows = trainer.sample_gates(50)
     assert set(rows.unique().tolist()) == {0.0, 1.0}
@@ -87,9 +88,9 @@ def test_rows_are_discrete_networks_of_the_wanted_size(build_search_network, bui
     assert rows.sum(0).min() > 0
 
 
-def test_gates_are_probabilities_and_stand_in_the_history(build_search_network, build_args, examples, collate):
+def test_gates_are_probabilities_and_stand_in_the_history(build_supernet, build_args, examples, collate):
     search = SearchConfig(searcher="sampled", num_prompt_layers=2, warmup_ratio=0.5)
-    network = build_search_network(placement="add")
+    network = build_supernet(placement="add")
     result = search_prompt_layers(network, examples, build_args(max_steps=6), search, data_collator=collate)
     assert sum(result.gates) == pytest.approx(1, abs=1e-6)
     assert result.history[-1]["gates"] == result.gates
@@ -105,9 +106,9 @@ def test_pairs_are_of_different_sets():
 
 
 def test_the_architecture_step_reads_the_cache_and_shows_the_model_no_numbers(
-    build_search_network, build_args, examples, collate
+    build_supernet, build_args, examples, collate
 ):
-    network = build_search_network(candidate_layers=[2, 3], placement="add")
+    network = build_supernet(candidate_layers=[2, 3], placement="add")
     seen = set()
     network.get_base_model().register_forward_pre_hook(
         lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
@@ -119,7 +120,7 @@ def test_the_architecture_step_reads_the_cache_and_shows_the_model_no_numbers(
     args = build_args(num_train_epochs=6, max_steps=-1)
     trainer = SampledTrainer(network, args, train_dataset=examples, search=search, data_collator=collate)
     trainer.train()
-    assert "prefix_row" not in seen
+    assert "cache_row" not in seen
     few = len(runs)
     runs.clear()
     trainer = SampledTrainer(
@@ -135,13 +136,46 @@ def test_a_threshold_has_no_meaning_for_probabilities(fields):
         SearchConfig(searcher="sampled", **fields)
 
 
-def test_gates_that_make_no_discrete_network_are_refused(build_search_network, build_args, examples, collate):
+def test_gates_that_make_no_discrete_network_are_refused(build_supernet, build_args, examples, collate):
     search = SearchConfig(searcher="sampled", num_prompt_layers=1)
     with pytest.raises(ValueError, match="visibility='always'"):
         SampledTrainer(
-            build_search_network(visibility="always"),
+            build_supernet(visibility="always"),
             build_args(),
             train_dataset=examples,
             search=search,
             data_collator=collate,
         )
+
+
+class ArchitectureGradients(TrainerCallback):
+    """Keeps the gradients of the gate parameters at each step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        alphas = model.base_model.gate_parameters().values()
+        self.steps.append(torch.cat([alpha.grad for alpha in alphas]))
+
+
+def test_a_step_with_fewer_micro_batches_has_the_mean_gradient_over_those(
+    build_supernet, build_args, make_examples, collate, randomize
+):
+    """An epoch of two batches is one step, whether two or four micro-batches are accumulated."""
+    gradients, losses = [], []
+    for accumulation in (2, 4):
+        network = build_supernet(placement="add")
+        randomize(network)
+        search = SearchConfig(searcher="sampled", num_prompt_layers=1, warmup_ratio=0.0)
+        args = build_args(max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation)
+        record = ArchitectureGradients()
+        trainer = SampledTrainer(
+            network, args, train_dataset=make_examples(8), search=search, data_collator=collate, callbacks=[record]
+        )
+        trainer.train()
+        gradients.append(record.steps[0])
+        losses.append(trainer.history.entries[0]["gate_loss"])
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert gradients[0].any()
+    assert losses[1] == pytest.approx(losses[0])

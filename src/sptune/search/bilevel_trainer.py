@@ -1,4 +1,4 @@
-"""`SPTSearchTrainer` trains generators, head and gates of a search network together (method section 4)."""
+"""`SPTSearchTrainer` trains generators, head and gates of a supernet together (method section 4)."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from torch.utils.data import DataLoader
 
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
-from sptune.search.bilevel import draw_layer_masks, mixed_level_gradient, states_distance, symmetric_kl
-from sptune.search.supernet_trainer import SearchTrainer
-from sptune.training.trainer import batch_size
+from sptune.renamed import warn_renamed
+from sptune.search.bilevel import BilevelStep
+from sptune.search.consistency import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.supernet_trainer import SupernetTrainer
+from sptune.training.loss_items import batch_size
 
 Batch = dict[str, Any]
 
 GATE_BETAS = (0.5, 0.999)
+# Names of the losses on both splits in the history.
+LOSS_NAMES = {"weight": "weight_loss", "architecture": "gate_loss"}
 NO_LOSSES: dict[str, float | None] = {"weight_loss": None, "gate_loss": None, "consistency": None}
 
 
-class SPTSearchTrainer(SearchTrainer):
-    """Trains generators, head and gates of a search network together, by first-order DARTS or by SPT-DARTS.
+class SPTSearchTrainer(SupernetTrainer):
+    """Trains generators, head and gates of a supernet together, by first-order DARTS or by SPT-DARTS.
 
-    The training data is split in a weight half and a gate half. Every step, for each micro-batch of the weight half and
-    one of the gate half: backward on the gate batch, set the alpha gradients aside, restore the weight gradients
-    gathered so far, backward on the weight batch. Before the optimiser steps, each alpha gets
-    g_alpha = grad L_gate + lambda_m grad L_weight in place (DARTS: lambda_m = 0). In the first `warmup_ratio` of the
-    steps, and between those that `gate_interval` says, there is no gate batch and no alpha moves.
+    The training data is split in a weight split and an architecture split. Each step is a `BilevelStep` over
+    micro-batches of both. In the first `warmup_ratio` of the steps, and in those between every `gate_interval` steps,
+    there is no batch of the architecture split and no alpha moves.
 
-    In SPT-DARTS each example stands twice in its batch, under independent layer masks, and a consistency penalty joins
-    both losses. Other searchers say in `sample_gates` which gates a batch goes through, and in `gate_penalty` what is
-    added to its loss.
+    In SPT-DARTS each example occurs twice in its batch, under independent layer masks, and a consistency penalty is
+    added to both losses. Subclasses for other searchers define in `sample_gates` the gates of a batch, and in
+    `gate_penalty` what is added to its loss.
 
     Args:
-        *args: what `SearchTrainer` takes; "spt_darts" is what its name says, any other searcher goes by first-order
-            DARTS.
+        *args: the arguments of `SupernetTrainer`; with the searcher "spt_darts" training is SPT-DARTS, with all others
+            first-order DARTS.
         **kwargs: likewise.
     """
 
@@ -51,24 +53,30 @@ class SPTSearchTrainer(SearchTrainer):
         alphas = self.tuner.gate_parameters()
         self._alphas: list[nn.Parameter] = [alphas[layer] for layer in sorted(alphas)]
         is_alpha = {id(alpha) for alpha in self._alphas}
-        self._weights = [
-            parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in is_alpha
-        ]
+        weights = [p for p in model.parameters() if p.requires_grad and id(p) not in is_alpha]
         self._masked = self.search.searcher == "spt_darts"
-        self._mixed_level_weight = self.search.mixed_level_weight if self._masked else 0.0
-        self._gate_iterator: Iterator[Batch] | None = None
-        self._gate_batches: deque[Batch] = deque()
-        self._gate_items: torch.Tensor | None = None
+        self.bilevel_step = BilevelStep(weights, self._alphas, self.search.mixed_level_weight if self._masked else 0.0)
+        self._architecture_iterator: Iterator[Batch] | None = None
+        self._architecture_batches: deque[Batch] = deque()
+        self._architecture_items: torch.Tensor | None = None
+        # Micro-batches in the current step: the last step of an epoch may have fewer.
+        self._micro_batches = 1
         self._begin_anew()
 
+    @property
+    def gate_dataset(self) -> Any:
+        """Old name of `architecture_dataset`."""
+        warn_renamed("gate_dataset", "architecture_dataset")
+        return self.architecture_dataset
+
     def estimate_seconds(self) -> float:
-        """What the training will take, from a few timed passes that leave no trace; to be called before `train`."""
+        """The seconds that the training will take, from two timed passes without a trace; called before `train`."""
         seconds = super().estimate_seconds()
         self._begin_anew()
         return seconds
 
     def passes(self, steps: int) -> float:
-        """A pass for every step, and one more where the gates move."""
+        """One pass for each step, and one more where the gates move."""
         return steps + math.ceil((steps - self._warmup_steps(steps)) / self.search.gate_interval)
 
     # The step
@@ -76,51 +84,44 @@ class SPTSearchTrainer(SearchTrainer):
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Both backward passes of one micro-batch; see the class for their order."""
-        if not self._gates_move():
-            loss = self._backward("weight", model, inputs, num_items_in_batch)
-            for alpha in self._alphas:
-                alpha.grad = None
-        else:
-            gathered = _take_gradients(self._weights)
-            _put_gradients(self._alphas, self._alpha_gradients["gate"])
-            self._backward("gate", model, self._gate_batches.popleft(), self._gate_items)
-            self._alpha_gradients["gate"] = _take_gradients(self._alphas)
+        """The backward passes of one micro-batch of each split."""
 
-            _put_gradients(self._weights, gathered)
-            _put_gradients(self._alphas, self._alpha_gradients["weight"])
-            loss = self._backward("weight", model, inputs, num_items_in_batch)
-            self._alpha_gradients["weight"] = _take_gradients(self._alphas)
+        def backward_weight() -> torch.Tensor:
+            return self._backward("weight", model, inputs, num_items_in_batch)
+
+        def backward_architecture() -> torch.Tensor:
+            batch = self._architecture_batches.popleft()
+            return self._backward("architecture", model, batch, self._architecture_items)
+
+        if self._gates_move():
+            loss = self.bilevel_step.backward_both(backward_architecture, backward_weight)
+        else:
+            loss = self.bilevel_step.backward_weight(backward_weight)
         if self.accelerator.sync_gradients:
             self._finish_step()
         return loss
 
     def _backward(
-        self, half: str, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None
+        self, split: str, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        self._half = half
+        self._split = split
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _finish_step(self) -> None:
-        """Put g_alpha in place and record the losses, now that every micro-batch of the step has been through."""
+        """Put g_alpha in place and record the losses, after the last micro-batch of the step."""
         if self._gates_move():
-            for alpha, gate_part, weight_part in zip(
-                self._alphas, self._alpha_gradients["gate"], self._alpha_gradients["weight"], strict=True
-            ):
-                alpha.grad = mixed_level_gradient(gate_part, weight_part, self._mixed_level_weight)
+            self.bilevel_step.put_alpha_gradients()
         names = list(self._losses)
         losses = self.accelerator.reduce(torch.stack([self._losses[name] for name in names]), "mean").tolist()
         self.history.latest = {**NO_LOSSES, **dict(zip(names, losses, strict=True))}
         self._begin_step()
 
     def _begin_step(self) -> None:
-        self._alpha_gradients: dict[str, list[torch.Tensor | None]] = {
-            half: [None] * len(self._alphas) for half in ("gate", "weight")
-        }
+        self.bilevel_step.begin()
         self._losses: dict[str, torch.Tensor] = {}
 
     def _gates_move(self) -> bool:
-        """Whether this step moves the gates: after the warm-up, every `gate_interval`-th does."""
+        """Whether the gates move in this step: after the warm-up they do every `gate_interval` steps."""
         beyond = self.state.global_step - self._warmup_steps(self.state.max_steps)
         return beyond >= 0 and beyond % self.search.gate_interval == 0
 
@@ -136,7 +137,7 @@ class SPTSearchTrainer(SearchTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """In training, the loss of the search; in evaluation, that of the gated network as it is."""
+        """In training, the loss of the search; in evaluation, the loss of the gated network."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         consistency, gates = None, self.sample_gates(batch_size(inputs))
@@ -148,20 +149,20 @@ class SPTSearchTrainer(SearchTrainer):
             with self.tuner.gating(gates):
                 loss, outputs = self._mean_loss(model, inputs)
         share = self._share(inputs, num_items_in_batch)
-        self._record(f"{self._half}_loss", loss * share)
+        self._record(LOSS_NAMES[self._split], loss * share)
         if consistency is not None:
-            if self._half == "weight":
+            if self._split == "weight":
                 self._record("consistency", consistency * share)
             loss = loss + self.search.consistency_weight * consistency
         loss = (loss + self.gate_penalty()) * share
         return (loss, outputs) if return_outputs else loss
 
     def sample_gates(self, size: int) -> torch.Tensor | None:
-        """The gates, (size or 1, candidates), that a training batch of `size` goes through; None for sigmoid(alpha)."""
+        """The gates, (size or 1, candidates), of a training batch of `size` examples; None for sigmoid(alpha)."""
         return None
 
     def gate_penalty(self) -> torch.Tensor | float:
-        """What is added to the loss of a training batch."""
+        """A penalty that is added to the loss of a training batch."""
         return 0.0
 
     @property
@@ -187,7 +188,7 @@ class SPTSearchTrainer(SearchTrainer):
         first, second = scores[:size], scores[size:]
         labels = inputs.get("labels")
         if scores.dim() > 2 and isinstance(labels, torch.Tensor):
-            predicted = self._label_positions(labels)
+            predicted = self.items.positions(labels)
             first, second = (run[:, : predicted.shape[1]][predicted] for run in (first, second))
             if not predicted.any():
                 return loss, loss.new_zeros(()), outputs
@@ -197,7 +198,7 @@ class SPTSearchTrainer(SearchTrainer):
         """Layer masks for `size` runs."""
         return draw_layer_masks(size, len(self._alphas), self.search.mask_probability, self.draw_generator())
 
-    # Optimiser
+    # Optimizer
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
         gates = {id(alpha) for alpha in self._alphas}
@@ -205,7 +206,7 @@ class SPTSearchTrainer(SearchTrainer):
         return [*super()._group_options(model), (gates, options)]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """The schedule `args` names for the weights; the gates' learning rate stays what it is."""
+        """The schedule of `args` for the weights, and a constant learning rate for the gates."""
         created = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         if created and isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
@@ -218,18 +219,18 @@ class SPTSearchTrainer(SearchTrainer):
     # Data
 
     def get_train_dataloader(self) -> DataLoader:
-        """The weight half's batches; the gate half's are made ready beside them."""
+        """The batches of the weight split; those of the architecture split are prepared beside them."""
         self._begin_anew()
-        self._gate_dataloader = self._get_dataloader(
-            dataset=self.gate_dataset,
-            description="Gate",
+        self._architecture_dataloader = self._get_dataloader(
+            dataset=self.architecture_dataset,
+            description="Architecture",
             batch_size=self._train_batch_size,
             sampler_fn=self._get_train_sampler,  # type: ignore[arg-type]
             is_training=True,
         )
-        if len(self._gate_dataloader) == 0:
+        if len(self._architecture_dataloader) == 0:
             raise InputError(
-                f"The gate half of the training data is less than one batch of {self._train_batch_size}; lower the "
+                f"The architecture split has fewer examples than one batch of {self._train_batch_size}; lower the "
                 "batch size, raise gate_fraction, or set dataloader_drop_last=False."
             )
         return super().get_train_dataloader()
@@ -237,20 +238,21 @@ class SPTSearchTrainer(SearchTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
-        """A step's micro-batches of the weight half; as many of the gate half are laid aside for it."""
+        """A step's micro-batches of the weight split; as many of the architecture split are kept for it."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_batches = max(len(samples), 1)
         if self._gates_move():
-            if self._gate_iterator is None:
-                self._gate_iterator = self._iterate_gate_batches(self.history.gate_batches)
+            if self._architecture_iterator is None:
+                self._architecture_iterator = self._iterate_architecture_batches(self.history.gate_batches)
             with torch.random.fork_rng(devices=[]):  # starting a data loader draws from the global random state
-                self._gate_batches = deque(islice(self._gate_iterator, len(samples)))
+                self._architecture_batches = deque(islice(self._architecture_iterator, len(samples)))
             self.history.gate_batches += len(samples)
-            self._gate_items = self._get_num_items_in_batch(list(self._gate_batches), device)
+            self._architecture_items = self._get_num_items_in_batch(list(self._architecture_batches), device)
         return samples, items
 
-    def _iterate_gate_batches(self, drawn: int) -> Iterator[Batch]:
-        """The gate half's batches, epoch after epoch, from the one after the first `drawn` on."""
-        loader = self._gate_dataloader
+    def _iterate_architecture_batches(self, drawn: int) -> Iterator[Batch]:
+        """The batches of the architecture split, epoch after epoch, without the first `drawn` ones."""
+        loader = self._architecture_dataloader
         while True:
             epoch, skip = divmod(drawn, len(loader))
             if hasattr(loader, "set_epoch"):
@@ -260,10 +262,10 @@ class SPTSearchTrainer(SearchTrainer):
                 yield batch
 
     def _begin_anew(self) -> None:
-        self._gate_iterator = None
-        self._gate_batches = deque()
-        self._gate_items = None
-        self._half = "weight"
+        self._architecture_iterator = None
+        self._architecture_batches = deque()
+        self._architecture_items = None
+        self._split = "weight"
         self._begin_step()
 
     def _record(self, name: str, value: torch.Tensor) -> None:
@@ -273,19 +275,6 @@ class SPTSearchTrainer(SearchTrainer):
 
 def _constant(step: int) -> float:
     return 1.0
-
-
-def _take_gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor | None]:
-    """The gradients, which the parameters lose."""
-    gradients = [parameter.grad for parameter in parameters]
-    for parameter in parameters:
-        parameter.grad = None
-    return gradients
-
-
-def _put_gradients(parameters: list[nn.Parameter], gradients: list[torch.Tensor | None]) -> None:
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
 
 
 def repeat_batch(inputs: Batch) -> Batch:

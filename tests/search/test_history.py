@@ -22,11 +22,11 @@ class StopAt(TrainerCallback):
 
 
 @pytest.fixture
-def search(build_search_network, build_args, examples, collate):
+def search(build_supernet, build_args, examples, collate):
     """``search(stop_at=None, resume=None, **args)``: eight steps of a search, with dropout in backbone and head."""
 
     def run(stop_at=None, resume=None, search=SEARCH, **options):
-        network = build_search_network(backbone={"hidden_dropout_prob": 0.1})
+        network = build_supernet(backbone={"hidden_dropout_prob": 0.1})
         args = build_args(**{"max_steps": 8, "save_strategy": "steps", "save_steps": 1, **options})
         callbacks = [StopAt(stop_at)] if stop_at else None
         return search_prompt_layers(
@@ -48,7 +48,7 @@ def search(build_search_network, build_args, examples, collate):
     ids=str,
 )
 def test_resumed_equals_uninterrupted(search, tmp_path, stop_at, options):
-    """Stops lie within the warm-up, within an epoch of either half, and at the end of the gate half's first epoch."""
+    """Stops lie within the warm-up, within an epoch, and at the end of the architecture split's first epoch."""
     whole, whole_network = search(output_dir=str(tmp_path / "whole"), save_strategy="no", **options)
     folder = str(tmp_path / "broken")
     broken, _ = search(stop_at=stop_at, output_dir=folder, **options)
@@ -123,10 +123,8 @@ def test_the_callbacks_may_be_restored_by_transformers_too(search, tmp_path):
     assert [entry["step"] for entry in resumed.history] == list(range(1, 9))
 
 
-def test_a_checkpoint_of_another_training_is_refused(
-    search, build_search_network, build_args, examples, collate, tmp_path
-):
+def test_a_checkpoint_of_another_training_is_refused(search, build_supernet, build_args, examples, collate, tmp_path):
     args = build_args(max_steps=2, save_strategy="steps", save_steps=2, output_dir=str(tmp_path))
-    SPTTrainer(build_search_network(), args, train_dataset=examples, data_collator=collate).train()
+    SPTTrainer(build_supernet(), args, train_dataset=examples, data_collator=collate).train()
     with pytest.raises(InputError, match="checkpoint-2 holds no history of a search"):
         search(resume=True, output_dir=str(tmp_path))

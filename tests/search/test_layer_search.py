@@ -19,8 +19,8 @@ def search(build_args, examples, collate):
 
 
 @pytest.mark.parametrize("searcher", ["spt_darts", "darts"])
-def test_the_chosen_layers_are_those_of_the_largest_final_gates(build_search_network, search, searcher):
-    network = build_search_network()
+def test_the_chosen_layers_are_those_of_the_largest_final_gates(build_supernet, search, searcher):
+    network = build_supernet()
     result = search(network, SearchConfig(searcher=searcher, num_prompt_layers=2))
     ranked = sorted(range(4), key=lambda layer: result.gates[layer], reverse=True)
     assert result.prompt_layers == sorted(ranked[:2])
@@ -29,8 +29,8 @@ def test_the_chosen_layers_are_those_of_the_largest_final_gates(build_search_net
     assert result.steps == len(result.history) == 6
 
 
-def test_the_result_makes_the_final_network(build_search_network, build_backbone, bert, search, tmp_path):
-    network = build_search_network(candidate_layers=[1, 2, 3])
+def test_the_result_makes_the_final_network(build_supernet, build_backbone, bert, search, tmp_path):
+    network = build_supernet(candidate_layers=[1, 2, 3])
     result = search(network, SearchConfig(num_prompt_layers=1))
     assert set(result.prompt_layers) <= {1, 2, 3}
     result.save(tmp_path / "search.json")
@@ -43,13 +43,13 @@ def test_the_result_makes_the_final_network(build_search_network, build_backbone
     }
 
 
-def test_by_threshold_the_largest_gate_is_always_taken(build_search_network, search):
-    result = search(build_search_network(), SearchConfig("spt_darts", threshold=0.999))
+def test_by_threshold_the_largest_gate_is_always_taken(build_supernet, search):
+    result = search(build_supernet(), SearchConfig("spt_darts", threshold=0.999))
     assert result.prompt_layers == [max(range(4), key=lambda layer: result.gates[layer])]
 
 
-def test_by_budget_counts_generator_parameters(build_search_network, search):
-    network = build_search_network()
+def test_by_budget_counts_generator_parameters(build_supernet, search):
+    network = build_supernet()
     size = sum(parameter.numel() for parameter in network.base_model.generator_parameters()[0])
     assert len(search(network, SearchConfig(parameter_budget=2 * size)).prompt_layers) == 2
 
@@ -58,16 +58,16 @@ def test_by_budget_counts_generator_parameters(build_search_network, search):
     ("criteria", "complaint"),
     [({"num_prompt_layers": 5}, "only 4 candidate layers"), ({"parameter_budget": 3}, "parameter_budget=3 is less")],
 )
-def test_an_impossible_choice_fails_before_the_training(build_search_network, search, criteria, complaint):
-    network = build_search_network()
+def test_an_impossible_choice_fails_before_the_training(build_supernet, search, criteria, complaint):
+    network = build_supernet()
     with pytest.raises(InputError, match=complaint):
         search(network, SearchConfig(**criteria))
     assert network.base_model.gate_values().tolist() == [0.5] * 4
 
 
 @pytest.mark.parametrize(("searcher", "expected"), [("all", [0, 1, 2, 3]), ("middle", [2]), ("first", [0])])
-def test_fixed_settings_need_no_training(build_search_network, search, searcher, expected):
-    result = search(build_search_network(), SearchConfig(searcher=searcher))
+def test_fixed_settings_need_no_training(build_supernet, search, searcher, expected):
+    result = search(build_supernet(), SearchConfig(searcher=searcher))
     assert result.prompt_layers == result.config.prompt_layers == expected
     assert result.scores == [float(layer in expected) for layer in range(4)]
     assert (result.gates, result.history, result.steps) == (None, [], 0)
@@ -76,7 +76,7 @@ def test_fixed_settings_need_no_training(build_search_network, search, searcher,
 def test_a_network_without_gates_is_refused(build_backbone, build_config, bert, search):
     final = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", prompt_layers=[1]))
     for model in (final, build_backbone(bert, "classifier")):
-        with pytest.raises(InputError, match="without gates; give a search network"):
+        with pytest.raises(InputError, match="without gates; give a supernet"):
             search(model)
 
 
@@ -89,7 +89,7 @@ def test_a_default_network_is_searched(build_backbone, bert, search, tmp_path):
     assert matplotlib.get_backend() == backend
 
 
-def test_columns_that_the_model_does_not_take_are_left_out(build_search_network, build_args, examples, collate):
+def test_columns_that_the_model_does_not_take_are_left_out(build_supernet, build_args, examples, collate):
     class Strict:
         def __call__(self, rows):
             assert all("text" not in row for row in rows)
@@ -97,4 +97,4 @@ def test_columns_that_the_model_does_not_take_are_left_out(build_search_network,
 
     named = Dataset.from_list([{**example, "text": "a film"} for example in examples])
     search = SearchConfig(searcher="fair", num_prompt_layers=1)
-    assert search_prompt_layers(build_search_network(), named, build_args(), search, data_collator=Strict()).steps == 4
+    assert search_prompt_layers(build_supernet(), named, build_args(), search, data_collator=Strict()).steps == 4

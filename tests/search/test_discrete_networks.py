@@ -1,0 +1,58 @@
+"""Halving and exhaustive search train discrete networks, each with its own weights."""
+
+import math
+
+import pytest
+import torch
+
+from sptune.errors import InputError
+from sptune.search.searchers import exhaustive, halving
+
+
+@pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
+def test_discrete_networks_leave_the_supernet_as_it_was(search, build_supernet, searcher):
+    network = build_supernet()
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+    search(searcher, network=network)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+
+def test_halving_drops_the_half_with_the_larger_losses(search):
+    result, _ = search("halving", num_prompt_layers=1)
+    first, last = (entry["losses"] for entry in result.history)
+    kept = [layer for layer in range(4) if last[layer] is not None]
+    assert kept == sorted(sorted(range(4), key=lambda layer: first[layer])[:2])
+    assert result.prompt_layers == [min(kept, key=lambda layer: last[layer])]
+    assert result.steps == 4 * 3 + 2 * 3
+
+
+@pytest.mark.parametrize("rate", [5e-3, 0.5])
+def test_a_layer_that_halving_has_dropped_stays_out(search, monkeypatch, rate):
+    """Also where losses rise from rung to rung, and where single layers compete for want of time."""
+    monkeypatch.setattr(halving, "MAX_SETS", 1)
+    result, _ = search("halving", num_prompt_layers=1, args={"learning_rate": rate})
+    *_, last = (entry["losses"] for entry in result.history)
+    kept = [layer for layer in range(4) if last[layer] is not None]
+    assert result.prompt_layers == [min(kept, key=lambda layer: last[layer])]
+    assert len(search("halving", num_prompt_layers=3)[0].prompt_layers) == 3
+
+
+@pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
+def test_discrete_networks_train_for_as_many_epochs_as_are_asked_for(search, searcher):
+    result, _ = search(searcher, num_prompt_layers=1, args={"max_steps": -1, "num_train_epochs": 2})
+    assert result.steps == {"halving": 4 * 3 + 2 * 3, "exhaustive": 4 * 6}[searcher], "3 batches in the weight split"
+
+
+def test_exhaustive_takes_the_set_with_the_lowest_loss(search):
+    result, _ = search("exhaustive", num_prompt_layers=3)
+    (entry,) = result.history
+    assert result.steps == math.comb(4, 3) * 6
+    assert result.scores == [-loss for loss in entry["losses"]]
+    best = max(result.scores)
+    assert [layer for layer, score in enumerate(result.scores) if score == best] == result.prompt_layers
+
+
+def test_exhaustive_refuses_what_would_take_forever(search, monkeypatch):
+    monkeypatch.setattr(exhaustive, "MAX_SETS", 5)
+    with pytest.raises(InputError, match="would train 6 networks for 2 of 4 layers"):
+        search("exhaustive")

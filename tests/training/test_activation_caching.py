@@ -1,0 +1,282 @@
+"""Trainings with the activation cache have the losses of those without, and nothing is read where it is not exact."""
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from torch.utils.data import IterableDataset
+from transformers import (
+    BatchEncoding,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from cached_training import BlocksRun, build_examples
+from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune.tasks import PaddingCollator
+from sptune.training.cache_settings import ActivationCacheSettings
+
+
+@pytest.mark.parametrize(
+    "settings", [ActivationCacheSettings(), ActivationCacheSettings(memory=0)], ids=["memory", "file"]
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_training_with_and_without_gives_the_same_losses(build_trainer, some_case, settings, accumulate):
+    values = []
+    for cache in (None, settings):
+        trainer = build_trainer(some_case, cache, gradient_accumulation_steps=accumulate, eval_strategy="epoch")
+        runs = BlocksRun(trainer.model)
+        trainer.add_callback(runs)
+        trainer.train()
+        values.append(trainer.losses.values)
+        # The first evaluation comes after the end of the first epoch.
+        assert (runs.by_epoch[2] == 0) == (cache is not None), "texts seen before leave the lower layers alone"
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_a_table_of_datasets_is_cached_too(build_trainer, bert):
+    data = Dataset.from_list(build_examples(16))
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache, examples=data)
+        trainer.train()
+        assert trainer.train_dataset is data
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_a_language_models_own_loss_is_cached_too(build_trainer, some_causal_case):
+    examples = build_examples(8)
+    for example in examples:
+        example["labels"] = [-100, *example["input_ids"][1:]]
+
+    def collate(rows):
+        batch = PaddingCollator(0, left=False)([{**row, "labels": 0} for row in rows])
+        labels = [torch.tensor(row["labels"]) for row in rows]
+        return {**batch, "labels": torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-100)}
+
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(some_causal_case, cache, examples=examples, head="lm")
+        trainer.data_collator = collate
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_bf16_autocast_gives_the_same_losses_with_and_without(build_trainer, some_case):
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(some_case, cache, bf16=True)
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=2e-2, atol=0)
+
+
+@pytest.mark.parametrize("searcher", ["spt_darts", "darts"])
+def test_a_search_reads_below_its_lowest_candidate(build_backbone, build_config, bert, tmp_path, searcher):
+    histories, runs = [], []
+    for cache in (None, ActivationCacheSettings()):
+        torch.manual_seed(3)
+        config = build_config(bert, "classifier", prompt_layers="search", candidate_layers=[2, 3])
+        network = get_peft_model(build_backbone(bert, "classifier"), config)
+        runs.append(BlocksRun(network))
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, report_to="none", use_cpu=True,
+            save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        result = search_prompt_layers(
+            network, build_examples(16), args, SearchConfig(searcher=searcher, num_prompt_layers=1),
+            data_collator=PaddingCollator(0, left=False), activation_cache=cache,
+        )  # fmt: skip
+        histories.append([entry["gates"] + [entry["weight_loss"]] for entry in result.history])
+    torch.testing.assert_close(torch.tensor(histories[0]), torch.tensor(histories[1]), rtol=1e-5, atol=1e-7)
+    assert sum(runs[1].by_epoch) < sum(runs[0].by_epoch)
+
+
+def test_noise_below_the_prompts_gives_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, ActivationCacheSettings())
+    embeddings = trainer.model.base_model.backbone.base_model.embeddings
+    embeddings.register_forward_hook(lambda module, args, output: output + torch.randn_like(output))
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert "other states each time" in caplog.text
+    assert runs.by_epoch[1] > 0
+
+
+def test_trained_embeddings_give_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, ActivationCacheSettings())
+    trainer.model.get_base_model().bert.embeddings.requires_grad_(True)
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert "is trained" in caplog.text
+    assert runs.by_epoch[1] > 0
+
+
+def test_tokens_that_change_from_epoch_to_epoch_are_computed(build_trainer, bert):
+    """A collator that masks at random must not be answered from the cache."""
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache)
+        noise, collate = torch.Generator().manual_seed(0), trainer.data_collator
+
+        def masking(rows, collate=collate, noise=noise):
+            batch = collate(rows)
+            drawn = torch.rand(batch["input_ids"].shape, generator=noise) < 0.3
+            return {**batch, "input_ids": batch["input_ids"].masked_fill(drawn, 4)}
+
+        trainer.data_collator = masking
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def assert_same_losses(build_trainer, case, change, **options):
+    """Train with and without a cache after the same change to the trainer; the losses must be the same."""
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(case, cache, **options)
+        change(trainer)
+        trainer.train()
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+
+
+def test_padding_in_front_moves_absolute_positions(build_trainer, some_case):
+    def pad_left(trainer):
+        trainer.data_collator = PaddingCollator(0, left=True)
+
+    # Rotary positions are relative, so states of Llama may be kept; Adam makes much of their rounding, so few steps.
+    assert_same_losses(build_trainer, some_case, pad_left, max_steps=6, learning_rate=1e-4)
+
+
+@pytest.mark.parametrize("name", ["position_ids", "token_type_ids"])
+def test_inputs_that_a_collator_draws(build_trainer, bert, name):
+    def draw(trainer):
+        collate, noise = trainer.data_collator, torch.Generator().manual_seed(0)
+
+        def collator(rows):
+            batch = collate(rows)
+            drawn = torch.randint(0, 2, batch["input_ids"].shape, generator=noise)
+            return {**batch, name: drawn if name == "token_type_ids" else (1 + drawn).cumsum(-1)}
+
+        trainer.data_collator = collator
+
+    assert_same_losses(build_trainer, bert, draw)
+
+
+def test_an_example_without_tokens(build_trainer, bert):
+    examples = build_examples(8)
+    for place in (3, 7):
+        examples[place] |= {"input_ids": [], "attention_mask": []}
+    assert_same_losses(build_trainer, bert, lambda trainer: None, examples=examples)
+
+
+def test_layers_that_begin_to_learn_on_the_way(build_trainer, bert, caplog):
+    class Unfreeze(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            model.base_model.backbone.layers[0].base_layer.requires_grad_(True)
+
+    assert_same_losses(build_trainer, bert, lambda trainer: trainer.add_callback(Unfreeze()))
+    assert "is trained" in caplog.text
+
+
+def test_hidden_states_that_are_asked_for_are_computed(build_trainer, bert):
+    trainer = build_trainer(bert, ActivationCacheSettings())
+    trainer.model.config.output_hidden_states = True
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert runs.by_epoch[1] == 4, "every step of the second epoch runs the lowest layer"
+
+
+def test_a_loss_of_the_users_own_sees_only_the_batch(build_backbone, build_config, bert, tmp_path):
+    class Own(SPTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            assert "prefix_row" not in inputs
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    torch.manual_seed(3)
+    network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", prompt_layers=[2]))
+    runs = BlocksRun(network)
+    args = TrainingArguments(str(tmp_path), num_train_epochs=2, report_to="none", use_cpu=True, save_strategy="no")
+    Own(
+        network, args, train_dataset=build_examples(8), data_collator=PaddingCollator(0, left=False), callbacks=[runs]
+    ).train()
+    assert runs.by_epoch[1] == 0
+
+
+def test_items_of_another_mapping_type_stay_what_they_are(build_trainer, bert):
+    collate = PaddingCollator(0, left=False)
+
+    def by_attribute(rows):
+        return collate([{**row, "input_ids": row.input_ids} for row in rows])
+
+    examples = [BatchEncoding(example) for example in build_examples(8)]
+    trainer = build_trainer(bert, ActivationCacheSettings(), examples=examples)
+    trainer.data_collator = by_attribute
+    runs = BlocksRun(trainer.model)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert runs.by_epoch[1] == 0
+    assert "prefix_row" not in examples[0]
+
+
+def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(build_examples(4))
+
+    def evaluate_stream(trainer):
+        trainer.eval_dataset = {"table": build_examples(4), "stream": Stream(), "none": []}
+
+    trainer = build_trainer(bert, ActivationCacheSettings())
+    evaluate_stream(trainer)
+    datasets = trainer.eval_dataset
+    trainer.train()
+    assert trainer.eval_dataset is datasets
+
+
+class TeacherTrainer(SPTTrainer):
+    """Asks the adapter "teacher", whose prompts begin lower, about each batch before the student trains on it."""
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        model.set_adapter("teacher")
+        with torch.no_grad():
+            model(**{name: value for name, value in inputs.items() if name != "labels"})
+        model.set_adapter("default")
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@pytest.mark.parametrize("placement", ["add", "prepend"])
+def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, bert, randomize, tmp_path, placement):
+    trained = []
+    for cache in (None, ActivationCacheSettings()):
+        options = {"placement": placement, "prompt_layers": [3]}
+        network = get_peft_model(build_backbone(bert, "classifier"), build_config(bert, "classifier", **options))
+        network.add_adapter("teacher", build_config(bert, "classifier", **{**options, "prompt_layers": [1]}))
+        network.set_adapter("teacher")
+        randomize(network)
+        network.set_adapter("default")
+        randomize(network)
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=3, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            report_to="none", save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        TeacherTrainer(
+            network, args, train_dataset=build_examples(16), data_collator=PaddingCollator(0, left=False),
+            activation_cache=cache,
+        ).train()  # fmt: skip
+        trained.append({name: p.detach() for name, p in network.named_parameters() if ".default." in name})
+    torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
+
+
+def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):
+    trainer = build_trainer(bert, ActivationCacheSettings())
+    model = trainer.model.get_base_model()
+    model.bert.pooler.forward = lambda hidden_states: hidden_states.mean(1)
+    trainer.train()
+    assert "states at padding" in caplog.text
