@@ -50,7 +50,7 @@ def _decoder(family="Llama", **options):
     return AutoModelForCausalLM.from_pretrained(DECODERS[family], **options).eval()
 
 
-def _randomise(model, adapter="default", seed=1):
+def _randomize(model, adapter="default", seed=1):
     """Draw an adapter's weights, so that no two adapters do the same."""
     noise = torch.Generator().manual_seed(seed)
     own = re.compile(rf"\.(lora_\w|spt_\w+|modules_to_save)\.{re.escape(adapter)}(\.|$)")
@@ -61,7 +61,7 @@ def _randomise(model, adapter="default", seed=1):
 
 def _adapted(method, backbone, **options):
     model = get_peft_model(backbone, _config(method, **options)).eval()
-    _randomise(model)
+    _randomize(model)
     return model
 
 
@@ -69,8 +69,8 @@ def _with_two_adapters(method, backbone, **options):
     """A model with adapters "a", which is active, and "b"."""
     model = get_peft_model(backbone, _config(method, **options), adapter_name="a")
     model.add_adapter("b", _config(method, **options))
-    _randomise(model, "a", seed=1)
-    _randomise(model, "b", seed=2)
+    _randomize(model, "a", seed=1)
+    _randomize(model, "b", seed=2)
     return model.eval()
 
 
@@ -149,7 +149,7 @@ def test_a_copy_is_whole_and_independent(method, family, duplicate):
     wanted = _logits(model)
     other = duplicate(model)
     assert torch.equal(_logits(other), wanted)
-    _randomise(other, "a", seed=3)
+    _randomize(other, "a", seed=3)
     assert not torch.equal(_logits(other), wanted)
     other.set_adapter("b")
     other.delete_adapter("a")
@@ -163,7 +163,7 @@ def test_a_copy_generates_by_itself(method, duplicate):
     model = _adapted(method, _decoder(), task_type="CAUSAL_LM")
     wanted = model.generate(**INPUTS, **GREEDY)
     other = duplicate(model)
-    _randomise(model, seed=3)
+    _randomize(model, seed=3)
     assert torch.equal(other.generate(**INPUTS, **GREEDY), wanted)
 
 
@@ -205,7 +205,7 @@ def test_resized_embeddings_are_saved_along(method, tmp_path, wanted):
 )
 def test_an_adapter_may_have_any_name(method, tmp_path, name):
     model = get_peft_model(_classifier(), _config(method, task_type="SEQ_CLS"), adapter_name=name).eval()
-    _randomise(model, name)
+    _randomize(model, name)
     model.save_pretrained(tmp_path)
     for loaded_as in (name, "other"):
         loaded = PeftModel.from_pretrained(_classifier(), tmp_path / name, adapter_name=loaded_as)
@@ -225,7 +225,7 @@ def test_transformers_manages_adapters(method, tmp_path, any_peft):
     model = _classifier()
     model.load_adapter(str(tmp_path / "peft"), adapter_name="loaded")
     model.add_adapter(_config(method), adapter_name="added")
-    _randomise(model, "added", seed=2)
+    _randomize(model, "added", seed=2)
     added = _logits(model.eval())
     assert not torch.equal(added, wanted)
     model.save_pretrained(tmp_path / "added")
@@ -356,8 +356,8 @@ def test_the_status_of_every_layer_is_told(method):
 def test_the_functional_interface(method):
     model = peft.inject_adapter_in_model(_config(method), _classifier(), adapter_name="a")
     model = peft.inject_adapter_in_model(_config(method), model, adapter_name="b").eval()
-    _randomise(model, "a", seed=1)
-    _randomise(model, "b", seed=2)
+    _randomize(model, "a", seed=1)
+    _randomize(model, "b", seed=2)
     functional.set_adapter(model, "a")
     first = _logits(model)
     functional.set_adapter(model, "b")

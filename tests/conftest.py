@@ -280,8 +280,8 @@ def build_backbone() -> Callable[..., PreTrainedModel]:
 
 
 @pytest.fixture
-def randomise() -> Callable[..., None]:
-    """``randomise(network, seed=2)``: draws every trainable parameter anew, wide enough to matter."""
+def randomize() -> Callable[..., None]:
+    """``randomize(network, seed=2)``: draws every trainable parameter anew, wide enough to matter."""
 
     def draw(network: nn.Module, seed: int = 2) -> None:
         noise = torch.Generator().manual_seed(seed)
@@ -311,13 +311,13 @@ def build_config() -> Callable[..., SPTConfig]:
 def build_network(
     build_backbone: Callable[..., PreTrainedModel],
     build_config: Callable[..., SPTConfig],
-    randomise: Callable[..., None],
+    randomize: Callable[..., None],
 ) -> Callable[..., PeftModel]:
     """``build_network(case, head="lm", **options)``: a network with random prompts (and gates, if it searches)."""
 
     def build(case: Case, head: str = "lm", **options: Any) -> PeftModel:
         network = get_peft_model(build_backbone(case, head), build_config(case, head, **options))
-        randomise(network)
+        randomize(network)
         return network.eval()
 
     return build

@@ -40,12 +40,12 @@ def _states(network, marker=""):
     return {name: tensor.clone() for name, tensor in network.state_dict().items() if marker in name}
 
 
-def _build_two(build_network, build_config, randomise, case, head="lm"):
+def _build_two(build_network, build_config, randomize, case, head="lm"):
     """A network with adapters 'default' (layers 1 and 3) and 'other' (layers 2 and 3), 'default' active."""
     network = build_network(case, head, prompt_layers=[1, 3])
     network.add_adapter("other", build_config(case, head, prompt_layers=[2, 3], generator="static"))
     network.set_adapter("other")
-    randomise(network, seed=3)
+    randomize(network, seed=3)
     network.set_adapter("default")
     return network.eval()
 
@@ -163,7 +163,7 @@ def test_unloading_gives_a_plain_backbone_with_its_trained_modules(
 
 
 def test_adapters_with_and_without_modules_in_blocks_do_not_meet(
-    build_network, build_config, build_batch, logits_of, train_step, randomise, in_blocks, tmp_path
+    build_network, build_config, build_batch, logits_of, train_step, randomize, in_blocks, tmp_path
 ):
     case, names = in_blocks
     network, batch = build_network(case, "classifier"), build_batch(case)
@@ -172,7 +172,7 @@ def test_adapters_with_and_without_modules_in_blocks_do_not_meet(
         network.add_adapter(adapter, build_config(case, "classifier", modules_to_save=list(names)))
         assert torch.equal(logits_of(network, batch), plain), "an added adapter is not active"
         network.set_adapter(adapter)
-        randomise(network, seed=seed)
+        randomize(network, seed=seed)
         network.set_adapter("default")
         assert torch.equal(logits_of(network, batch), plain)
     outputs = {}
@@ -307,8 +307,8 @@ def test_generators_and_gates_take_the_format_of_the_backbone_if_asked(
 # What a soft prompt cannot do, and what it can
 
 
-def test_adding_adapters_up_is_refused(build_network, build_config, randomise, bert):
-    network = _build_two(build_network, build_config, randomise, bert)
+def test_adding_adapters_up_is_refused(build_network, build_config, randomize, bert):
+    network = _build_two(build_network, build_config, randomize, bert)
     with pytest.raises(InputError, match=r"add_weighted_adapter.*set_adapter"):
         network.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
     assert list(network.peft_config) == ["default", "other"]
@@ -440,13 +440,13 @@ def test_an_adapter_from_before_there_were_placements_is_one_in_front_of_the_tex
     assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))
 
 
-def test_adapters_of_both_placements_do_not_meet(build_network, build_config, build_batch, logits_of, randomise, case):
+def test_adapters_of_both_placements_do_not_meet(build_network, build_config, build_batch, logits_of, randomize, case):
     batch = build_batch(case)
     in_front, added = build_network(case), build_network(case, placement="add", prompt_layers=[2])
     both = build_network(case, placement="add", prompt_layers=[2])
     both.add_adapter("in front", build_config(case))
     both.set_adapter("in front")
-    randomise(both)
+    randomize(both)
     torch.testing.assert_close(logits_of(both, batch), logits_of(in_front, batch), atol=1e-6, rtol=0)
     both.set_adapter("default")
     torch.testing.assert_close(logits_of(both, batch), logits_of(added, batch), atol=1e-6, rtol=0)
@@ -472,7 +472,7 @@ def test_an_adapter_loads_under_another_name(build_network, build_backbone, buil
 
 
 def test_adding_an_adapter_changes_nothing_for_the_first(
-    build_network, build_config, build_batch, logits_of, randomise, case
+    build_network, build_config, build_batch, logits_of, randomize, case
 ):
     network = build_network(case)
     batch, before, states = build_batch(case), logits_of(network, build_batch(case)), _states(network)
@@ -483,9 +483,9 @@ def test_adding_an_adapter_changes_nothing_for_the_first(
 
 @pytest.mark.parametrize("head", HEADS)
 def test_each_adapter_gives_what_it_gives_alone(
-    build_network, build_backbone, build_config, build_batch, logits_of, randomise, case, head
+    build_network, build_backbone, build_config, build_batch, logits_of, randomize, case, head
 ):
-    network = _build_two(build_network, build_config, randomise, case, head)
+    network = _build_two(build_network, build_config, randomize, case, head)
     batch = build_batch(case)
     first = logits_of(network, batch)
     network.set_adapter("other")
@@ -494,7 +494,7 @@ def test_each_adapter_gives_what_it_gives_alone(
     alone = get_peft_model(
         build_backbone(case, head), build_config(case, head, prompt_layers=[2, 3], generator="static")
     )
-    randomise(alone, seed=3)
+    randomize(alone, seed=3)
     assert torch.equal(second, logits_of(alone.eval(), batch))
     assert (first - second).abs().max() > 1e-2
     network.set_adapter("default")
@@ -503,9 +503,9 @@ def test_each_adapter_gives_what_it_gives_alone(
 
 @pytest.mark.parametrize("head", HEADS)
 def test_training_one_adapter_leaves_the_other_bit_for_bit(
-    build_network, build_config, build_batch, logits_of, train_step, randomise, case, head
+    build_network, build_config, build_batch, logits_of, train_step, randomize, case, head
 ):
-    network = _build_two(build_network, build_config, randomise, case, head)
+    network = _build_two(build_network, build_config, randomize, case, head)
     batch = build_batch(case)
     weights, logits = _states(network, ".default."), logits_of(network, batch)
     network.set_adapter("other")
@@ -517,8 +517,8 @@ def test_training_one_adapter_leaves_the_other_bit_for_bit(
     assert torch.equal(logits_of(network, batch), logits)
 
 
-def test_only_the_active_adapter_is_trainable(build_network, build_config, randomise, some_case):
-    network = _build_two(build_network, build_config, randomise, some_case, "classifier")
+def test_only_the_active_adapter_is_trainable(build_network, build_config, randomize, some_case):
+    network = _build_two(build_network, build_config, randomize, some_case, "classifier")
     for active in ("default", "other"):
         network.set_adapter(active)
         trainable = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -526,13 +526,13 @@ def test_only_the_active_adapter_is_trainable(build_network, build_config, rando
         assert all(f".{active}." in name for name in trainable)
 
 
-def test_a_search_beside_a_final_network(build_network, build_config, build_batch, logits_of, randomise, case):
+def test_a_search_beside_a_final_network(build_network, build_config, build_batch, logits_of, randomize, case):
     """Gates, candidate layers and their values belong to one adapter."""
     network = build_network(case)
     batch, before = build_batch(case), logits_of(network, build_batch(case))
     network.add_adapter("search", build_config(case, prompt_layers="search", num_virtual_tokens=5))
     network.set_adapter("search")
-    randomise(network, seed=4)
+    randomize(network, seed=4)
     assert network.base_model.candidate_layers == case.candidates
     network.base_model.set_gate_values([0.0] * len(case.candidates))
     with network.disable_adapter():
@@ -544,9 +544,9 @@ def test_a_search_beside_a_final_network(build_network, build_config, build_batc
 
 
 def test_two_adapters_are_saved_and_loaded_each_by_itself(
-    build_network, build_backbone, build_config, build_batch, logits_of, randomise, case, tmp_path
+    build_network, build_backbone, build_config, build_batch, logits_of, randomize, case, tmp_path
 ):
-    network = _build_two(build_network, build_config, randomise, case)
+    network = _build_two(build_network, build_config, randomize, case)
     network.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(build_backbone(case), tmp_path / "other", adapter_name="other")
     loaded.load_adapter(tmp_path, "default")
@@ -557,8 +557,8 @@ def test_two_adapters_are_saved_and_loaded_each_by_itself(
         assert torch.equal(logits_of(loaded, batch), logits_of(network, batch))
 
 
-def test_two_adapters_generate_each_by_itself(build_network, build_config, build_batch, randomise, causal_case):
-    network = _build_two(build_network, build_config, randomise, causal_case)
+def test_two_adapters_generate_each_by_itself(build_network, build_config, build_batch, randomize, causal_case):
+    network = _build_two(build_network, build_config, randomize, causal_case)
     batch = build_batch(causal_case, side="left")
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     for name in ("other", "default"):
@@ -570,9 +570,9 @@ def test_two_adapters_generate_each_by_itself(build_network, build_config, build
 
 @pytest.mark.parametrize("head", HEADS)
 def test_deleting_an_adapter_leaves_the_other(
-    build_network, build_config, build_batch, logits_of, randomise, case, head
+    build_network, build_config, build_batch, logits_of, randomize, case, head
 ):
-    network = _build_two(build_network, build_config, randomise, case, head)
+    network = _build_two(build_network, build_config, randomize, case, head)
     batch, before = build_batch(case), logits_of(network, build_batch(case))
     network.delete_adapter("other")
     assert torch.equal(logits_of(network, batch), before)
@@ -581,9 +581,9 @@ def test_deleting_an_adapter_leaves_the_other(
 
 
 def test_deleting_the_active_adapter_leaves_the_other(
-    build_network, build_config, build_batch, logits_of, randomise, case
+    build_network, build_config, build_batch, logits_of, randomize, case
 ):
-    network = _build_two(build_network, build_config, randomise, case)
+    network = _build_two(build_network, build_config, randomize, case)
     batch = build_batch(case)
     network.set_adapter("other")
     expected = logits_of(network, batch)
@@ -595,9 +595,9 @@ def test_deleting_the_active_adapter_leaves_the_other(
 
 
 def test_an_adapter_can_be_deleted_and_added_again(
-    build_network, build_config, build_batch, logits_of, randomise, case
+    build_network, build_config, build_batch, logits_of, randomize, case
 ):
-    network = _build_two(build_network, build_config, randomise, case)
+    network = _build_two(build_network, build_config, randomize, case)
     batch = build_batch(case)
     network.set_adapter("other")
     expected = logits_of(network, batch)
@@ -605,7 +605,7 @@ def test_an_adapter_can_be_deleted_and_added_again(
     network.delete_adapter("other")
     network.add_adapter("other", build_config(case, prompt_layers=[2, 3], generator="static"))
     network.set_adapter("other")
-    randomise(network, seed=3)
+    randomize(network, seed=3)
     assert torch.equal(logits_of(network, batch), expected)
 
 
@@ -638,8 +638,8 @@ def test_unloading_gives_back_the_backbone_bit_for_bit(
     assert torch.equal(logits_of(model, build_batch(case)), logits_of(untouched, build_batch(case)))
 
 
-def test_unloading_leaves_no_module_hook_or_method_behind(build_network, build_backbone, build_config, randomise, case):
-    model, untouched = _build_two(build_network, build_config, randomise, case).unload(), build_backbone(case)
+def test_unloading_leaves_no_module_hook_or_method_behind(build_network, build_backbone, build_config, randomize, case):
+    model, untouched = _build_two(build_network, build_config, randomize, case).unload(), build_backbone(case)
     left, expected = dict(model.named_modules()), dict(untouched.named_modules())
     assert {name: type(module) for name, module in left.items()} == {n: type(m) for n, m in expected.items()}
     for name, module in left.items():
@@ -664,12 +664,12 @@ def test_unloading_keeps_the_trained_head_as_peft_does(
     assert_identical(_states(build_backbone(some_case, "classifier")) | heads, after)
 
 
-def test_an_unloaded_backbone_takes_a_new_adapter(build_network, build_config, build_batch, logits_of, randomise, case):
+def test_an_unloaded_backbone_takes_a_new_adapter(build_network, build_config, build_batch, logits_of, randomize, case):
     network = build_network(case)
     expected = logits_of(network, build_batch(case))
     backbone = build_network(case, prompt_layers="search").unload()
     again = get_peft_model(backbone, build_config(case))
-    randomise(again)
+    randomize(again)
     assert torch.equal(logits_of(again.eval(), build_batch(case)), expected)
 
 

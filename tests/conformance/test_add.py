@@ -18,14 +18,14 @@ def family(request):
 
 
 @pytest.fixture
-def attach(randomise):
+def attach(randomize):
     """``attach(model, family, **options)``: a network with random prompts, in evaluation mode."""
 
     def build(model, family, fresh=False, **options):
         options = {"prompt_layers": [1, 3], "layers_path": family.layers_path, **options}
         network = get_peft_model(model, SPTConfig(task_type=None, **options))
         if not fresh:
-            randomise(network)
+            randomize(network)
         return network.eval()
 
     return build

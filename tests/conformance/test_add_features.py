@@ -39,12 +39,12 @@ DECODERS = ["llama", "mistral", "gemma3", "gpt2"]
 
 
 @pytest.fixture
-def attach(randomise):
+def attach(randomize):
     """``attach(model, family=None, **options)``: a network with random prompts, in evaluation mode."""
 
     def build(model, **options):
         network = get_peft_model(model, SPTConfig(**{"task_type": None, "prompt_layers": [1, 3], **options}))
-        randomise(network)
+        randomize(network)
         return network.eval()
 
     return build

@@ -37,11 +37,11 @@ def test_forward_is_a_call(build_network, build_batch, case, head, prompt_layers
 
 
 def test_a_classifier_of_sptunes_own_is_called_directly(
-    build_backbone, build_config, build_batch, randomise, encoder_case
+    build_backbone, build_config, build_batch, randomize, encoder_case
 ):
     backbone = MeanPooledClassifier.from_backbone(build_backbone(encoder_case, "none"), num_labels=3)
     network = get_peft_model(backbone, build_config(encoder_case, "classifier"))
-    randomise(network)
+    randomize(network)
     batch = build_batch(encoder_case)
     with torch.no_grad():
         for module in _levels(network.eval()):

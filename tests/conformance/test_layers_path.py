@@ -72,7 +72,7 @@ def backbone(name, decoder_shape):
 
 
 @pytest.fixture
-def build(randomise, name, decoder_shape):
+def build(randomize, name, decoder_shape):
     def network(**options):
         options = {
             "placement": "prepend",
@@ -84,7 +84,7 @@ def build(randomise, name, decoder_shape):
         path = "gpt_neox.layers" if name == "gpt_neox" else "model.layers"
         config = SPTConfig(task_type="CAUSAL_LM", layers_path=path, **options)
         network = get_peft_model(_backbone(name, decoder_shape), config)
-        randomise(network)
+        randomize(network)
         return network.eval()
 
     return network

@@ -57,14 +57,14 @@ def test_attentions_can_be_had(build_network, build_batch, logits_of, case):
 
 
 @pytest.mark.parametrize("auto_class", [AutoModelForTokenClassification, AutoModelForQuestionAnswering])
-def test_other_heads_take_prompts(build_config, build_batch, randomise, case, auto_class):
+def test_other_heads_take_prompts(build_config, build_batch, randomize, case, auto_class):
     config = case.family.config(**{**case.family.shape, "num_labels": 2})
     try:
         backbone = auto_class.from_config(config, attn_implementation=case.attention)
     except ValueError:
         pytest.skip("the family has no such head")
     network = get_peft_model(backbone, build_config(case, "none"))
-    randomise(network)
+    randomize(network)
     batch = build_batch(case)
     with torch.no_grad():
         outputs = network(**batch)

@@ -148,14 +148,14 @@ def test_a_static_cache_is_refused_in_a_forward(build_network, build_batch, llam
 
 
 @pytest.fixture(params=["all layers", "some layers"])
-def sliding(request, build_backbone, randomise, mistral, qwen2):
+def sliding(request, build_backbone, randomize, mistral, qwen2):
     """A network whose text may see only the last 8 tokens, in all its layers or in some."""
     if request.param == "all layers":
         backbone = build_backbone(mistral, sliding_window=8)
     else:
         backbone = build_backbone(qwen2, use_sliding_window=True, sliding_window=8, max_window_layers=2)
     network = get_peft_model(backbone, _static(task_type="CAUSAL_LM", generator="appg", prompt_layers=[1, 3]))
-    randomise(network)
+    randomize(network)
     return network.eval()
 
 

@@ -169,12 +169,12 @@ def test_the_status_names_prompts_as_adapter_layers(build_network, build_config,
 # Several adapters
 
 
-def test_switching_back_and_forth_changes_nothing(build_network, build_config, build_batch, logits_of, randomise, bert):
+def test_switching_back_and_forth_changes_nothing(build_network, build_config, build_batch, logits_of, randomize, bert):
     network = build_network(bert)
     for seed, name in enumerate(("second", "third")):
         network.add_adapter(name, build_config(bert, prompt_layers=[seed]))
         network.set_adapter(name)
-        randomise(network, seed)
+        randomize(network, seed)
     network.eval()
     names, batch = ("default", "second", "third"), build_batch(bert)
 
