@@ -189,8 +189,8 @@ def slower(study: str, method: str, against: str = "", *tasks: str) -> str:
 
 
 def parameters(study: str, method: str) -> str:
-    """How many parameters a method trains without the head."""
-    return _parameters(runs_of(study)[method])
+    """How many parameters a method trains without the head; "reference" is that of the study."""
+    return _parameters(runs_of(study)[reference(study) if method == "reference" else method])
 
 
 def _tasks(study: str) -> list[str]:
