@@ -10,7 +10,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from defaults import settings_of
+from defaults import resolve_settings
 from sptune.runs.output_folder import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +30,7 @@ def variants(name: str) -> str:
         variant: {
             (row["task"], row["seed"]): 100 * row["accuracy"]
             for row in rows
-            if row["settings"] == settings_of(study["variants"], variant)
+            if row["settings"] == resolve_settings(study["variants"], variant)
         }
         for variant in study["variants"]
     }
