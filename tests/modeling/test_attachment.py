@@ -1,4 +1,4 @@
-"""What attaching prompts must not do: keep state, leak targets, disturb other adapters."""
+"""Attached prompts keep no state between forwards, leave other adapters alone, and load only what they need."""
 
 import copy
 import subprocess
@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import DynamicCache, TrainingArguments
 
-from sptune import SearchConfig, SPTTrainer, discretize, search_prompt_layers
+from sptune import SPTTrainer, discretize
 
 
 def _tokens():
@@ -86,21 +86,6 @@ def test_a_network_can_be_copied_after_a_forward(build_network, build_batch, cas
     network, batch = build_network(case, prompt_layers="search"), build_batch(case)
     logits = network(**batch).logits
     assert torch.equal(copy.deepcopy(network)(**batch).logits, logits)
-
-
-@pytest.mark.parametrize(("searcher", "layers"), [("all", [1, 2]), ("middle", [2])])
-def test_fixed_settings_keep_to_the_candidates(build_network, bert, tmp_path, searcher, layers):
-    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
-    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-    result = search_prompt_layers(network, None, arguments, SearchConfig(searcher=searcher))
-    assert result.prompt_layers == layers
-
-
-def test_a_fixed_setting_outside_the_candidates_is_refused(build_network, bert, tmp_path):
-    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
-    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
-    with pytest.raises(ValueError, match="not among the candidate_layers"):
-        search_prompt_layers(network, None, arguments, SearchConfig(searcher="first"))
 
 
 def test_a_batch_without_any_label_weighs_nothing(build_network, some_causal_case, tmp_path):

@@ -98,3 +98,18 @@ def test_columns_that_the_model_does_not_take_are_left_out(build_supernet, build
     named = Dataset.from_list([{**example, "text": "a film"} for example in examples])
     search = SearchConfig(searcher="fair", num_prompt_layers=1)
     assert search_prompt_layers(build_supernet(), named, build_args(), search, data_collator=Strict()).steps == 4
+
+
+@pytest.mark.parametrize(("searcher", "layers"), [("all", [1, 2]), ("middle", [2])])
+def test_fixed_settings_keep_to_the_candidates(build_network, build_args, bert, searcher, layers):
+    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
+    arguments = build_args()
+    result = search_prompt_layers(network, None, arguments, SearchConfig(searcher=searcher))
+    assert result.prompt_layers == layers
+
+
+def test_a_fixed_setting_outside_the_candidates_is_refused(build_network, build_args, bert):
+    network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])
+    arguments = build_args()
+    with pytest.raises(ValueError, match="not among the candidate_layers"):
+        search_prompt_layers(network, None, arguments, SearchConfig(searcher="first"))

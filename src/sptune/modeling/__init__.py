@@ -1,4 +1,4 @@
-"""What is attached to a backbone: prompt generators, gates, and the tuner that puts them at its layers."""
+"""Attaching prompts to a backbone: the PEFT tuner, its layers, generators and gates; finding and loading backbones."""
 
 # Importing PEFT registers SPT, which imports most modules of this package: before one of them is half imported.
 import sptune.config  # noqa: F401

@@ -1,1 +1,1 @@
-"""What only prompts in front of the text need (`placement="prepend"`)."""
+"""Prompts in front of the text (`placement="prepend"`): families, masks, positions, caches. `add` needs none of it."""

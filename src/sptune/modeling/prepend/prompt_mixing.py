@@ -66,7 +66,7 @@ def mix_visible_prompts(
 
 
 def inclusion_bias(v: torch.Tensor) -> torch.Tensor:
-    """log v, added to every attention logit on a prompt token; the lowest finite number where v = 0.
+    """The bias log v on every attention logit of a prompt token; the lowest finite number where v = 0.
 
     A finite bound keeps rows that see nothing but absent prompts free of NaN, and its softmax weight is 0 all the same.
 
