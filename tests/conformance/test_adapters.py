@@ -262,7 +262,7 @@ def test_dropout_of_modules_in_blocks_is_on_in_training_only(build_backbone, bui
     assert torch.equal(network(**batch).logits, network(**batch).logits)
 
 
-# Number formats
+# Dtypes
 
 
 def _formats(network, adapter="default"):

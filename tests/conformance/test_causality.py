@@ -77,7 +77,7 @@ def test_static_prompts_ignore_labels(build_network, build_batch, logits_of, cau
 
 
 def test_text_without_a_source_gives_finite_logits(build_network, build_batch, some_causal_case, generator):
-    """Labels on every token, as in plain language modelling: no source is left to look at."""
+    """Labels on every token, as in plain language modeling: no source is left to look at."""
     network = build_network(some_causal_case, generator=generator)
     batch = _labelled(build_batch(some_causal_case), 0)
     outputs = network(**batch)

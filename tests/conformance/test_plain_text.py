@@ -110,12 +110,12 @@ def test_training_that_reads_less_than_generation_warns_once(build_network, buil
         assert remedy in warning.getMessage()
 
 
-@pytest.mark.parametrize("options", [{"generator": "static"}, {"labelled": 4}, {"evaluating": True}], ids=str)
+@pytest.mark.parametrize("options", [{"generator": "static"}, {"labeled": 4}, {"evaluating": True}], ids=str)
 def test_nothing_to_warn_of(build_network, build_batch, llama, caplog, options):
-    labelled, evaluating = options.pop("labelled", 0), options.pop("evaluating", False)
+    labeled, evaluating = options.pop("labeled", 0), options.pop("evaluating", False)
     network, batch = build_network(llama, **options).train(not evaluating), build_batch(llama, (8, 8))
     labels = batch["input_ids"].clone()
-    labels[:, :labelled] = -100
+    labels[:, :labeled] = -100
     with caplog.at_level(logging.WARNING):
         network(**batch, labels=labels)
     assert not _warnings(caplog)

@@ -12,7 +12,7 @@ LENGTHS = (9, 5, 7)
 
 
 def _cache(network, batch):
-    """A cache of the batch's texts, as a data set of unpadded examples."""
+    """A cache of the batch's texts, as a dataset of unpadded examples."""
     mask = batch["attention_mask"].bool()
     examples = [{"input_ids": ids[real].tolist()} for ids, real in zip(batch["input_ids"], mask, strict=True)]
     layer = network.base_model.candidate_layers[0]

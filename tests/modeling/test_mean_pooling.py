@@ -91,7 +91,7 @@ def test_logits_are_the_head_on_the_mean_of_the_real_tokens(
     expected = means @ model.classifier.weight.T + model.classifier.bias
     torch.testing.assert_close(outputs.logits, expected)
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(expected, torch.tensor([0, 1, 2])))
-    # The pretrained weights were not initialised again.
+    # The pretrained weights were not initialized again.
     assert all(torch.equal(value, model.backbone.state_dict()[name]) for name, value in before.items())
 
 

@@ -16,7 +16,7 @@ HEADS = pytest.mark.parametrize("head", ["lm", "classifier"])
 
 @pytest.fixture
 def build_dataset(build_batch):
-    """``build_dataset(case, head)``: eight short texts, labelled, without padding."""
+    """``build_dataset(case, head)``: eight short texts, labeled, without padding."""
 
     def build(case, head):
         batch = build_batch(case, (6,) * 8)

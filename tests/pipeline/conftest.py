@@ -1,4 +1,4 @@
-"""Tiny backbones in folders, as `from_pretrained` reads them, and a data set that a few steps can learn."""
+"""Tiny backbones in folders, as `from_pretrained` reads them, and a dataset that a few steps can learn."""
 
 import json
 import random

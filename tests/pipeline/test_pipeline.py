@@ -479,11 +479,11 @@ def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path:
     """Such as its own predictions, to train on them."""
     folder = tmp_path / "run"
     train(**options, output_dir=folder, prompt_layers=[0], head_baseline=False)
-    labelled = folder / "predictions.jsonl"
-    before = labelled.read_text()
+    labeled = folder / "predictions.jsonl"
+    before = labeled.read_text()
     with pytest.raises(InputError, match=r"predictions\.jsonl: would be removed .*name another output folder"):
-        train(**{**options, "train_file": labelled}, output_dir=folder, prompt_layers=[0], overwrite=True)
-    assert labelled.read_text() == before
+        train(**{**options, "train_file": labeled}, output_dir=folder, prompt_layers=[0], overwrite=True)
+    assert labeled.read_text() == before
 
 
 def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_path: Path) -> None:

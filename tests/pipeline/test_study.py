@@ -70,8 +70,8 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"methods": ["lora", "lroa"]}, "'lroa' is no method. Did you mean 'lora'?"),
-        ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is no method"),
+        ({"methods": ["lora", "lroa"]}, "'lroa' is an unknown method. Did you mean 'lora'?"),
+        ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is an unknown method"),
         ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
         ({"methods": {"head": {"rank": 3}}}, "'rank' is no setting of 'head'"),
         ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),

@@ -71,7 +71,7 @@ _TABLE = (
         "the same with prompts in front of the text",
     ),
     Method("zero-shot", ZERO_SHOT, (1.0,), {}, "the language model as it is; verbalizer tasks only"),
-    Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "the classifier's head alone on the frozen backbone"),
+    Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "a linear probe: the head of a classifier on the frozen backbone"),
     Method("full", WEIGHTS, (2e-5, 5e-5, 2e-4), {"train": "all"}, "all weights of the backbone"),
     Method("bitfit", WEIGHTS, (1e-3, 3e-3, 1e-2), {"train": "bias"}, "BitFit: the biases of the backbone"),
     Method("lora", PEFT, LORA_RATES, LORA, "LoRA (PEFT)"),
@@ -80,7 +80,7 @@ _TABLE = (
         PEFT,
         LORA_RATES,
         {**LORA, "from_layer": SPACED},
-        "LoRA from the first prompt layer of spt on, with the prefix cache (PEFT)",
+        "LoRA from the first prompt layer of spt on, with the activation cache (PEFT)",
     ),
     Method("dora", PEFT, LORA_RATES, {**LORA, "use_dora": True}, "DoRA (PEFT)"),
     # What is saved and trained are scales; the random matrices are drawn again from a seed.
@@ -151,7 +151,7 @@ _TABLE = (
         PROMPTS,
         GENERATOR_RATES,
         {**PUBLISHED, "prompt_layers": "first", "generator": "npg", "projection": "phm"},
-        "IDPG with parameterised hypercomplex multiplication",
+        "IDPG with parameterized hypercomplex multiplication",
     ),
     Method(
         "instance-prompts",
@@ -223,7 +223,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
     if base_name not in METHODS:
         close = difflib.get_close_matches(base_name, METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"{where}: {base_name!r} is no method.{hint} Methods are: {', '.join(METHODS)}.")
+        raise InputError(f"{where}: {base_name!r} is an unknown method.{hint} Methods are: {', '.join(METHODS)}.")
     base = METHODS[base_name]
     rates = changes.pop("learning_rates", base.learning_rates)
     rates = [_number(rate) for rate in (rates if isinstance(rates, list | tuple) else [rates])]

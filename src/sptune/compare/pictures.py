@@ -40,10 +40,10 @@ def plot_scores(lines: Sequence[Any], cost: str, against: str, path: str | os.Pa
     shown = [line for line in lines if not math.isnan(line.mean) and not math.isnan(getattr(line, cost))]
     points = {line.method: (getattr(line, cost), 100 * line.mean) for line in shown}
     for line in shown:
-        colour, bar, size = (HIGHLIGHT, HIGHLIGHT, 7) if line.method == against else (INK, PASSED_OVER, 5)
+        color, bar, size = (HIGHLIGHT, HIGHLIGHT, 7) if line.method == against else (INK, PASSED_OVER, 5)
         spread = 0 if math.isnan(line.deviation) else 100 * line.deviation
         x, y = points[line.method]
-        axes.errorbar(x, y, yerr=spread, fmt="o", color=colour, markersize=size, elinewidth=0.8, ecolor=bar)
+        axes.errorbar(x, y, yerr=spread, fmt="o", color=color, markersize=size, elinewidth=0.8, ecolor=bar)
     if cost == "parameters":  # from none to millions
         axes.set_xscale("symlog", linthresh=1000)
         most = max((x for x, _ in points.values()), default=0)

@@ -33,7 +33,7 @@ DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 
 class Timer(TrainerCallback):
-    """Measures how long each optimiser step takes."""
+    """Measures how long each optimizer step takes."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []

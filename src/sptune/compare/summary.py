@@ -34,7 +34,7 @@ class Line:
         parameters: trained ones without the head, median over runs.
         step_seconds: of one step, median. This, seconds and memory are those of runs on one machine, the one that did
             the most of the reference's; not numbers if the method lacks runs there of a task for which that has some.
-        machine: that machine, and the number format; empty if the method has no times there.
+        machine: that machine and the dtype; empty if the method has no times there.
         seconds: of search and training, median.
         speed: seconds by those of the reference on the same task, seed and machine, median.
         memory: most bytes in use, median; None where it is not known.
@@ -156,7 +156,7 @@ def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
 
 
 def machine(row: Row) -> tuple[Any, ...]:
-    """On what a run was computed, and how: the device, the processor if it is that, and the number format."""
+    """The device of a run, the processor if the device is a CPU, and the dtype."""
     device = row.get("device")
     return device, row.get("processor") if device == "cpu" else None, row.get("bf16")
 

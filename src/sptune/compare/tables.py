@@ -111,7 +111,7 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
     if elsewhere:
         notes.append(
             f"No times of {', '.join(elsewhere)}: not all tasks were done on the processor, with the threads and in "
-            f"the number format of most runs of {study.against}."
+            f"the dtype of most runs of {study.against}."
         )
     outermost = [f"{line.method} ({', '.join(line.outermost)})" for line in begun if line.outermost]
     if outermost:

@@ -22,7 +22,7 @@ WAIT_SECONDS = 2.0
 
 
 class Watcher:
-    """Is told how a study goes; this one looks away."""
+    """Receives progress events of a study and ignores them."""
 
     def noted(self, task: str, note: str) -> None:
         """Something is to be said about a task's data."""

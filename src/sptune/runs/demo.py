@@ -14,7 +14,7 @@ from sptune.errors import InputError
 from sptune.runs.run import Run, fit
 from sptune.runs.progress import Monitor
 
-# Each sentence is seen about once in the final training: the head alone has learned all it can from a few hundred, the
+# Each sentence is seen about once in the final training: a linear probe needs only a few hundred of them, the
 # prompts go on.
 TRAIN_EXAMPLES = 2500
 VALIDATION_EXAMPLES = 400

@@ -31,7 +31,7 @@ def processes() -> PartialState:
 
 
 def leave_processes() -> None:
-    """Take leave of the processes that share this run: PyTorch now and then aborts one that ends without."""
+    """Shut down the process group of this run: without this, PyTorch sometimes aborts a process at its end."""
     processes().destroy_process_group()
 
 
@@ -41,7 +41,7 @@ def has_bfloat16_kernels() -> bool:
 
 
 class Monitor:
-    """Is told how a run goes; this one writes it to the log, the command line's draws progress bars."""
+    """Receives progress events of a run and logs them; the command line draws progress bars instead."""
 
     def stage(self, title: str, steps: int | None = None) -> None:
         """A stage begins, of so many steps if that is known."""

@@ -88,7 +88,7 @@ def test_a_source_mask_column_reaches_the_model(build_network, some_causal_case,
     arguments = TrainingArguments(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True)
     SPTTrainer(network, arguments, train_dataset=Dataset.from_list(rows)).train()
     assert seen
-    assert all(seen)  # the prefix cache looks twice before it is used
+    assert all(seen)  # the activation cache makes two checks before it is used
 
 
 def test_static_prompts_are_made_from_the_first_piece_of_a_text(build_network, some_causal_case):
