@@ -14,8 +14,8 @@ from sptune.errors import InputError
 from sptune.runs.run import Run, fit
 from sptune.runs.progress import Monitor
 
-# Each sentence is seen about once in the final training: a linear probe needs only a few hundred of them, the
-# prompts go on.
+# Each sentence is seen about once in the final training: a linear probe needs only a few hundred of them,
+# prompts keep improving.
 TRAIN_EXAMPLES = 2500
 VALIDATION_EXAMPLES = 400
 TEST_EXAMPLES = 1500
