@@ -18,7 +18,7 @@ class GumbelTrainer(SPTSearchTrainer):
     searchers = ("gumbel",)
 
     def sample_gates(self, size: int) -> torch.Tensor:
-        """a = sigmoid((alpha + log u - log(1 - u)) / temperature), with u uniform in (0, 1); (size, candidates)."""
+        """Gates a = sigmoid((alpha + log u - log(1 - u)) / temperature), u uniform in (0, 1), (size, candidates)."""
         return binary_concrete(self.alphas, size, self.draw_generator())
 
 

@@ -23,7 +23,7 @@ class L0Trainer(SPTSearchTrainer):
     searchers = ("l0",)
 
     def sample_gates(self, size: int) -> torch.Tensor:
-        """a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete; (size, candidates)."""
+        """Gates a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete, (size, candidates)."""
         stretched = binary_concrete(self.alphas, size, self.draw_generator()) * (HIGHEST - LOWEST) + LOWEST
         return stretched.clamp(0, 1)
 

@@ -12,10 +12,9 @@ STAGES = 3
 
 
 class ProgressiveTrainer(SPTSearchTrainer):
-    """DARTS in three stages; after each of the first two, the half of the layers with the smallest gates is
-    dropped.
+    """DARTS in three stages that drops half of the layers after the first and the second stage.
 
-    At least `num_prompt_layers` layers always remain.
+    The layers with the smallest gates are dropped. At least `num_prompt_layers` layers always remain.
     """
 
     searchers = ("progressive",)

@@ -147,7 +147,7 @@ def draw_pairs(candidates: int, size: int, number: int, generator: torch.Generat
 
 
 def set_log_probability(log_p: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """log p(S) of sets in the order in which they were drawn: sum_j log p_j - log(1 - sum of those drawn before).
+    """The log probability of sets by order of drawing: sum_j log p_j - log(1 - sum of those drawn before).
 
     Args:
         log_p: (candidates,), normalized.
