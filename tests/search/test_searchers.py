@@ -66,6 +66,16 @@ def test_by_default_layers_are_searched_for_where_there_are_examples_enough(
     assert enough.scores == search(MIN_EXAMPLES, searcher="fair")[0].scores
 
 
+def test_by_default_nothing_is_searched_where_all_candidates_are_taken(
+    build_supernet, build_args, make_examples, collate
+):
+    args = build_args(max_steps=2)
+    search = SearchConfig(num_prompt_layers=4)
+    result = search_prompt_layers(build_supernet(), make_examples(MIN_EXAMPLES), args, search, data_collator=collate)
+    assert (result.prompt_layers, result.steps) == ([0, 1, 2, 3], 0)
+    assert "nothing is searched" in result.remarks[0]
+
+
 def test_random_draws_follow_the_seed(search):
     found = {tuple(search("random", seed=seed)[0].prompt_layers) for seed in range(20)}
     assert len(found) > 3

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -175,7 +175,8 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
         set_seed(plan.options.seed)
         network = get_peft_model(job.backbone, _prompt_config(job, "search"))
         how = search_config(plan.options)
-        searches = SEARCHERS[how.searcher].trains(len(job.encoded["train"]))
+        spare = len(cast(SPTModel, network.base_model).candidate_layers) - (how.num_prompt_layers or 1)
+        searches = SEARCHERS[how.searcher].trains(len(job.encoded["train"]), spare)
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
         plan.monitor.stage(title, plan.search_steps if searches and how.criterion else None)

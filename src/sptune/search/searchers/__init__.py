@@ -34,6 +34,7 @@ class Searcher:
         fixed: whether the name fixes the layers, so that there is nothing to search.
         trained: whether it trains networks.
         min_examples: with fewer training examples it trains none.
+        min_spare: with fewer candidates left over it trains none.
         criteria: the selection criteria that its trained supernet allows, the default first; empty without a supernet.
         settings: the fields of `SearchConfig` that have an effect with this searcher and not with all.
         relaxed: whether its supernet has gates between 0 and 1 that are independent of each other, as a threshold and
@@ -43,19 +44,25 @@ class Searcher:
     fixed: bool = False
     trained: bool = True
     min_examples: int = 0
+    min_spare: int = 0
     criteria: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     relaxed: bool = False
 
-    def trains(self, examples: int) -> bool:
-        """Whether it trains networks, given the number of training examples."""
-        return self.trained and examples >= self.min_examples
+    def trains(self, examples: int, spare: int) -> bool:
+        """Whether it trains networks.
+
+        Args:
+            examples: number of training examples.
+            spare: by how much the candidate layers outnumber the prompt layers to be found.
+        """
+        return self.trained and examples >= self.min_examples and spare >= self.min_spare
 
 
 _DISCRETE = ("sets", "greedy", "perturbation")
 
 SEARCHERS = {
-    "auto": Searcher(min_examples=MIN_EXAMPLES, criteria=_DISCRETE),
+    "auto": Searcher(min_examples=MIN_EXAMPLES, min_spare=1, criteria=_DISCRETE),
     "darts": Searcher(criteria=SELECTION_CRITERIA, settings=_GATES, relaxed=True),
     "exhaustive": Searcher(),
     "fair": Searcher(criteria=_DISCRETE),

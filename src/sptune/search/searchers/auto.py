@@ -9,11 +9,16 @@ from sptune.search.searchers import SEARCHERS, fair, spaced
 
 
 def find_layers(problem: SearchProblem) -> Findings:
-    """`fair` with enough training examples, `spaced` with fewer."""
-    dataset = problem.train_dataset
-    if not isinstance(dataset, Sized) or SEARCHERS["auto"].trains(len(dataset)):
+    """`fair` with enough training examples and layers to choose from, otherwise `spaced`."""
+    dataset, auto = problem.train_dataset, SEARCHERS["auto"]
+    examples = len(dataset) if isinstance(dataset, Sized) else auto.min_examples
+    spare = len(problem.candidates) - (problem.search.num_prompt_layers or 1)
+    if auto.trains(examples, spare):
         return fair.find_layers(problem)
     findings = spaced.find_layers(problem)
+    if spare < auto.min_spare:
+        findings.remarks.append("There are no more candidate layers than prompt layers, so nothing is searched.")
+        return findings
     findings.remarks.append(
         f"{len(dataset)} training examples are too few for a search to tell layers apart (at least "
         f"{SEARCHERS['auto'].min_examples} are needed); evenly spaced layers are taken. To search anyway, choose "
