@@ -20,7 +20,7 @@ def find_layers(problem: SearchProblem) -> Findings:
         findings.remarks.append("There are no more candidate layers than prompt layers, so nothing is searched.")
         return findings
     findings.remarks.append(
-        f"{len(dataset)} training examples are too few for a search to tell layers apart (at least "
+        f"{examples} training examples are too few for a search to tell layers apart (at least "
         f"{SEARCHERS['auto'].min_examples} are needed); evenly spaced layers are taken. To search anyway, choose "
         "searcher='fair'."
     )
