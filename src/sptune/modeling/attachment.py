@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sptune.config import SPTConfig
-from sptune.modeling.backbones import Backbone, find_backbone
+from sptune.modeling.backbones import Backbone
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext
 
 if TYPE_CHECKING:
@@ -19,21 +19,17 @@ class Attachment:
 
     Args:
         model: the model that was given to PEFT, head included.
-        layers_path: the path of its blocks, if one was given.
+        backbone: its blocks, found for the placement of the first adapter.
 
     Attributes:
-        backbone: its blocks.
         settings: of its adapters, by name.
         context: what holds in the forward under way, by thread.
         prepend: what only prompts in front of the text need; None until an adapter has some.
-
-    Raises:
-        InputError: no blocks were found.
     """
 
-    def __init__(self, model: nn.Module, layers_path: str | None) -> None:
+    def __init__(self, model: nn.Module, backbone: Backbone) -> None:
         self.model = model
-        self.backbone: Backbone = find_backbone(model, layers_path)
+        self.backbone = backbone
         self.settings: dict[str, AdapterSettings] = {}
         self.context = ForwardContext()
         self.prepend: PrependAttachment | None = None
@@ -50,10 +46,12 @@ class Attachment:
         """
         if config.placement == "prepend" and self.prepend is None:
             # Imported here so that placement="add" never loads what only "prepend" needs.
-            from sptune.modeling.prepend.families import find_prepend_backbone
+            from sptune.modeling.prepend.families import PrependBackbone, find_prepend_backbone
             from sptune.modeling.prepend.prepend_attachment import PrependAttachment
 
-            backbone = find_prepend_backbone(self.model, config.layers_path)
+            backbone = self.backbone
+            if not isinstance(backbone, PrependBackbone):  # the first adapter was one with placement="add"
+                backbone = find_prepend_backbone(self.model, config.layers_path)
             self.prepend = PrependAttachment(self.model, backbone, self.settings)
 
     def remove(self) -> None:

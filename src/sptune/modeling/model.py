@@ -70,7 +70,7 @@ class SPTModel(BaseTuner):
     ) -> None:
         peft_config = cast(SPTConfig, peft_config)
         # All state is set here and not in the constructor, which does not run for a second adapter.
-        attached = _find_attachment(self.model) or Attachment(self.model, peft_config.layers_path)
+        attached = _find_attachment(self.model) or Attachment(self.model, _backbone_for(self.model, peft_config))
         attached.prepare_for(peft_config)
         blocks = attached.backbone.layers
         layers = resolve_prompt_layers(peft_config, len(blocks))
@@ -255,8 +255,8 @@ class SPTModel(BaseTuner):
             InputError: always.
         """
         raise InputError(
-            "SPT adapters cannot be added up: prompts are not linear in the weights of their generators. Train one "
-            "adapter on all data, or average the outputs of the adapters, activating each in turn with set_adapter."
+            "add_weighted_adapter cannot add up SPT adapters: prompts are not linear in the generators' weights. Train "
+            "one adapter on all data, or average the adapters' outputs, activating each in turn with set_adapter."
         )
 
     def _attachment(self) -> Attachment:
