@@ -391,6 +391,12 @@ def test_a_final_network_cannot_be_searched(build_backbone, build_config, build_
         )
 
 
+def test_the_old_name_of_the_architecture_split(build_supernet, build_args, examples):
+    trainer = SPTSearchTrainer(build_supernet(), build_args(), train_dataset=examples, search=SearchConfig("spt_darts"))
+    with pytest.warns(FutureWarning, match="gate_dataset was renamed to architecture_dataset"):
+        assert trainer.gate_dataset is trainer.architecture_dataset
+
+
 def test_a_trainer_refuses_another_searcher(build_supernet, build_args, examples):
     with pytest.raises(InputError, match="SPTSearchTrainer does not train for searcher='all'"):
         SPTSearchTrainer(build_supernet(), build_args(), train_dataset=examples, search=SearchConfig(searcher="all"))

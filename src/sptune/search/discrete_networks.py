@@ -51,9 +51,7 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
     started = time.monotonic()
     splits = split_dataset(problem.train_dataset, problem.search)
     args = _rung_arguments(problem.args, len(cast(Sized, splits[0])), rungs)
-    sizes = [len(sets)]
-    for _ in range(rungs - 1):
-        sizes.append(max(keep, math.ceil(sizes[-1] / 2)))
+    sizes = _rung_sizes(len(sets), rungs, keep)
     problem.tell(f"Training {len(sets)} networks, {sum(sizes) * args.max_steps} steps in all.")
     untrained = _trainable(problem.network)
     weights = dict.fromkeys(sets, untrained)
@@ -76,6 +74,14 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
     findings.scores = [-math.inf if loss is None else -loss for loss in _lowest(losses, problem.candidates)]
     findings.seconds = time.monotonic() - started
     return findings
+
+
+def _rung_sizes(count: int, rungs: int, keep: int) -> list[int]:
+    """The number of sets in each rung: always half of the one before, at least `keep`."""
+    sizes = [count]
+    for _ in range(rungs - 1):
+        sizes.append(max(keep, math.ceil(sizes[-1] / 2)))
+    return sizes
 
 
 def _rung_arguments(args: TrainingArguments, examples: int, rungs: int) -> TrainingArguments:

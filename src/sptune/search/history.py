@@ -16,7 +16,7 @@ from sptune.training.checkpoints import last_checkpoint
 
 
 class SearchHistory(TrainerCallback, ExportableState):
-    """Keeps an entry for every step, and what a resumed search needs; checkpoints store it as a callback's state.
+    """Keeps an entry for every step, and the state that a resumed search needs; checkpoints store both.
 
     `entries` is the history of `SearchResult`, `latest` holds the losses of the current step, `gate_batches` is the
     number of batches of the architecture split so far, and `seconds` the time spent.
@@ -45,7 +45,7 @@ class SearchHistory(TrainerCallback, ExportableState):
         return self._seconds_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state that a checkpoint stores."""
         kept = {"entries": self.entries, "gate_batches": self.gate_batches, "_seconds_before": self.seconds}
         return {"args": {"gates": self.gates}, "attributes": kept}
 

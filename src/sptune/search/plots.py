@@ -40,8 +40,8 @@ def plot_search(
             (None while the weights warm up), or "losses" (one for each candidate, None if not trained), or "loss".
         candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
-        scores: what they were chosen by, one for each candidate.
-        score_name: what the scores are.
+        scores: one for each candidate, by which the layers were selected.
+        score_name: the meaning of the scores.
         path: where to write the picture, as PNG or SVG by its suffix; None not to write it.
 
     Raises:

@@ -20,7 +20,7 @@ from sptune.search.supernet_trainer import SupernetTrainer
 
 @dataclass
 class Findings:
-    """What a searcher found.
+    """The layers that a searcher found, and how.
 
     Attributes:
         scores: one for each candidate layer, the larger the better.

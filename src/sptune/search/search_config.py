@@ -1,4 +1,4 @@
-"""`SearchConfig`: what a user decides about the search for the prompt layers (method sections 4 and 5)."""
+"""`SearchConfig`: the settings of the search for the prompt layers (method sections 4 and 5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Selection criteria: by its gates, or by losses on the architecture split, a trained supernet tells the layers."""
+"""Selection criteria: how a trained supernet selects layers, by its gates or by losses on the architecture split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from sptune.search.layer_selection import LayerSet, evenly_spaced
 from sptune.search.supernet_trainer import SupernetTrainer
 
-# Evaluating the sets must cost less than training the supernet; with more sets, layers are added one by one.
+# Evaluating the sets must cost less than training the supernet. With more sets, layers are added one by one.
 MAX_SETS = 20
 # A race runs on one half of the architecture split, in up to this many rounds. Each has a part of its own.
 MAX_ROUNDS, MIN_IN_ROUND = 6, 32
@@ -27,7 +27,7 @@ MAX_EXAMPLES = 2000
 
 
 class Selection(NamedTuple):
-    """What a criterion gives.
+    """The result of a criterion.
 
     Attributes:
         scores: one for each candidate layer, the larger the better.
@@ -65,7 +65,7 @@ def by_sets(trainer: SupernetTrainer) -> Selection:
     every = list(itertools.combinations(candidates, size))
     winner, losses = _race(trainer, every)
     by_layer = [[loss for layers, loss in zip(every, losses, strict=True) if one in layers] for one in candidates]
-    return Selection([-sum(own) / len(own) for own in by_layer], _unless_chance(trainer, winner))
+    return Selection([-sum(own) / len(own) for own in by_layer], _if_significant(trainer, winner))
 
 
 def greedily(trainer: SupernetTrainer) -> Selection:
@@ -81,7 +81,7 @@ def greedily(trainer: SupernetTrainer) -> Selection:
         larger = [tuple(sorted((*chosen, layer))) for layer in candidates if layer not in chosen]
         chosen, losses = _race(trainer, larger)
         scores = scores or [-loss for loss in losses]
-    return Selection(scores, _unless_chance(trainer, chosen))
+    return Selection(scores, _if_significant(trainer, chosen))
 
 
 # The names are those of `SELECTION_CRITERIA`.
@@ -117,7 +117,7 @@ def _race(trainer: SupernetTrainer, every: list[LayerSet]) -> tuple[LayerSet, li
     return running[0], first
 
 
-def _unless_chance(trainer: SupernetTrainer, winner: LayerSet) -> list[int]:
+def _if_significant(trainer: SupernetTrainer, winner: LayerSet) -> list[int]:
     """The winner of a race if it beats evenly spaced layers beyond noise, otherwise evenly spaced layers.
 
     They are compared on examples that were not part of the race, where its winner is better by selection.

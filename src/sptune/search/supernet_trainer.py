@@ -37,7 +37,7 @@ class SupernetTrainer(SPTTrainer):
         train_dataset: all the training data; `train_dataset` becomes the weight split, `architecture_dataset` the
             architecture split.
         search: how to search.
-        **kwargs: what `SPTTrainer` takes.
+        **kwargs: the arguments of `SPTTrainer`.
 
     Raises:
         InputError: the model has no gates, the searcher does not fit this class, the data cannot be split, or the run
@@ -91,12 +91,12 @@ class SupernetTrainer(SPTTrainer):
         self.add_callback(history)
         self._draws = (-1, 0)
         self.held_out = HeldOutLosses(self)
-        # What the user should know about the selection.
+        # Messages to the user about the selection.
         self.remarks: list[str] = []
 
     @property
     def history(self) -> SearchHistory:
-        """What the search has recorded so far."""
+        """The record of the search so far."""
         return SearchHistory.of(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -1,4 +1,4 @@
-"""`TokenTable`: the tokens of all examples, by which a batch is checked against what the activation cache holds."""
+"""`TokenTable`: the tokens of all examples, with which a batch is compared before cached states are read."""
 
 from __future__ import annotations
 

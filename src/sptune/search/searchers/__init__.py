@@ -1,7 +1,7 @@
-"""The searchers: one table of what is known of them, and one file each.
+"""The searchers: one table with their properties, and one file each.
 
 To add a searcher, add a row to `SEARCHERS` and `searchers/NAME.py` with a function `find_layers(problem)`, which takes
-a `SearchProblem`, trains what it needs and returns `Findings`.
+a `SearchProblem`, trains networks if it needs any, and returns `Findings`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _CONSISTENCY = ("consistency", "consistency_weight", "mask_probability", "mixed_
 
 @dataclass(frozen=True)
 class Searcher:
-    """What is known of a searcher.
+    """The properties of a searcher.
 
     Attributes:
         fixed: whether the name fixes the layers, so that there is nothing to search.
