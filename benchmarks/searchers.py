@@ -55,7 +55,7 @@ from sptune import SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.compare.summary import mean_of_means
 from sptune.runs.output_folder import read_json_lines
 from sptune.search.layer_selection import evenly_spaced, select_layers
-from sptune.search.search_config import FIXED_SETTINGS
+from sptune.search.searchers import FIXED_SETTINGS
 from subsets import BACKBONES, TASKS, Problem
 
 SEEDS = (0, 1, 2)
