@@ -65,7 +65,7 @@ class StaticGenerator(nn.Module):
 
 
 class PooledGenerator(nn.Module):
-    """`appg` and `mppg`: down-projection of every source token, adaptive pooling to m slots, activation, up-projection.
+    """`appg` and `mppg`: down-projection of every token, adaptive pooling to m vectors, activation, up-projection.
 
     With `residual` the result is added to the pooled states, and is initially zero.
 
@@ -77,7 +77,7 @@ class PooledGenerator(nn.Module):
 
     def __init__(self, config: SPTConfig, hidden_size: int, kind: Literal["average", "max"]) -> None:
         super().__init__()
-        self.slots, self.kind = _num_prompts(config), kind
+        self.num_prompts, self.kind = _num_prompts(config), kind
         self.down = build_projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
         self.up = _up_projection(config, hidden_size)
@@ -85,9 +85,12 @@ class PooledGenerator(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
-        pooled = adaptive_pool(self.down(hidden_states), source_mask, self.slots, self.kind)
-        change = self.up(self.activation(pooled))
-        return adaptive_pool(hidden_states, source_mask, self.slots, self.kind) + change if self.residual else change
+
+        def pool(states: torch.Tensor) -> torch.Tensor:
+            return adaptive_pool(states, source_mask, self.num_prompts, self.kind)
+
+        change = self.up(self.activation(pool(self.down(hidden_states))))
+        return pool(hidden_states) + change if self.residual else change
 
 
 class TokenGenerator(nn.Module):
@@ -102,10 +105,10 @@ class TokenGenerator(nn.Module):
 
     def __init__(self, config: SPTConfig, hidden_size: int) -> None:
         super().__init__()
-        self.slots = _num_prompts(config)
+        self.num_prompts = _num_prompts(config)
         self.down = build_projection(config, hidden_size, config.bottleneck_dim)
         self.activation = ACT2FN[config.activation]
-        self.up = _never_zero(build_projection(config, config.bottleneck_dim, self.slots * hidden_size))
+        self.up = _never_zero(build_projection(config, config.bottleneck_dim, self.num_prompts * hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
@@ -117,7 +120,7 @@ class TokenGenerator(nn.Module):
             index = torch.where(source_mask, position, length).amin(-1).clamp_max(length - 1)
         token = hidden_states[torch.arange(hidden_states.shape[0], device=index.device), index]
         token = token * source_mask.any(-1, keepdim=True).to(token.dtype)
-        return self.up(self.activation(self.down(token))).unflatten(-1, (self.slots, -1))
+        return self.up(self.activation(self.down(token))).unflatten(-1, (self.num_prompts, -1))
 
 
 class AttentionGenerator(nn.Module):
@@ -150,7 +153,7 @@ class AttentionGenerator(nn.Module):
 
 
 def adaptive_pool(
-    states: torch.Tensor, mask: torch.Tensor, slots: int, kind: Literal["average", "max"] = "average"
+    states: torch.Tensor, mask: torch.Tensor, num_prompts: int, kind: Literal["average", "max"] = "average"
 ) -> torch.Tensor:
     """Adaptive pooling of each example's selected tokens to m vectors, without a loop over examples.
 
@@ -161,7 +164,7 @@ def adaptive_pool(
     Args:
         states: (batch, length, features).
         mask: (batch, length), true for the tokens to pool.
-        slots: m.
+        num_prompts: m.
         kind: "average" or "max".
 
     Returns:
@@ -170,9 +173,9 @@ def adaptive_pool(
     mask = mask.to(torch.bool)
     count = mask.sum(-1)[:, None]  # (batch, 1)
     index = mask.cumsum(-1) - 1  # (batch, length): the number of the token among the selected ones
-    slot = torch.arange(slots, device=states.device)[None]  # (1, m)
-    start = torch.div(slot * count, slots, rounding_mode="floor")[..., None]
-    end = torch.div((slot + 1) * count + slots - 1, slots, rounding_mode="floor")[..., None]
+    vector = torch.arange(num_prompts, device=states.device)[None]  # (1, m)
+    start = torch.div(vector * count, num_prompts, rounding_mode="floor")[..., None]
+    end = torch.div((vector + 1) * count + num_prompts - 1, num_prompts, rounding_mode="floor")[..., None]
     covers = (index[:, None] >= start) & (index[:, None] < end) & mask[:, None]  # (batch, m, length)
     if kind == "average":
         weights = covers.to(states.dtype)
@@ -180,8 +183,8 @@ def adaptive_pool(
     empty = ~mask.any(-1)[:, None, None]
     lowest = torch.finfo(states.dtype).min
     with torch.no_grad():
-        # One slot at a time keeps the memory at (batch, length, features); m is about ten.
-        places = [states.masked_fill(~covers[:, j, :, None], lowest).argmax(1) for j in range(slots)]
+        # One vector at a time keeps the memory at (batch, length, features); m is about ten.
+        places = [states.masked_fill(~covers[:, j, :, None], lowest).argmax(1) for j in range(num_prompts)]
     return states.gather(1, torch.stack(places, dim=1)).masked_fill(empty, 0.0)
 
 
