@@ -106,7 +106,7 @@ def test_phm_generators_relax_exactly(build_network, build_batch, logits_of, som
 
 
 def test_always_visible_prompts_are_discrete_when_every_gate_is_open(build_network, build_batch, logits_of, case):
-    """With a interpolation weight of 1 and all gates open, no layer mixes in a propagated prompt."""
+    """With an interpolation weight of 1 and all gates open, no layer mixes in a propagated prompt."""
     network = build_network(case, prompt_layers="search", visibility="always", mixing_rate=1.0)
     _open(network.base_model, case.candidates)
     batch = build_batch(case)
