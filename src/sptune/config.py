@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,6 +53,17 @@ class SPTConfig(PromptConfig, PeftConfig):
             raise InputError(f"init_weights={self.init_weights!r} is not allowed; choose True or False.")
         if self.modules_to_save is not None:
             self.modules_to_save = _check_names("modules_to_save", self.modules_to_save)
+
+    @classmethod
+    def from_prompts(cls, prompts: PromptConfig, **fields: Any) -> SPTConfig:
+        """The configuration of these prompts.
+
+        Args:
+            prompts: what it takes over.
+            fields: of this class, that are added or differ.
+        """
+        own = {one.name: getattr(prompts, one.name) for one in dataclasses.fields(PromptConfig)}
+        return cls(**{**own, **fields})
 
     @classmethod
     def paper(cls, **fields: Any) -> SPTConfig:

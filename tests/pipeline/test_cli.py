@@ -132,7 +132,10 @@ def test_config_is_read_and_the_command_line_goes_before_it(
         (["fit", "--batch-size", "many"], "--batch-size"),
         (["fit", "--generator", "magic", "--output", "{folder}"], "Error: --generator 'magic' is not allowed"),
         (["fit", "--learning-rate", "-1"], "--learning-rate -1.0 is not allowed"),
-        (["fit", "--num-prompt-layers", "2", "--threshold", "0.5"], "--num-prompt-layers and threshold are different"),
+        (
+            ["fit", "--num-prompt-layers", "2", "--threshold", "0.5"],
+            "--num-prompt-layers 2, --threshold 0.5; give at most one",
+        ),
         (["fit", "--template", "{text} [MASK]"], "given without --label-word"),
         (["fit", "--config", "{folder}/missing.yaml"], "no such file"),
         (["fit", "--model", "m", "--train-file", "{folder}/missing.csv", "--output", "{folder}/o"], "missing.csv"),
@@ -192,7 +195,7 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     steps = ["--searcher", "fair", "--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
     command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
     process = subprocess.Popen(
-        [*command, "--model", masked_lm, *flags(data), *TINY, *steps, "--keep-checkpoints", "--no-prefix-cache"],
+        [*command, "--model", masked_lm, *flags(data), *TINY, *steps, "--keep-checkpoints", "--no-activation-cache"],
         stderr=subprocess.PIPE,
         text=True,
         # A test run in the background may have been told to ignore Ctrl-C, and its children inherit that.
@@ -205,7 +208,7 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     process.wait(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in err
-    assert f"sptune fit --output {folder} --resume --keep-checkpoints --no-prefix-cache" in " ".join(err.split())
+    assert f"sptune fit --output {folder} --resume --keep-checkpoints --no-activation-cache" in " ".join(err.split())
     again = subprocess.run([*command, "--resume", "--json"], check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(again.stdout)
     assert result["search"]["steps"] == 200

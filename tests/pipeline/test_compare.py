@@ -246,7 +246,7 @@ def test_the_lowest_layer_of_lora_is_that_of_spt(data: dict[str, str], masked_lm
     assert lora["from_layer"] == spt["prompt_layers"][0]
     assert spt["from_layer"] is None
     cached, plain = (
-        execute(run_of("lora-upper", {**options, "prefix_cache": on}), tmp_path / "run") for on in (True, False)
+        execute(run_of("lora-upper", {**options, "activation_cache": on}), tmp_path / "run") for on in (True, False)
     )
     assert cached["validation"] == plain["validation"]
 

@@ -1,4 +1,4 @@
-"""RunOptions: types, choices, combinations, and the same names as the modules that the options go to."""
+"""RunOptions: types, choices, combinations; nesting and old names; one mapping over another."""
 
 import dataclasses
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 
 from sptune import SPTConfig
 from sptune.errors import InputError
-from sptune.prompt_config import GENERATORS, PLACEMENTS
-from sptune.runs import run_options as options
-from sptune.runs.run_options import RunOptions
+from sptune.prompt_config import GENERATORS, PLACEMENTS, PromptConfig
+from sptune.runs.option_mappings import merged
+from sptune.runs.run_options import RunOptions, all_options
 from sptune.search import SearchConfig
 from sptune.search.search_config import CONSISTENCIES
-from sptune.search.searchers import SEARCHERS
+from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,15 @@ from sptune.search.searchers import SEARCHERS
         ({"text_columns": "text"}, "text_columns='text' has the wrong type; it takes a list of texts"),
         ({"generator": "magic"}, "choose one of bottleneck, static"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
-        ({"mixing_rate": 0.0}, "mixing_rate=0.0"),
+        ({"mixing_rate": 0.0, "placement": "prepend"}, "mixing_rate=0.0"),
         ({"resume": True, "overwrite": True}, "only one of them"),
         ({"epochs": 2, "max_steps": 3}, "give one"),
         ({"task": "sst2", "test_file": "mine.csv"}, "test_file='mine.csv' is of your own data"),
-        ({"task": "sst2", "data": "copy", "labels": ["no", "yes"]}, "give a train_file too"),
-        ({"data": "glue", "train_file": "a.csv"}, "leave out data"),
+        ({"task": "sst2", "dataset": "copy", "labels": ["no", "yes"]}, "give a train_file too"),
+        ({"dataset": "glue", "train_file": "a.csv"}, "leave out dataset"),
         ({"template": "{text} [MASK]"}, "template is given without label_words"),
-        ({"task": "sst2", "template": "{text} [MASK]", "label_words": {"a": "b"}}, "brings its own template"),
-        ({"num_prompt_layers": 2, "threshold": 0.5}, "num_prompt_layers and threshold"),
+        ({"task": "sst2", "template": "{text} [MASK]", "label_words": {"a": "b"}}, "has its own template"),
+        ({"num_prompt_layers": 2, "threshold": 0.5}, "num_prompt_layers=2, threshold=0.5; give at most one"),
         ({"consistency": "mse"}, "has no effect with searcher='auto'; leave it out, or choose one of spt_darts."),
         (
             {"searcher": "middle", "gate_interval": 2},
@@ -63,53 +63,96 @@ def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:
 
 def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
     written = {"max_steps": 157, "num_prompt_layers": 2, "seed": 3}
-    assert options.merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
-    assert options.merged(written, {"epochs": None})["max_steps"] == 157
-    assert options.merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
+    assert merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
+    assert merged(written, {"epochs": None})["max_steps"] == 157
+    assert merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
 
 
-def test_choices_are_those_of_the_modules_they_go_to() -> None:
-    choices = {one.name: one.metadata["choices"] for one in dataclasses.fields(RunOptions)}
-    assert set(choices["generator"]) == {name for kinds in GENERATORS.values() for name in kinds}
-    assert choices["placement"] == PLACEMENTS
-    assert choices["searcher"] == tuple(SEARCHERS)
-    assert choices["consistency"] == CONSISTENCIES
+def test_options_of_prompts_and_search_are_those_of_their_configurations() -> None:
+    options = all_options()
+    assert options["placement"].choices == PLACEMENTS
+    assert set(options["generator"].choices or ()) == {name for kinds in GENERATORS.values() for name in kinds}
+    assert options["searcher"].choices == tuple(SEARCHERS)
+    assert options["consistency"].choices == CONSISTENCIES
+    assert options["selection"].choices == SELECTION_CRITERIA
+    made = RunOptions(placement="prepend", bottleneck_dim=4, mixing_rate=1, searcher="darts", gate_interval=3, seed=5)
+    assert made.prompts == PromptConfig(placement="prepend", bottleneck_dim=4)
+    assert made.search == SearchConfig(searcher="darts", gate_interval=3, seed=5)
+    assert RunOptions().prompts == PromptConfig()
+    assert RunOptions().search == SearchConfig()
 
 
-def test_defaults_are_those_of_the_modules_they_go_to() -> None:
-    made, config = RunOptions(), SPTConfig()
-    prepended = RunOptions(placement="prepend"), SPTConfig(placement="prepend")
-    for name in ("placement", "num_virtual_tokens", "generator", "bottleneck_dim", "projection", "phm_dim",
-                 "activation", "residual", "mixing_rate", "visibility"):  # fmt: skip
-        assert getattr(made, name) == getattr(config, name), name
-        assert getattr(prepended[0], name) == getattr(prepended[1], name), name
-    assert made.searcher == SearchConfig().searcher
+def test_options_are_given_flat_or_as_configurations_or_nested_in_a_file() -> None:
+    flat = RunOptions(bottleneck_dim=4, num_prompt_layers=3, max_steps=9)
+    assert (
+        RunOptions(prompts=PromptConfig(bottleneck_dim=4), search=SearchConfig(num_prompt_layers=3), max_steps=9)
+        == flat
+    )
+    nested = {"prompts": {"bottleneck_dim": 4}, "search": {"num_prompt_layers": 3}, "max_steps": 9}
+    assert RunOptions.from_mapping(nested, "run.yaml") == flat
+    assert RunOptions.from_mapping(merged(nested, {"bottleneck_dim": 2}), "run.yaml").prompts.bottleneck_dim == 2
+    assert dataclasses.replace(flat, bottleneck_dim=2).search == flat.search
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": {"num_prompt_layers": 3}}, "prompts: 'num_prompt_layers' is not an option of it"),
+        ({"search": {"threshold": 0.5}, "threshold": 0.4}, "'threshold' is given both in search and beside it"),
+        ({"dataset": "glue", "data": "glue"}, "'data' is the old name of 'dataset'"),
+    ],
+)
+def test_nesting_and_old_names_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        RunOptions.from_mapping(values, "run.yaml")
+    assert str(error.value).startswith(f"run.yaml: {message}")
+
+
+def test_old_names_hold_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="'prefix_cache' is now 'activation_cache'"):
+        assert not RunOptions(prefix_cache=False).activation_cache
+    with pytest.warns(FutureWarning, match="'data' is now 'dataset'"):
+        assert RunOptions.from_mapping({"data": "glue"}, "run.yaml").dataset == "glue"
+
+
+def test_the_file_of_an_old_run_is_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    old = {"data": "glue", "prefix_cache_dtype": "float16", "placement": "add", "prompt_layers": None,
+           "consistency": None, "gate_interval": None, "selection": "sets", "versions": {"sptune": "0.1"}}  # fmt: skip
+    made = RunOptions.from_mapping(old, "config.yaml")
+    assert (made.dataset, made.activation_cache_dtype, made.search.selection) == ("glue", "float16", "sets")
+    assert not recwarn
+
+
+def test_a_run_that_searched_can_be_trained_at_other_layers() -> None:
+    written = RunOptions(candidate_layers=[1, 2, 3]).lasting()
+    assert RunOptions(**merged(written, {"prompt_layers": [2]})).prompts.prompt_layers == [2]
 
 
 def test_the_papers_preset_is_what_it_says_unless_something_else_is_given() -> None:
     made, config = RunOptions(preset="paper"), SPTConfig.paper()
     for name in ("placement", "generator", "num_virtual_tokens", "residual", "mixing_rate", "visibility"):
-        assert getattr(made, name) == getattr(config, name), name
-    assert made.searcher == SearchConfig.paper().searcher == "spt_darts"
+        assert getattr(made.prompts, name) == getattr(config, name), name
+    assert made.search.searcher == SearchConfig.paper().searcher == "spt_darts"
     other = RunOptions(preset="paper", num_virtual_tokens=4, searcher="darts")
-    assert (other.placement, other.num_virtual_tokens, other.searcher) == ("prepend", 4, "darts")
+    assert (other.prompts.placement, other.prompts.num_virtual_tokens) == ("prepend", 4)
+    assert other.search.searcher == "darts"
 
 
 def test_a_searcher_that_is_named_goes_before_the_preset() -> None:
-    assert RunOptions(preset="paper", searcher="auto").searcher == "auto"
+    assert RunOptions(preset="paper", searcher="auto").search.searcher == "auto"
 
 
 def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
     written = RunOptions(placement="prepend").lasting()
-    assert RunOptions(**options.merged(written, {"placement": "add"})).generator == "bottleneck"
+    assert RunOptions(**merged(written, {"placement": "add"})).prompts.generator == "bottleneck"
     written = RunOptions().lasting()
-    made = RunOptions(**options.merged(written, {"preset": "paper"}))
-    assert (made.placement, made.generator, made.searcher) == ("prepend", "appg", "spt_darts")
+    made = RunOptions(**merged(written, {"preset": "paper"}))
+    assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("prepend", "appg", "spt_darts")
 
 
 def test_a_file_from_before_there_were_placements_is_of_prompts_in_front() -> None:
     old = {"generator": "appg", "num_virtual_tokens": 10, "residual": True, "versions": {"sptune": "0.1.0"}}
-    assert RunOptions.from_mapping(old, "config.yaml").placement == "prepend"
+    assert RunOptions.from_mapping(old, "config.yaml").prompts.placement == "prepend"
 
 
 def test_what_belongs_to_the_other_placement_is_refused_with_the_remedy() -> None:

@@ -19,6 +19,7 @@ from sptune import MeanPooledClassifier, SPTConfig
 from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
 from sptune.runs import plan as preparation
+from sptune.runs import resolution
 from sptune.runs.progress import Monitor
 from sptune.runs.run import evaluate, fit, inspect, load_adapter, predict, search, train
 from sptune.runs.run_options import RunOptions
@@ -257,19 +258,26 @@ def test_settings_of_a_search_are_kept_where_it_has_them(options: dict[str, Any]
     assert [(one["consistency"], one["gate_interval"]) for one in kept] == [("mse", 1), (None, None)]
 
 
-def test_the_prefix_cache_changes_nothing_but_time(options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_activation_cache_changes_nothing_but_time(options: dict[str, Any], tmp_path: Path) -> None:
     runs, notes = [], Notes()
     for name, cache in (("with", True), ("without", False)):
-        runs.append(train(**options, output_dir=tmp_path / name, prompt_layers=[2], prefix_cache=cache, monitor=notes))
+        runs.append(
+            train(**options, output_dir=tmp_path / name, prompt_layers=[2], activation_cache=cache, monitor=notes)
+        )
     assert "No activation cache: it is turned off." in notes.texts
     scores = [[row["scores"]["good"] for row in read_lines(run.output_dir / "predictions.jsonl")] for run in runs]
     assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
+def pretend_bfloat16_kernels(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    for module in (preparation, resolution):
+        monkeypatch.setattr(module, "has_bfloat16_kernels", lambda: there)
+
+
 @pytest.fixture
 def processor_with_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if PyTorch had kernels for bfloat16 on this processor; without them all is right, too, and slow."""
-    monkeypatch.setattr(preparation, "has_bfloat16_kernels", lambda: True)
+    pretend_bfloat16_kernels(monkeypatch, True)
 
 
 @pytest.mark.usefixtures("processor_with_bfloat16")
@@ -283,7 +291,7 @@ def test_both_stages_run_in_bf16(options: dict[str, Any], tmp_path: Path) -> Non
 def test_a_processor_without_bfloat16_leaves_it_off(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preparation, "has_bfloat16_kernels", lambda: False)
+    pretend_bfloat16_kernels(monkeypatch, False)
     notes, predictions = Notes(), []
     for bf16 in (False, True):
         assert not any("bfloat16" in text for text in notes.texts)
@@ -565,7 +573,7 @@ def test_the_classes_of_a_folder_are_those_that_its_files_name(options: dict[str
         del options[name]
     options |= {"searcher": "all", "max_steps": 1, "search_steps": None, "head_baseline": False}
     classes = []
-    for number, data in enumerate(({"data": str(folder)}, {"train_file": str(folder / "train.csv")})):
+    for number, data in enumerate(({"dataset": str(folder)}, {"train_file": str(folder / "train.csv")})):
         fit(**options, **data, output_dir=tmp_path / str(number))
         classes.append(inspect(tmp_path / str(number) / "adapter")["task"]["labels"])
     assert classes[0] == classes[1] == ["01", "1.1", "1.10", "NA"]

@@ -103,7 +103,7 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"options": {"head_baseline": False}}, "is decided by the comparison itself. Leave it out"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
-        ({"methods": {"spt": {"prompt_layers": "midle"}}}, "give layers such as [3, 5], or one of all, middle"),
+        ({"methods": {"spt": {"prompt_layers": "midle"}}}, "choose one of search, all, middle, first or a list"),
         ({"seeds": 3}, "give a list such as"),
         ({"against": "head"}, "none of the methods (spt, lora)"),
         ({"method": ["lora"]}, "no part of a study; parts are: methods"),
@@ -180,7 +180,7 @@ def test_a_run_is_known_by_its_settings_and_data_not_by_names(parts: dict[str, A
     as_validation, as_test = ({**train, name: data["test_file"]} for name in ("validation_file", "test_file"))
     assert first(tasks={"words": as_validation}) != first(tasks={"words": as_test})
     assert first(methods={"spt": {"num_prompt_layers": 1, "bottleneck_dim": 4}}) == own  # the default
-    assert first(options={**parts["options"], "prefix_cache": False}) != own
+    assert first(options={**parts["options"], "activation_cache": False}) != own
     assert first(options={**parts["options"], "bf16": True}) == own  # as on a machine that has no such arithmetic
     assert first(methods={"lpt": {"searcher": "darts"}}) == first(methods={"lpt": None})  # its layer is given
     assert first(methods={"spt": {"searcher": "darts"}}) != first(methods={"spt": None})
@@ -204,6 +204,23 @@ def test_another_default_of_prompts_makes_only_prompts_run_again(
     assert known()["spt"] != before["spt"]
 
 
+def test_rows_from_before_options_were_renamed_are_known(parts: dict[str, Any]) -> None:
+    def known(**options: Any) -> list[str]:
+        study = {**parts, "tasks": {"own": {"task": "sst2"}}, "options": {**parts["options"], **options}}
+        return [spec.id for spec in Study.from_mapping(study, "study").final_runs({})]
+
+    with pytest.warns(FutureWarning, match="is now"):
+        old = known(prefix_cache=False, prefix_cache_dtype="float16", data="copy")
+    assert known(activation_cache=False, activation_cache_dtype="float16", dataset="copy") == old
+    # As version 0.1.0 knew the run of lora with seed 0 and these options.
+    assert old[1] == "3941d8efe37b4d04"
+
+
+def test_a_setting_of_the_search_is_part_of_a_run_only_where_it_is_given(parts: dict[str, Any]) -> None:
+    study = Study.from_mapping({**parts, "methods": {"spt": {"searcher": "spt_darts"}}}, "study")
+    assert "consistency" not in study.final_runs({})[0].lasting_options()
+
+
 def test_a_local_backbone_is_known_by_what_is_in_it(parts: dict[str, Any], tmp_path: Path) -> None:
     def first(model: Path) -> str:
         options = {**parts["options"], "model": str(model)}
@@ -220,7 +237,7 @@ def test_a_local_backbone_is_known_by_what_is_in_it(parts: dict[str, Any], tmp_p
 
 def test_local_data_are_known_by_what_is_in_their_folders(parts: dict[str, Any], tmp_path: Path) -> None:
     def first(folder: Path) -> str:
-        return Study.from_mapping({**parts, "tasks": {"own": {"data": str(folder)}}}, "study").final_runs({})[0].id
+        return Study.from_mapping({**parts, "tasks": {"own": {"dataset": str(folder)}}}, "study").final_runs({})[0].id
 
     for name in ("here", "there"):
         (tmp_path / name / "train").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The command line: verbs and their options. What it runs is in pipeline.py, loaded only when needed."""
+"""The command line: verbs and their options. What it runs is loaded only when needed."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ from sptune.cli.terminal import (
 )
 from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError, SptuneError
+from sptune.runs.option_mappings import RENAMED, merged, with_new_names
+from sptune.runs.option_types import Option
 from sptune.runs.output_folder import CONFIG_FILE, read_config
-from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, merged
+from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
 from sptune.search.searchers import FIXED_SETTINGS
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
@@ -108,10 +110,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-_FLAGS = {
-    field.name: "--" + (field.metadata["flag"] or field.name.replace("_", "-"))
-    for field in dataclasses.fields(RunOptions)
-}
+_FLAGS = {name: f"--{option.flag}" for name, option in all_options().items()}
 # What stands in quotation marks is the user's own and stays.
 _OPTION = re.compile(rf"(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?<![\w./-])({'|'.join(_FLAGS)})(=(?=\S)|(?![\w=./-]))")
 
@@ -152,7 +151,7 @@ def _add_run_command(verb: str, text: str) -> None:
     """A command whose options are the fields of RunOptions that this verb takes."""
 
     def command(config: Path | None, as_json: bool, **given: Any) -> None:
-        values = {name: _parse(name, value) for name, value in given.items() if value is not None}
+        values = _given(given)
         begun: dict[str, Any] = {}
         if config is not None:
             begun = read_config(config)
@@ -177,7 +176,7 @@ def _add_run_command(verb: str, text: str) -> None:
         bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel="Output")
     ]
     parameters = [
-        *_option_parameters(field for field in dataclasses.fields(RunOptions) if verb in field.metadata["verbs"]),
+        *_option_parameters(option for option in all_options().values() if verb in option.verbs),
         _parameter("config", None, config),
         _parameter("as_json", False, as_json),
     ]
@@ -203,33 +202,56 @@ def _add_command(verb: str, text: str, command: Callable[..., None], parameters:
     app.command(verb, help=text)(wrapped)
 
 
-def _option_parameters(fields: Iterable[dataclasses.Field[Any]]) -> list[inspect.Parameter]:
-    return [_parameter(field.name, None, _annotation(field)) for field in fields]
+def _option_parameters(options: Iterable[Option]) -> list[inspect.Parameter]:
+    """The parameters of these options, and hidden ones for the old names of some."""
+    options = list(options)
+    old = {new: old for old, new in RENAMED.items()}
+    renamed = [
+        dataclasses.replace(option, name=old[option.name], flag=old[option.name].replace("_", "-"))
+        for option in options
+        if option.name in old
+    ]
+    return [
+        *(_parameter(option.name, None, _annotation(option)) for option in options),
+        *(_parameter(option.name, None, _annotation(option, hidden=True)) for option in renamed),
+    ]
 
 
 def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _annotation(field: dataclasses.Field[Any]) -> Any:
+def _annotation(option: Option, *, hidden: bool = False) -> Any:
     """The command-line type of an option: repeated for lists and mappings of texts, separated by commas for layers."""
-    meta = field.metadata
-    flag = _FLAGS[field.name]
-    help_text = meta["help"]
-    if meta["choices"]:
-        help_text += f" One of {', '.join(meta['choices'])}."
-    if field.default is not dataclasses.MISSING and field.default is not None and field.type != "bool":
-        help_text += f" Default: {field.default}."
-    kinds: dict[str, Any] = {"int": int, "float": float, "bool": bool}
-    text = str(field.type)
-    if text in ("list[str]", "dict[str, str]"):
-        kind: Any = list[str] | None
+    flag, help_text = f"--{option.flag}", option.help
+    is_switch = option.hint in (bool, bool | None)
+    if option.choices:
+        help_text += f" One of {', '.join(option.choices)}."
+    if option.default is not None and not is_switch:
+        help_text += f" Default: {option.default}."
+    kind: Any = str
+    if option.hint in (list[str], dict[str, str]):
+        kind = list[str]
     else:
-        kind = kinds.get(text.removesuffix(" | None"), str) | None
-    if text == "bool" and field.default is True:
-        flag = f"{flag}/--no-{flag.removeprefix('--')}"
-    option = typer.Option(flag, help=help_text, rich_help_panel=meta["group"], show_default=False)
-    return Annotated[kind, option]
+        for simple in (bool, int, float):
+            if option.hint in (simple, simple | None):
+                kind = simple
+    if is_switch and option.default is not False:
+        flag = f"{flag}/--no-{option.flag}"
+    shown = typer.Option(flag, help=help_text, rich_help_panel=option.group, show_default=False, hidden=hidden)
+    return Annotated[kind | None, shown]
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given on the command line as RunOptions takes them, by their present names."""
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in given:
+        if name in RENAMED:
+            old, new = name.replace("_", "-"), RENAMED[name].replace("_", "-")
+            messages.print(f"[yellow]Note:[/] --{old} is now --{new}; the old name will be removed.", soft_wrap=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the note says it
+        return {name: _parse(name, value) for name, value in with_new_names(given).items()}
 
 
 def _parse(name: str, value: Any) -> Any:
@@ -269,7 +291,7 @@ def _compare(
     as_json: bool,
     **given: Any,
 ) -> None:
-    options = {name: _parse(name, value) for name, value in given.items() if value is not None}
+    options = _given(given)
     if output is None and not dry_run:
         raise InputError("--output is missing: name a folder for what the comparison writes.")
     with _running(f"the same command; what is done in {output} is not repeated" if output else None) as stages:
@@ -302,7 +324,7 @@ def _compare(
 
 def _one_task(options: dict[str, Any]) -> dict[str, Any]:
     """A study of the one task that the options name."""
-    name = options.get("task") or Path(options.get("train_file") or options.get("data") or "data").stem
+    name = options.get("task") or Path(options.get("train_file") or options.get("dataset") or "data").stem
     return {"tasks": {name: options}}
 
 
@@ -313,7 +335,7 @@ def _integers(flag: str, text: str) -> list[int]:
         raise InputError(f"{flag} {text!r} is not a list of whole numbers; write for example 0,1,2.") from None
 
 
-_SHARED = [field for field in dataclasses.fields(RunOptions) if field.name in SHARED_OPTIONS]
+_SHARED = [all_options()[name] for name in SHARED_OPTIONS]
 _add_command(
     "compare",
     "Compare methods (prompts, LoRA, prompt tuning, ...) on a task or a study of tasks, over seeds.",

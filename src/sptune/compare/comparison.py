@@ -24,8 +24,9 @@ from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work
 from sptune.errors import InputError
 from sptune.modeling.loading import check_supported, find_source, load_config, text_config
 from sptune.runs import output_folder as outputs
-from sptune.runs.plan import check_prompts, read_data
 from sptune.runs.progress import processes
+from sptune.runs.prompt_checks import check_prompts
+from sptune.runs.task_data import read_data
 
 STUDY_FILE = "study.yaml"
 SUMMARY_FILE, TABLES_FILE = "summary.json", "summary.md"
@@ -200,7 +201,7 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
             source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
             said = read_data(options)[1].notes
             config = load_config(source)
-            check_supported(config, options.placement, options.layers_path)
+            check_supported(config, options.prompts.placement, options.prompts.layers_path)
         except InputError as error:
             raise InputError(f"Task {task}: {error}") from error
         own = [one for one in left if one.task == task]

@@ -86,7 +86,7 @@ def saved_bytes(network: nn.Module, folder: Path) -> int:
 
 def _prompts(settings: Mapping[str, Any], job: Job) -> Network:
     """Prompts of sptune; the job's options hold the settings."""
-    result, network = stages.search(job) if job.plan.options.prompt_layers is None else (None, None)
+    result, network = stages.search(job) if job.plan.options.prompts.searching else (None, None)
     final = stages.prompted(job, result, network)
     tuner: Any = final.base_model
     return Network(final, list(tuner.candidate_layers))
@@ -234,7 +234,7 @@ def _check_layers(network: nn.Module, from_layer: int, job: Job) -> None:
     Raises:
         InputError: which are.
     """
-    layers = find_backbone(job.backbone, job.plan.options.layers_path).layers
+    layers = find_backbone(job.backbone, job.plan.options.prompts.layers_path).layers
     wanted = list(range(from_layer, len(layers)))
     changed = [index for index, one in enumerate(layers) if any(p.requires_grad for p in one.parameters())]
     if changed != wanted:

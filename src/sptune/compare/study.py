@@ -15,11 +15,22 @@ from typing import Any
 from sptune.compare.methods import DEFAULT_METHODS, HEAD, METHODS, PROMPTS, Method, find_method
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, SHARED_OPTIONS, RunOptions
+from sptune.runs.option_mappings import RENAMED, SEARCH_FIELDS, with_new_names
+from sptune.runs.run_options import (
+    PLACES,
+    PROMPT_OPTIONS,
+    SEARCH_OPTIONS,
+    SHARED_OPTIONS,
+    RunOptions,
+    all_options,
+)
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
 TUNING_SEEDS = (1000,)
+
+# The names by which rows know options that have been renamed since.
+ROW_NAMES = {new: old for old, new in RENAMED.items()}
 
 FIELDS = ("methods", "tasks", "seeds", "tuning_seeds", "tuning_seed", "options", "against")
 
@@ -59,12 +70,14 @@ class RunSpec:
         options = self.run_options("")
         given = self.lasting_options()
         del given["bf16"]
+        content = {key: _content(given.pop(key), nested=key == "dataset") for key in PLACES if key in given}
+        given["activation_cache"] = options.activation_cache
         about = {
             "kind": self.method.kind,
             "settings": {} if self.method.kind == PROMPTS else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
-            "content": {key: _content(given.pop(key), nested=key == "data") for key in PLACES if key in given},
-            "options": {**given, "prefix_cache": options.prefix_cache},
+            "content": {ROW_NAMES.get(key, key): value for key, value in content.items()},
+            "options": {ROW_NAMES.get(key, key): value for key, value in given.items()},
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -87,6 +100,10 @@ class RunSpec:
         if self.method.kind == PROMPTS:
             without = () if self.method.searches else SEARCH_OPTIONS
         options = self.run_options("").lasting()
+        # Rows name what a study leaves to the defaults of a search no more than its layers.
+        options = {key: value for key, value in options.items() if key not in SEARCH_FIELDS or key == "searcher"}
+        if self.method.kind == PROMPTS:
+            options |= {key: all_options()[key].convert(value) for key, value in self.method.settings.items()}
         if options["placement"] == "prepend":
             del options["placement"]  # rows from before there was another say nothing of it
         return {key: value for key, value in options.items() if value is not None and key not in without}
@@ -156,7 +173,8 @@ class Study:
         tasks = {str(name): _mapping(own, f"{where}: task {name}") for name, own in tasks.items()}
         for name, options in tasks.items():
             _check_shared(options, f"{where}: task {name}")
-        tasks = {name: _with_paths({**shared, **options}) for name, options in tasks.items()}
+        shared = with_new_names(shared)
+        tasks = {name: _with_paths({**shared, **with_new_names(options)}) for name, options in tasks.items()}
         seeds = _seeds("seeds", values.get("seeds", list(DEFAULT_SEEDS)), "[0, 1, 2]", where)
         tuning_seeds = _tuning_seeds(values, where)
         shared_seeds = [seed for seed in tuning_seeds if seed in seeds]
@@ -372,7 +390,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 def _check_shared(options: Mapping[str, Any], where: str) -> None:
     RunOptions.check_names(options, where)
-    for key in options:
+    for key in with_new_names(options):
         if key in PROMPT_OPTIONS:
             remedy = (
                 f"does not hold for all methods; write it under a method, such as 'methods: {{spt: {{{key}: ...}}}}'"

@@ -9,10 +9,10 @@ import random
 from pathlib import Path
 from typing import Any
 
-from sptune.runs import output_folder as outputs
 from sptune.errors import InputError
-from sptune.runs.run import Run, fit
+from sptune.runs import output_folder as outputs
 from sptune.runs.progress import Monitor
+from sptune.runs.run import Run, fit
 
 # Each sentence is seen about once in the final training: a linear probe needs only a few hundred of them,
 # prompts keep improving.

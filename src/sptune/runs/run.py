@@ -18,15 +18,16 @@ from peft import PeftModel
 from safetensors import safe_open
 from torch.utils.data import DataLoader
 
-from sptune.runs import output_folder as outputs
-from sptune.runs import stages
 from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
-from sptune.runs.run_options import ORIGIN, RunOptions, merged
+from sptune.runs import output_folder as outputs
+from sptune.runs import stages
+from sptune.runs.option_mappings import merged
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor, processes
-from sptune.search import SearchResult
+from sptune.runs.run_options import ORIGIN, RunOptions
 from sptune.runs.stages import SPLITS, Job, by_length, load, predicted, task_metrics
+from sptune.search import SearchResult
 from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labeled, read_unlabeled
 from sptune.training.trainer import SPTTrainer
 
@@ -111,7 +112,7 @@ def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, 
         InputError, SptuneError: as `fit`.
     """
     options = _options(options, fields)
-    if options.prompt_layers is None:
+    if options.prompts.searching:
         raise InputError(
             "train needs prompt_layers: indices such as 3,5, or all, middle, first. fit searches for them."
         )
@@ -119,9 +120,9 @@ def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, 
 
 
 def _without_layers(verb: str, options: RunOptions) -> RunOptions:
-    if options.prompt_layers is not None:
+    if not options.prompts.searching:
         raise InputError(
-            f"{verb} searches for the layers, but prompt_layers={options.prompt_layers!r} is given; leave it out, or "
+            f"{verb} searches for the layers, but prompt_layers={options.prompts.prompt_layers!r} is given; leave it out, or "
             "use train."
         )
     return options

@@ -1,12 +1,13 @@
-"""`RunOptions`: everything a run can be told, written once for Python, YAML files and the command line."""
+"""`RunOptions`: every option of a run, for Python, YAML files and the command line.
+
+The options of the prompts and of their search are the fields of `PromptConfig` and `SearchConfig`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import functools
-import re
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,477 +15,209 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.prompt_config import (
-    DEFAULT_BOTTLENECK_DIM,
-    DEFAULT_NUM_PROMPT_LAYERS,
-    GENERATORS,
-    PAPER_FIELDS,
-    PLACEMENTS,
-    PREPEND_DEFAULTS,
-    PromptConfig,
-)
-from sptune.search.search_config import (
-    DEFAULT_SEARCHER,
-    SearchConfig,
-    check_settings,
-)
-from sptune.search.searchers import FIXED_SETTINGS, MIN_EXAMPLES, SEARCHERS, SELECTION_CRITERIA
+from sptune.prompt_config import PAPER_FIELDS, PromptConfig
+from sptune.runs.option_checks import check_combinations, check_ranges
+from sptune.runs.option_mappings import NESTED, PROMPT_FIELDS, RENAMED, SEARCH_FIELDS, flattened, with_new_names
+from sptune.runs.option_types import Option
+from sptune.search.search_config import SearchConfig
+from sptune.search.searchers import SEARCHERS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 # Options that may name a local file or folder to read.
-PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "data")
-# Options that say how to go about a run, not what the run is: they may change when a run is continued.
-CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "prefix_cache", "prefix_cache_memory")
-
-# Where options come from that were given one by one, in errors.
+PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset")
+# Options of how a run is done, not of what it is: they may change when a run is resumed.
+CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "activation_cache", "activation_cache_memory")
+# Where options given one by one come from, in errors.
 ORIGIN = "options"
 
 # What config.yaml holds besides options: records of the run, not read back.
 RECORDS = ("command", "versions", "data_files")
-
-# Ways to say the same thing, of which one is given.
-LENGTHS = ("epochs", "max_steps")
-SELECTIONS = ("num_prompt_layers", "threshold", "parameter_budget")
-
-
 ALL = ("fit", "search", "train")
 SEARCHING = ("fit", "search")
 TRAINING = ("fit", "train")
 PROMPT_GROUPS = ("Prompts", "Search")
 
 
-def _about(
-    help: str,
+def _option(
+    default: Any,
     group: str,
+    help: str,
     *,
     verbs: tuple[str, ...] = ALL,
     choices: tuple[str, ...] | None = None,
     flag: str | None = None,
-) -> dict[str, Any]:
-    """What the command line must know of an option: its help, group, the verbs that take it, and its flag."""
-    return {"help": help, "group": group, "verbs": verbs, "choices": choices, "flag": flag}
+) -> Any:
+    """A field with what the command line shows of it: its group, help, the verbs that take it, and its flag."""
+    metadata = {"help": help, "group": group, "verbs": verbs, "choices": choices, "flag": flag}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-@dataclass
+@dataclass(init=False)
 class RunOptions:
     """The options of `fit`, `search` and `train`; None means that the run chooses, and config.yaml says what it chose.
+
+    The fields of `prompts` and `search` may be given by their own names: `RunOptions(bottleneck_dim=4)` is
+    `RunOptions(prompts=PromptConfig(bottleneck_dim=4))`.
 
     Raises:
         InputError: an unknown option, a value of the wrong type or outside its choices, or options that exclude
             each other.
     """
 
-    model: str | None = field(default=None, metadata=_about("Backbone: a hub id or a local folder.", "Backbone"))
-    gguf_file: str | None = field(
-        default=None,
-        metadata=_about("Backbone as a GGUF file: its name inside --model, or the path of a local file.", "Backbone"),
+    model: str | None = _option(None, "Backbone", "Backbone: a hub id or a local folder.")
+    gguf_file: str | None = _option(
+        None, "Backbone", "Backbone as a GGUF file: its name inside --model, or the path of a local file."
     )
-    revision: str | None = field(
-        default=None, metadata=_about("Branch, tag or commit of a backbone from the hub.", "Backbone")
-    )
-    dtype: str = field(
-        default="float32", metadata=_about("Number format of the frozen backbone.", "Backbone", choices=DTYPES)
-    )
-    head_pooling: str | None = field(
-        default=None,
-        metadata=_about(
-            "What a classifier's head sees: 'mean', the masked mean of the text, or 'own', the backbone's own pooling. "
-            "Default: mean for encoders, own for causal models.",
-            "Backbone",
-            choices=("mean", "own"),
-        ),
-    )
-    layers_path: str | None = field(
-        default=None,
-        metadata=_about("Dotted path of the list of blocks, for a model family that sptune does not know.", "Backbone"),
+    revision: str | None = _option(None, "Backbone", "Branch, tag or commit of a backbone from the hub.")
+    dtype: str = _option("float32", "Backbone", "dtype of the frozen backbone.", choices=DTYPES)
+    head_pooling: str | None = _option(
+        None,
+        "Backbone",
+        "Pooling of a classifier: 'mean', the masked mean over the text, or 'own', the backbone's own. "
+        "Default: mean for encoders, own for causal models.",
+        choices=("mean", "own"),
     )
 
-    task: str | None = field(
-        default=None, metadata=_about("A benchmark task (see 'sptune tasks'); leave it out for your own data.", "Data")
+    task: str | None = _option(None, "Data", "A benchmark task (see 'sptune tasks'); leave it out for your own data.")
+    task_kind: str | None = _option(
+        None,
+        "Data",
+        "'verbalizer' (label words read by the language-model head) or 'classifier' (a trained head). "
+        "Default: verbalizer for a task with a template on a language model, else classifier.",
+        choices=("verbalizer", "classifier"),
     )
-    task_kind: str | None = field(
-        default=None,
-        metadata=_about(
-            "'verbalizer' (label words read by the language-model head) or 'classifier' (a trained head). "
-            "Default: verbalizer for a task with a template on a language model, else classifier.",
-            "Data",
-            choices=("verbalizer", "classifier"),
-        ),
+    train_file: str | None = _option(None, "Data", "Training data: .jsonl, .csv, .tsv or .parquet.")
+    validation_file: str | None = _option(None, "Data", "Validation data. Default: split off from the training data.")
+    test_file: str | None = _option(None, "Data", "Test data. Default: split off from the training data.")
+    dataset: str | None = _option(
+        None, "Data", "Instead of files: a Hugging Face dataset, by its hub id, local folder or file."
     )
-    train_file: str | None = field(
-        default=None, metadata=_about("Training data: .jsonl, .csv, .tsv or .parquet.", "Data")
+    dataset_config: str | None = _option(None, "Data", "Configuration of that dataset, such as a GLUE task.")
+    text_columns: list[str] = _option(
+        list,
+        "Data",
+        "Column with the text; give it twice for pairs. Default: the task's, or 'text'.",
+        flag="text-column",
     )
-    validation_file: str | None = field(
-        default=None, metadata=_about("Validation data; default: carved out of the training data.", "Data")
+    label_column: str | None = _option(None, "Data", "Column with the label. Default: the task's, or 'label'.")
+    labels: list[str] = _option(
+        list,
+        "Data",
+        "A class; once for each, in the order of the task. Default: the task's, or those in the data.",
+        flag="label",
     )
-    test_file: str | None = field(
-        default=None, metadata=_about("Test data; default: carved out of the training data.", "Data")
+    template: str | None = _option(
+        None, "Data", "Turns your texts into a cloze, such as '{text} . It was [MASK] .'; needs --label-word."
     )
-    data: str | None = field(
-        default=None, metadata=_about("Instead of files: a data set, by its hub id, local folder or file.", "Data")
+    label_words: dict[str, str] = _option(
+        dict, "Data", "Label word of a class, such as 'positive=great'; once for each class.", flag="label-word"
     )
-    data_config: str | None = field(
-        default=None, metadata=_about("Configuration of that data set, such as a GLUE task.", "Data")
+    few_shot: int | None = _option(
+        None, "Data", "Train on this many examples only, drawn in proportion to the classes."
     )
-    text_columns: list[str] = field(
-        default_factory=list,
-        metadata=_about(
-            "Column with the text; give it twice for pairs. Default: the task's, or 'text'.", "Data", flag="text-column"
-        ),
-    )
-    label_column: str | None = field(
-        default=None, metadata=_about("Column with the label. Default: the task's, or 'label'.", "Data")
-    )
-    labels: list[str] = field(
-        default_factory=list,
-        metadata=_about(
-            "A class, once for each, in the order of the task's. Default: the task's, or those in the data.",
-            "Data",
-            flag="label",
-        ),
-    )
-    template: str | None = field(
-        default=None,
-        metadata=_about(
-            "Turns your texts into a cloze, such as '{text} . It was [MASK] .'; needs --label-word.", "Data"
-        ),
-    )
-    label_words: dict[str, str] = field(
-        default_factory=dict,
-        metadata=_about(
-            "Answer word of a class, such as 'positive=great'; once for each class.", "Data", flag="label-word"
-        ),
-    )
-    few_shot: int | None = field(
-        default=None, metadata=_about("Train on this many examples only, drawn in proportion to the classes.", "Data")
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata=_about(
-            "Longest input in tokens; longer texts are cut. Default: what the backbone takes, at most 512.", "Data"
-        ),
+    max_length: int | None = _option(
+        None, "Data", "Maximum input length in tokens. Default: the backbone's, at most 512."
     )
 
-    prompt_layers: str | list[int] | None = field(
-        default=None,
-        metadata=_about("Layers to prompt: indices such as 3,5, or all, middle, first.", "Prompts", verbs=("train",)),
+    preset: str | None = _option(
+        None,
+        "Prompts",
+        "'paper': prompts in front of the text and a search by SPT-DARTS, unless other options say otherwise.",
+        choices=("paper",),
     )
-    candidate_layers: list[int] | None = field(
-        default=None,
-        metadata=_about(
-            "Layers the search may use, such as 2,3,4. Default: at most ten, without the lowest sixth (and the highest, if prompts are added).",
-            "Prompts",
-            verbs=SEARCHING,
-        ),
-    )
-    preset: str | None = field(
-        default=None,
-        metadata=_about(
-            "'paper': the paper's own system, prompts in front of the text and a search by SPT-DARTS, where nothing "
-            "else is given.",
-            "Prompts",
-            choices=("paper",),
-        ),
-    )
-    placement: str | None = field(
-        default=None,
-        metadata=_about(
-            "'add' a vector to each token at a prompt layer (default), or 'prepend' prompts to the text.",
-            "Prompts",
-            choices=PLACEMENTS,
-        ),
-    )
-    generator: str | None = field(
-        default=None,
-        metadata=_about(
-            "What makes the prompts. add: bottleneck (default), static; prepend: appg (default), mppg, npg, "
-            "attention, static.",
-            "Prompts",
-            choices=tuple(dict.fromkeys(name for kinds in GENERATORS.values() for name in kinds)),
-        ),
-    )
-    bottleneck_dim: int | None = field(
-        default=None,
-        metadata=_about(
-            "Width between a generator's two projections (r). "
-            f"Default: {', '.join(f'{name} {r}' for name, r in DEFAULT_BOTTLENECK_DIM.items())}.",
-            "Prompts",
-        ),
-    )
-    projection: str = field(
-        default="linear", metadata=_about("Projections of the generators.", "Prompts", choices=("linear", "phm"))
-    )
-    phm_dim: int = field(default=4, metadata=_about("n of PHM projections: about 1/n of the parameters.", "Prompts"))
-    activation: str = field(default="relu", metadata=_about("Activation inside a generator.", "Prompts"))
-    num_virtual_tokens: int | None = field(
-        default=None, metadata=_about("prepend: prompt vectors at a layer (m). Default: 10.", "Prompts")
-    )
-    residual: bool | None = field(
-        default=None,
-        metadata=_about(
-            "prepend: add what the generator computes to the pooled text states (appg, mppg, attention), so that "
-            "training begins with pieces of the text and not with noise. Default: yes.",
-            "Prompts",
-        ),
-    )
-    mixing_rate: float | None = field(
-        default=None,
-        metadata=_about(
-            "prepend: share of a new prompt where one came up from below, in (0, 1]. Default: 1.", "Prompts"
-        ),
-    )
-    visibility: str | None = field(
-        default=None,
-        metadata=_about(
-            "prepend: how gates act on attention during the search. Default: gated.",
-            "Prompts",
-            choices=("gated", "always"),
-            verbs=SEARCHING,
-        ),
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    search_steps: int | None = _option(
+        None,
+        "Search",
+        "Optimizer steps of the search. Default: 150, or a quarter of those of the final training if that is less.",
+        verbs=SEARCHING,
     )
 
-    searcher: str | None = field(
-        default=None,
-        metadata=_about(
-            f"How prompt layers are chosen; auto: fair with {MIN_EXAMPLES} training examples or more, spaced with "
-            "fewer.",
-            "Search",
-            choices=tuple(SEARCHERS),
-            verbs=SEARCHING,
-        ),
+    epochs: float | None = _option(
+        None,
+        "Training",
+        "Epochs of the final training. Default: 5, at least 150 and at most 2000 steps.",
+        verbs=TRAINING,
     )
-    selection: str | None = field(
-        default=None,
-        metadata=_about(
-            "How layers are selected with the trained supernet. Default: the searcher's own criterion.",
-            "Search",
-            choices=SELECTION_CRITERIA,
-            verbs=SEARCHING,
-        ),
+    max_steps: int | None = _option(
+        None, "Training", "Optimizer steps of the final training, instead of epochs.", verbs=TRAINING
     )
-    num_prompt_layers: int | None = field(
-        default=None,
-        metadata=_about(
-            "Keep this many layers. Default: "
-            f"{', '.join(f'{name} {number}' for name, number in DEFAULT_NUM_PROMPT_LAYERS.items())}.",
-            "Search",
-            verbs=SEARCHING,
-        ),
+    batch_size: int = _option(16, "Training", "Batch size per device.")
+    gradient_accumulation_steps: int = _option(1, "Training", "Batches per optimizer step.")
+    learning_rate: float | None = _option(
+        None, "Training", "Learning rate of the generators. Default: 5e-3, static prompts 5e-2."
     )
-    threshold: float | None = field(
-        default=None,
-        metadata=_about(
-            "Instead: keep the layers with a gate above this (searchers with gates).", "Search", verbs=SEARCHING
-        ),
+    head_learning_rate: float | None = _option(
+        None, "Training", "Learning rate of a trained head. Default: 1e-2 with mean pooling, else 1e-3."
     )
-    parameter_budget: int | None = field(
-        default=None,
-        metadata=_about("Instead: keep as many layers as fit into this many parameters.", "Search", verbs=SEARCHING),
+    weight_decay: float = _option(0.01, "Training", "Weight decay of AdamW.")
+    bf16: bool = _option(
+        False,
+        "Training",
+        "Compute in bfloat16 where that is safe (autocast); trained weights stay float32. Left off on CPUs for which "
+        "PyTorch has no bfloat16 kernels.",
     )
-    search_steps: int | None = field(
-        default=None,
-        metadata=_about(
-            "Optimiser steps of the search. Default: 150, or a quarter of those of the final training if that is less.",
-            "Search",
-            verbs=SEARCHING,
-        ),
+    activation_cache: bool = _option(
+        True, "Training", "Run the layers below the first prompt layer once per text, and cache the result."
     )
-    consistency: str | None = field(
-        default=None,
-        metadata=_about(
-            "Architecture consistency (spt_darts): 'kl' of predictions or 'mse' of final states.",
-            "Search",
-            choices=("kl", "mse"),
-            verbs=SEARCHING,
-        ),
+    activation_cache_memory: float = _option(
+        4.0, "Training", "Keep up to this many GiB of the cache in memory, more in a file."
     )
-    consistency_weight: float | None = field(
-        default=None, metadata=_about("Weight of the consistency (spt_darts).", "Search", verbs=SEARCHING)
+    activation_cache_dtype: str | None = _option(
+        None,
+        "Training",
+        "dtype of the cache. Default: the backbone's; a shorter one is not exact.",
+        choices=DTYPES,
     )
-    mask_probability: float | None = field(
-        default=None,
-        metadata=_about("Probability that a layer is masked in a search step (spt_darts).", "Search", verbs=SEARCHING),
+    gradient_checkpointing: bool = _option(False, "Training", "Trade time for memory in the backward pass.")
+    head_baseline: bool = _option(
+        True,
+        "Training",
+        "Also train a linear probe (label words: evaluate zero-shot), and report the gain over it.",
+        verbs=TRAINING,
     )
-    mixed_level_weight: float | None = field(
-        default=None,
-        metadata=_about("Weight of the weight half's gradient on the gates (spt_darts).", "Search", verbs=SEARCHING),
-    )
-    gate_learning_rate: float | None = field(
-        default=None, metadata=_about("Learning rate of the gates, where there are any.", "Search", verbs=SEARCHING)
-    )
-    gate_interval: int | None = field(
-        default=None,
-        metadata=_about(
-            "Move the gates, if any, in every so-many-th step; the others cost half.", "Search", verbs=SEARCHING
-        ),
-    )
+    seed: int = _option(0, "Training", "Seed of sampling, initialization and training.")
 
-    epochs: float | None = field(
-        default=None,
-        metadata=_about(
-            "Epochs of the final training. Default: 5, at least 150 and at most 2000 steps.", "Training", verbs=TRAINING
-        ),
-    )
-    max_steps: int | None = field(
-        default=None,
-        metadata=_about("Optimiser steps of the final training, instead of epochs.", "Training", verbs=TRAINING),
-    )
-    batch_size: int = field(default=16, metadata=_about("Examples a device takes at a time.", "Training"))
-    gradient_accumulation_steps: int = field(
-        default=1, metadata=_about("Batches that make one optimiser step.", "Training")
-    )
-    learning_rate: float | None = field(
-        default=None,
-        metadata=_about("Learning rate of the generators. Default: 5e-3, static prompts 5e-2.", "Training"),
-    )
-    head_learning_rate: float | None = field(
-        default=None,
-        metadata=_about("Learning rate of a trained head. Default: 1e-2 on the masked mean, else 1e-3.", "Training"),
-    )
-    weight_decay: float = field(default=0.01, metadata=_about("AdamW's weight decay.", "Training"))
-    bf16: bool = field(
-        default=False,
-        metadata=_about(
-            "Compute in bfloat16 where that is safe (autocast); trained weights stay float32. Left off on CPUs "
-            "for which PyTorch has no bfloat16 kernels.",
-            "Training",
-        ),
-    )
-    prefix_cache: bool = field(
-        default=True,
-        metadata=_about(
-            "Run the layers below the first prompt layer once for each text, and keep the result.", "Training"
-        ),
-    )
-    prefix_cache_memory: float = field(
-        default=4.0, metadata=_about("Keep up to this many GiB of it in memory, more in a file.", "Training")
-    )
-    prefix_cache_dtype: str | None = field(
-        default=None,
-        metadata=_about(
-            "Number format to keep it in. Default: the backbone's; a shorter one is not exact.",
-            "Training",
-            choices=DTYPES,
-        ),
-    )
-    gradient_checkpointing: bool = field(
-        default=False, metadata=_about("Trade time for memory in the backward pass.", "Training")
-    )
-    head_baseline: bool = field(
-        default=True,
-        metadata=_about(
-            "Also train the same head alone (verbalizer: zero-shot), and report the gain.", "Training", verbs=TRAINING
-        ),
-    )
-    seed: int = field(default=0, metadata=_about("Seed of sampling, initialisation and training.", "Training"))
+    output_dir: str | None = _option(None, "Output", "Folder for everything the run writes.", flag="output")
+    resume: bool = _option(False, "Output", "Resume the run in --output.")
+    overwrite: bool = _option(False, "Output", "Replace the run in --output.")
+    keep_checkpoints: bool = _option(False, "Output", "Keep the checkpoints of a finished run.")
 
-    output_dir: str | None = field(
-        default=None, metadata=_about("Folder for everything the run writes.", "Output", flag="output")
-    )
-    resume: bool = field(default=False, metadata=_about("Continue the run that --output holds.", "Output"))
-    overwrite: bool = field(default=False, metadata=_about("Replace the run that --output holds.", "Output"))
-    keep_checkpoints: bool = field(default=False, metadata=_about("Keep the checkpoints of a finished run.", "Output"))
-
-    def __post_init__(self) -> None:
-        hints = _hints()
+    def __init__(self, **values: Any) -> None:
+        values = with_new_names(values)
+        RunOptions.check_names(values, ORIGIN)
+        options = all_options()
+        values = {name: options[name].convert(value) if name in options else value for name, value in values.items()}
         for one in dataclasses.fields(self):
-            value = _coerce(getattr(self, one.name), hints[one.name])
-            if not _fits(value, hints[one.name]):
-                listed = f" Write {re.split(r', *', value)}." if _fits([value], hints[one.name]) else ""
-                raise InputError(
-                    f"{one.name}={value!r} has the wrong type; it takes {_describe(hints[one.name])}.{listed}"
-                )
-            choices = one.metadata["choices"]
-            if choices and value is not None and value not in choices:
-                raise InputError(f"{one.name}={value!r} is not allowed; choose one of {', '.join(choices)}.")
-            setattr(self, one.name, value)
-        self._check_ranges()
-        self._settle_prompts()
-        self._check_combinations()
+            if one.name in NESTED:
+                continue
+            default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
+            setattr(self, one.name, values.get(one.name, default))
+            options[one.name].check_choice(getattr(self, one.name))
+        self.prompts = self._prompts_of(values)
+        self.search = self._search_of(values)
+        check_ranges(self)
+        check_combinations(self)
 
-    def _settle_prompts(self) -> None:
-        """Choose what the placement and the preset leave open, as `SPTConfig` has it."""
-        names = ("placement", "generator", "bottleneck_dim", *PREPEND_DEFAULTS)
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if self.searcher is None:
-            self.searcher = SearchConfig.paper().searcher if self.preset == "paper" else DEFAULT_SEARCHER
+    def _prompts_of(self, values: Mapping[str, Any]) -> PromptConfig:
+        given = {name: values[name] for name in PROMPT_FIELDS if values.get(name) is not None}
+        if given.get("prompt_layers", "search") != "search":
+            given.pop("candidate_layers", None)  # a file of a run that searched names them
+        if "prompts" in values:
+            return dataclasses.replace(values["prompts"], **given)
         preset = PAPER_FIELDS if self.preset == "paper" else {}
-        config = PromptConfig(
-            projection=self.projection, phm_dim=self.phm_dim, activation=self.activation, **{**preset, **given},
-        )  # fmt: skip
-        for name in names:
-            setattr(self, name, getattr(config, name))
+        return PromptConfig(**{**preset, **given})
 
-    def _check_ranges(self) -> None:
-        for name in (
-            "few_shot",
-            "max_length",
-            "bottleneck_dim",
-            "phm_dim",
-            "num_prompt_layers",
-            "parameter_budget",
-            "gate_interval",
-            "search_steps",
-            "max_steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name}={value} is not allowed; give a whole number of at least 1.")
-        for name in ("learning_rate", "head_learning_rate", "gate_learning_rate", "epochs"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name}={value} is not allowed; give a number above 0.")
-        for name in ("weight_decay", "seed", "consistency_weight", "mixed_level_weight", "prefix_cache_memory"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"{name}={value} is not allowed; give 0 or more.")
-
-    def _check_combinations(self) -> None:
-        if self.resume and self.overwrite:
-            raise InputError("resume continues a run and overwrite replaces it; give only one of them.")
-        if self.epochs is not None and self.max_steps is not None:
-            raise InputError(f"epochs={self.epochs} and max_steps={self.max_steps} say the same thing; give one.")
-        if self.data and (self.train_file or self.validation_file or self.test_file):
-            raise InputError(
-                f"data={self.data!r} brings all its splits; leave out train_file, validation_file and test_file, "
-                "or leave out data."
-            )
-        if self.task and self.template:
-            raise InputError(f"task={self.task!r} brings its own template; leave out one of task and template.")
-        if self.from_hub:
-            own = ("validation_file", "test_file", "data_config", "label_column", "labels")
-            given = [name for name in own if getattr(self, name)]
-            if given:
-                raise InputError(
-                    f"{given[0]}={getattr(self, given[0])!r} is of your own data, and task={self.task!r} without a "
-                    "train_file takes the hub's; give a train_file too (or data and text_columns), or leave it out."
-                )
-        if bool(self.template) != bool(self.label_words):
-            there, missing = ("template", "label_words") if self.template else ("label_words", "template")
-            raise InputError(f"{there} is given without {missing}; a verbalizer needs both, a classifier neither.")
-        if isinstance(self.prompt_layers, str) and self.prompt_layers not in FIXED_SETTINGS:
-            raise InputError(
-                f"prompt_layers={self.prompt_layers!r} is not allowed; give layers such as [3, 5], or one of "
-                f"{', '.join(FIXED_SETTINGS)}."
-            )
-        searcher = self.searcher or DEFAULT_SEARCHER
-        if self.visibility == "always" and searcher in SEARCHERS and not SEARCHERS[searcher].relaxed:
-            raise InputError(
-                f"visibility='always' has no effect with searcher={self.searcher!r}; leave it out, or search with "
-                "spt_darts."
-            )
-        selections = [name for name in SELECTIONS if getattr(self, name) is not None]
-        if len(selections) > 1:
-            raise InputError(f"{' and '.join(selections)} are different ways to select layers; give one.")
-        defaults = {one.name: one.default for one in dataclasses.fields(SearchConfig)}
-        # A file that a run wrote names them all.
-        settings = {name: getattr(self, name) for name in defaults if hasattr(self, name)}
-        check_settings(
-            searcher, {name: value for name, value in settings.items() if value not in (None, defaults[name])}
-        )
+    def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
+        given = {name: values[name] for name in SEARCH_FIELDS if values.get(name) is not None}
+        if "search" in values:
+            return dataclasses.replace(values["search"], **given, seed=self.seed)
+        preset = {"searcher": SearchConfig.paper().searcher} if self.preset == "paper" else {}
+        return SearchConfig(**{**preset, **given, "seed": self.seed})
 
     @property
     def from_hub(self) -> bool:
@@ -492,19 +225,25 @@ class RunOptions:
         return self.task is not None and not self.train_file and not self.text_columns
 
     @classmethod
-    def from_mapping(cls, values: dict[str, Any], where: str) -> RunOptions:
-        """Options from a mapping such as a YAML file's content; `where` is named in errors.
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> RunOptions:
+        """Options from a mapping such as the content of a YAML file, which may nest those of `prompts` and `search`.
+
+        Args:
+            values: the options by name.
+            where: named in errors.
 
         Raises:
             InputError: a key that is no option, or what the constructor raises.
         """
-        cls.check_names(values, where)
-        if "versions" in values and values.get("placement") is None:
-            values = {**values, "placement": "prepend"}  # a run wrote it when there was no other
         try:
+            values = flattened(values)
+            cls.check_names(values, where)
+            if "versions" in values and values.get("placement") is None:
+                values["placement"] = "prepend"  # a run wrote it when there was no other
             return cls(**{key: value for key, value in values.items() if key not in RECORDS})
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            message = str(error)
+            raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None
 
     @classmethod
     def check_names(cls, values: Iterable[str], where: str) -> None:
@@ -513,16 +252,28 @@ class RunOptions:
         Raises:
             InputError: which one, and what it may have been meant to be.
         """
-        names = [one.name for one in dataclasses.fields(cls)]
+        names = list(all_options())
         for key in values:
-            if key not in names and key not in RECORDS:
+            if key not in (*names, *NESTED, *RECORDS, *RENAMED):
                 close = difflib.get_close_matches(str(key), names, n=1)
                 hint = f" Did you mean {close[0]!r}?" if close else f" Options are: {', '.join(names)}."
                 raise InputError(f"{where}: {key!r} is not an option.{hint}")
 
     def lasting(self) -> dict[str, Any]:
-        """The options that say what the run is, as plain values for config.yaml."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in CONDUCT}
+        """The options of what the run is, flat, as plain values for config.yaml.
+
+        Layers that are searched for are None, and so are settings that have no effect with the searcher.
+        """
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name not in NESTED}
+        prompts = {name: getattr(self.prompts, name) for name in PROMPT_FIELDS}
+        if self.prompts.searching:
+            prompts["prompt_layers"] = None
+        search = {name: getattr(self.search, name) for name in SEARCH_FIELDS}
+        settings = {name for searcher in SEARCHERS.values() for name in searcher.settings}
+        unused = settings - set(SEARCHERS[self.search.searcher].settings)
+        search |= dict.fromkeys(unused)
+        flat = {**own, **prompts, **search}
+        return {name: flat[name] for name in all_options() if name not in CONDUCT}
 
     def folder(self) -> Path:
         """The output folder.
@@ -535,78 +286,62 @@ class RunOptions:
         return Path(self.output_dir)
 
 
-# What a comparison varies from run to run, besides the options of prompts and their search.
-VARIED = ("learning_rate", "seed", "head_baseline")
-PROMPT_OPTIONS = tuple(one.name for one in dataclasses.fields(RunOptions) if one.metadata["group"] in PROMPT_GROUPS)
-# What only a search goes by.
-SEARCH_OPTIONS = tuple(one.name for one in dataclasses.fields(RunOptions) if one.metadata["verbs"] == SEARCHING)
-# What all methods of a comparison share: backbone, data, and how long and how is trained.
-SHARED_OPTIONS = tuple(
-    one.name
-    for one in dataclasses.fields(RunOptions)
-    if one.metadata["group"] in ("Backbone", "Data", "Training") and one.name not in VARIED
-)
-
-
-def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run's file says, but for what is given beside it, and for what that excludes.
-
-    Args:
-        written: options by name, such as a run's config.yaml holds.
-        given: options by name.
-    """
-    said = {name for name, value in given.items() if value is not None}
-    if said & {"placement", "preset"}:
-        # What another placement, or no preset, has made of these is not what was asked for.
-        resolved = (
-            "placement",
-            "generator",
-            *PREPEND_DEFAULTS,
-            *(("searcher", "selection") if "preset" in said else ()),
-        )
-        written = {name: value for name, value in written.items() if name not in resolved}
-    excluded = {name for ways in (LENGTHS, SELECTIONS) if said.intersection(ways) for name in ways}
-    return {**{name: value for name, value in written.items() if name not in excluded}, **given}
+# What differs from the other options of the prompts.
+_GROUPS = {"layers_path": "Backbone"}
+_VERBS = {"prompt_layers": ("train",), "candidate_layers": SEARCHING, "visibility": SEARCHING}
 
 
 @functools.cache
-def _hints() -> dict[str, Any]:
-    return typing.get_type_hints(RunOptions)
+def all_options() -> dict[str, Option]:
+    """The options by name, those of the prompts and the search among them."""
+    options: dict[str, Option] = {}
+    hints = typing.get_type_hints(RunOptions)
+    for one in dataclasses.fields(RunOptions):
+        if one.name == "prompts":
+            options |= _options_of(PromptConfig, PROMPT_FIELDS, "Prompts", ALL)
+        elif one.name == "search":
+            options |= _options_of(SearchConfig, SEARCH_FIELDS, "Search", SEARCHING)
+        else:
+            about = one.metadata
+            default = None if one.default is dataclasses.MISSING else one.default
+            flag = about["flag"] or one.name.replace("_", "-")
+            options[one.name] = Option(
+                one.name,
+                hints[one.name],
+                default,
+                about["help"],
+                about["group"],
+                about["verbs"],
+                about["choices"],
+                flag,
+            )
+    return options
 
 
-def _coerce(value: Any, hint: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return list(value)
-    wants_float = hint is float or float in typing.get_args(hint)
-    if wants_float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, arguments[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _fits(key, arguments[0]) and _fits(one, arguments[1]) for key, one in value.items()
+def _options_of(config: Any, names: tuple[str, ...], group: str, verbs: tuple[str, ...]) -> dict[str, Option]:
+    hints = typing.get_type_hints(config)
+    return {
+        one.name: Option(
+            one.name,
+            hints[one.name] | None,  # None is what a file says of what is left open
+            None if one.name == "prompt_layers" else one.default,
+            one.metadata["help"],
+            _GROUPS.get(one.name, group),
+            _VERBS.get(one.name, verbs),
+            one.metadata.get("choices"),
+            one.name.replace("_", "-"),
         )
-    if hint in (int, float) and isinstance(value, bool):
-        return False
-    return isinstance(value, hint)
+        for one in dataclasses.fields(config)
+        if one.name in names
+    }
 
 
-def _describe(hint: Any) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "nothing"}
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(one) for one in arguments)
-    if origin is list:
-        return f"a list of {'whole numbers' if arguments[0] is int else 'texts'}"
-    if origin is dict:
-        return "a mapping of texts to texts"
-    return names[hint]
+# What a comparison varies from run to run, besides the options of prompts and their search.
+VARIED = ("learning_rate", "seed", "head_baseline")
+PROMPT_OPTIONS = tuple(name for name, one in all_options().items() if one.group in PROMPT_GROUPS)
+# The options that have an effect only with a search.
+SEARCH_OPTIONS = tuple(name for name, one in all_options().items() if one.verbs == SEARCHING)
+# What all methods of a comparison share: backbone, data, and how long and how is trained.
+SHARED_OPTIONS = tuple(
+    name for name, one in all_options().items() if one.group in ("Backbone", "Data", "Training") and name not in VARIED
+)

@@ -19,20 +19,20 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from sptune.runs import output_folder as outputs
-from sptune.training.linear_probe import LinearProbe, probe_scores
 from sptune.config import SPTConfig
 from sptune.errors import SptuneError
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
-from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.runs.plan import Plan, prompt_config, search_config
+from sptune.runs import output_folder as outputs
+from sptune.runs.plan import Plan
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
 from sptune.tasks import compute_metrics
+from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.data_order import grouping_by_length
+from sptune.training.linear_probe import LinearProbe, probe_scores
 from sptune.training.trainer import SPTTrainer
 
 WARMUP_SHARE = 0.06
@@ -93,7 +93,7 @@ def load(plan: Plan) -> Job:
         plan.monitor.stage(f"Loading {plan.spec.source.model}")
         set_seed(plan.options.seed)
         backbone, absent = load_backbone(plan.spec, plan.tokenizer)
-        find_backbone(backbone, plan.options.layers_path, plan.options.placement)
+        find_backbone(backbone, plan.options.prompts.layers_path, plan.options.prompts.placement)
     with plan.clock.stage("encode"):
         plan.monitor.stage("Turning text into tokens")
         encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}
@@ -173,8 +173,8 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
         return SearchResult.load(path), None
     with plan.clock.stage("search"):
         set_seed(plan.options.seed)
-        network = get_peft_model(job.backbone, _prompt_config(job, "search"))
-        how = search_config(plan.options)
+        network = get_peft_model(job.backbone, _spt_config(job, "search"))
+        how = plan.options.search
         spare = len(cast(SPTModel, network.base_model).candidate_layers) - (how.num_prompt_layers or 1)
         searches = SEARCHERS[how.searcher].trains(len(job.encoded["train"]), spare)
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
@@ -211,9 +211,9 @@ def prompted(job: Job, result: SearchResult | None, network: PeftModel | None) -
         network: the search network, if it is still there.
     """
     set_seed(job.plan.options.seed)
-    layers: Any = job.plan.options.prompt_layers if result is None else result.prompt_layers
+    layers: Any = job.plan.options.prompts.prompt_layers if result is None else result.prompt_layers
     if network is None:
-        return get_peft_model(job.backbone, _prompt_config(job, layers))
+        return get_peft_model(job.backbone, _spt_config(job, layers))
     return discretize(network, layers)
 
 
@@ -240,10 +240,12 @@ def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerC
     return trainer
 
 
-def _prompt_config(job: Job, prompt_layers: Any) -> SPTConfig:
-    return prompt_config(
-        job.plan.options,
-        prompt_layers,
+def _spt_config(job: Job, prompt_layers: str | list[int]) -> SPTConfig:
+    prompts = job.plan.options.prompts
+    return SPTConfig.from_prompts(
+        prompts,
+        prompt_layers=prompt_layers,
+        candidate_layers=prompts.candidate_layers if prompt_layers == "search" else None,
         task_type=job.peft_task_type,
         modules_to_save=job.untrained_modules or None,
     )
@@ -331,9 +333,9 @@ def make_trainer(
 
 def _activation_cache(job: Job) -> ActivationCacheSettings | None:
     options = job.plan.options
-    if not options.prefix_cache:
+    if not options.activation_cache:
         return None
-    return ActivationCacheSettings(options.prefix_cache_memory, options.prefix_cache_dtype)
+    return ActivationCacheSettings(options.activation_cache_memory, options.activation_cache_dtype)
 
 
 def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:

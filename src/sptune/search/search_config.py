@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.search.searchers import SEARCHERS
+from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.search.searchers import MIN_EXAMPLES, SEARCHERS, SELECTION_CRITERIA
 
 CONSISTENCIES = ("kl", "mse")
 
@@ -21,50 +22,86 @@ class SearchConfig:
     """How the prompt layers are searched for, and how many of them are taken.
 
     At most one of `num_prompt_layers`, `threshold` and `parameter_budget` may be given; without any of them the search
-    takes four layers, or two where prompts stand in front of the text.
-
-    Args:
-        searcher: a name in `sptune.search.searchers.SEARCHERS`. "auto" is "fair" from 2,000 training examples on and
-            "spaced" below. "all", "middle" and "first" are fixed settings without training, whose layers must be among
-            the network's candidates ("all" are all of them).
-        selection: the criterion by which layers are selected with the trained supernet. "gates": the largest gates;
-            "perturbation": the layers without whose prompt the held-out loss rises most; "sets": the set of layers with
-            the lowest held-out loss; "greedy": one layer after the other, always the one that gives the lowest held-out
-            loss. None for the searcher's default.
-        num_prompt_layers: take this many layers.
-        threshold: take all layers whose gate is above this value in (0, 1), and at least the one with the largest.
-        parameter_budget: take as many layers as have no more parameters than this together.
-        consistency: "kl" (symmetric KL of the predictions) or "mse" (of the final representations); this and the next
-            three are of spt_darts only.
-        consistency_weight: lambda_c, the weight of the consistency penalty in both losses.
-        mask_probability: p_c, the probability that a layer's gate is masked out for one run of one example.
-        mixed_level_weight: lambda_m, weight of the gate gradient on the weight split, which is added to that on the
-            architecture split.
-        gate_learning_rate: constant learning rate of the gate parameters alpha; this and the next two are of all
-            searchers that train gates.
-        gate_interval: after the warm-up, the gates move every `gate_interval` steps; the steps between cost half.
-        warmup_ratio: share of the steps, from the first on, in which only the weights learn.
-        gate_fraction: share of the training data in the architecture split, which is held out for the gates.
-        seed: seed of the data split and of the searcher's random draws.
+    takes four layers, or two where prompts stand in front of the text. The layers of a fixed setting ("all", "middle",
+    "first") must be among the candidates of the network; "all" takes every candidate.
 
     Raises:
         InputError: a value is not allowed; the message names the field, the value and the values allowed.
     """
 
-    searcher: str = DEFAULT_SEARCHER
-    selection: str | None = None
-    num_prompt_layers: int | None = None
-    threshold: float | None = None
-    parameter_budget: int | None = None
-    consistency: str = "kl"
-    consistency_weight: float = 1.0
-    mask_probability: float = 0.7
-    mixed_level_weight: float = 1.0
-    gate_learning_rate: float = 5e-2
-    gate_interval: int = 1
-    warmup_ratio: float = 0.45
-    gate_fraction: float = 0.5
-    seed: int = 0
+    searcher: str = field(
+        default=DEFAULT_SEARCHER,
+        metadata={
+            "help": f"How prompt layers are chosen. auto: fair with {MIN_EXAMPLES} training examples or more, "
+            "spaced with fewer.",
+            "choices": tuple(SEARCHERS),
+        },
+    )
+    selection: str | None = field(
+        default=None,
+        metadata={
+            "help": "Selection criterion of the trained supernet. gates: the largest gates; perturbation: the layers "
+            "whose removal raises the held-out loss most; sets: the set of layers with the lowest held-out loss; "
+            "greedy: one layer after the other, each time the one with the lowest loss. Default: the searcher's own.",
+            "choices": SELECTION_CRITERIA,
+        },
+    )
+    num_prompt_layers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep this many layers. Default: {add}; prepend: {prepend}.".format(**DEFAULT_NUM_PROMPT_LAYERS)
+        },
+    )
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Instead: keep the layers with a gate above this value in (0, 1), at least the one with the "
+            "largest (searchers with gates)."
+        },
+    )
+    parameter_budget: int | None = field(
+        default=None, metadata={"help": "Instead: keep as many layers as fit into this many parameters."}
+    )
+    consistency: str = field(
+        default="kl",
+        metadata={
+            "help": "spt_darts: architecture consistency, 'kl' (symmetric KL of the predictions) or 'mse' (of the "
+            "final representations).",
+            "choices": CONSISTENCIES,
+        },
+    )
+    consistency_weight: float = field(
+        default=1.0, metadata={"help": "spt_darts: lambda_c, weight of the consistency penalty in both losses."}
+    )
+    mask_probability: float = field(
+        default=0.7,
+        metadata={"help": "spt_darts: p_c, probability that a layer's gate is masked in one run of one example."},
+    )
+    mixed_level_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "spt_darts: lambda_m, weight of the weight split's gate gradient, which is added to that of the "
+            "architecture split."
+        },
+    )
+    gate_learning_rate: float = field(
+        default=5e-2, metadata={"help": "Constant learning rate of the gates (searchers with gates)."}
+    )
+    gate_interval: int = field(
+        default=1,
+        metadata={
+            "help": "Update the gates every gate_interval steps after the warm-up; the steps between cost half "
+            "(searchers with gates)."
+        },
+    )
+    warmup_ratio: float = field(
+        default=0.45,
+        metadata={"help": "Share of the steps, at the start, that train only the weights (searchers with gates)."},
+    )
+    gate_fraction: float = field(
+        default=0.5, metadata={"help": "Share of the training data in the architecture split."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the data split and of the searcher's random choices."})
 
     def __post_init__(self) -> None:
         _check_choice("searcher", self.searcher, tuple(SEARCHERS))
@@ -76,12 +113,12 @@ class SearchConfig:
         }
         if len(criteria) > 1:
             given = ", ".join(f"{name}={value!r}" for name, value in criteria.items())
-            raise InputError(f"SearchConfig got {given}; give at most one of them.")
+            raise InputError(f"Several options select the layers: {given}; give at most one of them.")
         if criteria and SEARCHERS[self.searcher].fixed:
             name, value = next(iter(criteria.items()))
             searching = [other for other, known in SEARCHERS.items() if not known.fixed]
             raise InputError(
-                f"SearchConfig got {name}={value!r}, but searcher={self.searcher!r} fixes the layers; "
+                f"{name}={value!r} is given, but searcher={self.searcher!r} fixes the layers; "
                 f"leave {name} out, or search with one of {', '.join(searching)}."
             )
         for name in ("num_prompt_layers", "parameter_budget", "gate_interval"):
@@ -97,7 +134,7 @@ class SearchConfig:
         _check_range("warmup_ratio", self.warmup_ratio, "in [0, 1)", lambda value: 0 <= value < 1)
         _check_range("gate_fraction", self.gate_fraction, "in (0, 1)", lambda value: 0 < value < 1)
         self._check_selection()
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {one.name: one.default for one in fields(self)}
         check_settings(
             self.searcher,
             {name: value for name, value in asdict(self).items() if value != defaults[name]},
@@ -149,7 +186,7 @@ class SearchConfig:
         Raises:
             InputError: a name is not a field of this class, or a value is not allowed.
         """
-        allowed = [field.name for field in fields(cls)]
+        allowed = [one.name for one in fields(cls)]
         unknown = [name for name in values if name not in allowed]
         if unknown:
             raise InputError(f"SearchConfig has no field {unknown[0]!r}; its fields are {', '.join(allowed)}.")

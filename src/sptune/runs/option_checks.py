@@ -1,0 +1,77 @@
+"""Checks of the options of a run that neither `PromptConfig` nor `SearchConfig` makes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sptune.errors import InputError
+from sptune.search.searchers import SEARCHERS
+
+if TYPE_CHECKING:
+    from sptune.runs.run_options import RunOptions
+
+
+def check_ranges(options: RunOptions) -> None:
+    """Refuse numbers that are out of range.
+
+    Raises:
+        InputError: which one.
+    """
+    for name in (
+        "few_shot",
+        "max_length",
+        "search_steps",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+    ):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} is not allowed; give a whole number of at least 1.")
+    for name in ("learning_rate", "head_learning_rate", "epochs"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value} is not allowed; give a number above 0.")
+    for name in ("weight_decay", "seed", "activation_cache_memory"):
+        value = getattr(options, name)
+        if value is not None and not value >= 0:
+            raise InputError(f"{name}={value} is not allowed; give 0 or more.")
+
+
+def check_combinations(options: RunOptions) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        InputError: which ones.
+    """
+    if options.resume and options.overwrite:
+        raise InputError("resume continues a run and overwrite replaces it; give only one of them.")
+    if options.epochs is not None and options.max_steps is not None:
+        raise InputError(f"epochs={options.epochs} and max_steps={options.max_steps} exclude each other; give one.")
+    _check_data(options)
+    searcher = options.search.searcher
+    if options.prompts.visibility == "always" and not SEARCHERS[searcher].relaxed:
+        raise InputError(
+            f"visibility='always' has no effect with searcher={searcher!r}; leave it out, or search with spt_darts."
+        )
+
+
+def _check_data(options: RunOptions) -> None:
+    if options.dataset and (options.train_file or options.validation_file or options.test_file):
+        raise InputError(
+            f"dataset={options.dataset!r} has its own splits; leave out train_file, validation_file and test_file, or "
+            "leave out dataset."
+        )
+    if options.task and options.template:
+        raise InputError(f"task={options.task!r} has its own template; leave out one of task and template.")
+    if options.from_hub:
+        own = ("validation_file", "test_file", "dataset_config", "label_column", "labels")
+        given = [name for name in own if getattr(options, name)]
+        if given:
+            raise InputError(
+                f"{given[0]}={getattr(options, given[0])!r} is of your own data, and task={options.task!r} without a "
+                "train_file takes the hub's; give a train_file too (or dataset and text_columns), or leave it out."
+            )
+    if bool(options.template) != bool(options.label_words):
+        there, missing = ("template", "label_words") if options.template else ("label_words", "template")
+        raise InputError(f"{there} is given without {missing}; a verbalizer needs both, a classifier neither.")

@@ -1,0 +1,94 @@
+"""Options as mappings, such as the content of a YAML file: nesting, old names, and one mapping over another."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from sptune.errors import InputError
+from sptune.prompt_config import PREPEND_DEFAULTS, PromptConfig
+from sptune.search.search_config import SearchConfig
+
+# Old names by which options go for one more version.
+RENAMED = {
+    "data": "dataset",
+    "data_config": "dataset_config",
+    "prefix_cache": "activation_cache",
+    "prefix_cache_memory": "activation_cache_memory",
+    "prefix_cache_dtype": "activation_cache_dtype",
+}
+
+# Groups of options that a YAML file may nest.
+NESTED = ("prompts", "search")
+
+PROMPT_FIELDS = tuple(one.name for one in dataclasses.fields(PromptConfig))
+# The seed of a search is that of its run.
+SEARCH_FIELDS = tuple(one.name for one in dataclasses.fields(SearchConfig) if one.name != "seed")
+
+# Options that exclude each other.
+LENGTHS = ("epochs", "max_steps")
+CRITERIA = ("num_prompt_layers", "threshold", "parameter_budget")
+
+
+def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same options without old names.
+
+    Raises:
+        InputError: an option is given by both names.
+    """
+    renamed = {}
+    for name, value in values.items():
+        new = RENAMED.get(name, name)
+        if new != name and new in values:
+            raise InputError(f"{name!r} is the old name of {new!r}; leave {name!r} out.")
+        if new != name and "versions" not in values:  # a run wrote it
+            warnings.warn(f"The option {name!r} is now {new!r}; the old name will be removed.", FutureWarning, 3)
+        renamed[new] = value
+    return renamed
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a file without nesting and old names.
+
+    Raises:
+        InputError: an option is given twice, or a group holds no options.
+    """
+    flat = {name: value for name, value in values.items() if name not in NESTED}
+    for group, names in zip(NESTED, (PROMPT_FIELDS, SEARCH_FIELDS), strict=True):
+        nested = values.get(group)
+        if nested is None:
+            continue
+        if not isinstance(nested, Mapping):
+            flat[group] = nested  # a PromptConfig or a SearchConfig
+            continue
+        for name, value in nested.items():
+            if name not in names:
+                raise InputError(f"{group}: {name!r} is not an option of it; it takes {', '.join(names)}.")
+            if name in flat:
+                raise InputError(f"{name!r} is given both in {group} and beside it; leave one out.")
+            flat[name] = value
+    return with_new_names(flat)
+
+
+def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a file, replaced by those that are given beside it, without those that these exclude.
+
+    Args:
+        written: options by name, such as those of a run's config.yaml.
+        given: options by name.
+    """
+    written, given = flattened(written), flattened(given)
+    said = {name for name, value in given.items() if value is not None}
+    if said & {"placement", "preset"}:
+        # What another placement, or no preset, has made of these is not what was asked for.
+        resolved = (
+            "placement",
+            "generator",
+            *PREPEND_DEFAULTS,
+            *(("searcher", "selection") if "preset" in said else ()),
+        )
+        written = {name: value for name, value in written.items() if name not in resolved}
+    excluded = {name for ways in (LENGTHS, CRITERIA) if said.intersection(ways) for name in ways}
+    return {**{name: value for name, value in written.items() if name not in excluded}, **given}

@@ -1,0 +1,88 @@
+"""The choices that the user of a run left open."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from sptune.modeling.loading import BackboneSpec
+from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.runs.progress import has_bfloat16_kernels, processes
+from sptune.runs.prompt_checks import candidate_layers
+from sptune.runs.run_options import RunOptions
+from sptune.search.searchers import FIXED_SETTINGS
+from sptune.tasks import Task
+
+DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
+DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
+
+# Epochs of the final training, and the minimum and maximum of their steps.
+FINAL_EPOCHS, FINAL_STEPS = 5, (150, 2000)
+# Of the steps of the final training; a longer search is not shown to choose better (docs/results/search.md).
+SEARCH_SHARE, MAX_SEARCH_STEPS = 0.25, 150
+
+
+def resolved(
+    options: RunOptions, task: Task, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
+) -> RunOptions:
+    """The options with every choice made that the user left open, so that the same run can be repeated.
+
+    Args:
+        options: the user's.
+        task: the task as it is trained.
+        spec: the backbone and its head.
+        config: the configuration of the backbone.
+        max_length: the maximum input length in tokens.
+        examples: the number of training examples.
+    """
+    batch = options.batch_size * options.gradient_accumulation_steps * processes().num_processes
+    steps = options.max_steps or _final_steps(options.epochs, examples / batch)
+    chosen: dict[str, Any] = {
+        "model": spec.source.model,
+        "gguf_file": spec.source.gguf_file,
+        "head_pooling": spec.pooling,
+        "task_kind": task.kind,
+        "max_length": max_length,
+        "bf16": options.bf16 and has_bfloat16_kernels(),
+        "epochs": None,
+        "max_steps": steps,
+        "learning_rate": options.learning_rate
+        or (DEFAULT_STATIC_RATE if options.prompts.generator == "static" else DEFAULT_RATE),
+        "head_learning_rate": options.head_learning_rate
+        or (DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE),
+    }
+    if not options.from_hub:
+        chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
+    for name in ("train_file", "validation_file", "test_file", "dataset"):
+        path = getattr(options, name)
+        if path and Path(path).exists():
+            chosen[name] = str(Path(path).resolve())
+    if options.prompts.searching:
+        chosen |= _resolved_search(options, config, steps)
+    return dataclasses.replace(options, **chosen)
+
+
+def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) -> dict[str, Any]:
+    """The choices of a search that the user left open; `steps` are those of the final training."""
+    search = options.search
+    candidates = candidate_layers(options, config)
+    chosen: dict[str, Any] = {
+        "candidate_layers": candidates,
+        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MAX_SEARCH_STEPS),
+        "selection": search.criterion,
+    }
+    criteria = (search.num_prompt_layers, search.threshold, search.parameter_budget)
+    if search.searcher not in FIXED_SETTINGS and criteria == (None, None, None):
+        chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS[str(options.prompts.placement)], len(candidates))
+    return chosen
+
+
+def _final_steps(epochs: float | None, batches: float) -> int:
+    """Steps of the final training; `batches` make an epoch."""
+    if epochs is not None:
+        return max(1, math.ceil(epochs * batches))
+    return min(max(FINAL_STEPS[0], math.ceil(FINAL_EPOCHS * batches)), FINAL_STEPS[1])

@@ -1,0 +1,74 @@
+"""The task and the data that the options name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sptune.errors import InputError
+from sptune.runs.run_options import RunOptions
+from sptune.tasks import BENCHMARK_TASKS, Splits, Task, benchmark_task, load_benchmark, load_splits
+from sptune.tasks.data.lookalike_names import lookalike_key, spell_out
+from sptune.tasks.template import Template
+
+
+def read_data(options: RunOptions) -> tuple[Task, Splits]:
+    """The task and its checked data: a benchmark task's from the hub, or the user's own.
+
+    Raises:
+        InputError: what is wrong with the data.
+    """
+    columns = tuple(options.text_columns)
+    if options.task is not None:
+        task = benchmark_task(options.task)
+        if options.from_hub:
+            return task, load_benchmark(
+                options.task, dataset=options.dataset, few_shot=options.few_shot, seed=options.seed
+            )
+        task = task.with_columns(columns or task.text_fields, options.label_column)
+        if options.labels:
+            task = task.with_labels(options.labels)
+        _, splits = _load_own(options, task.text_fields, task.label_field, task.labels)
+        return task, splits
+    if not columns:
+        columns = Template.parse(options.template).fields if options.template else ("text",)
+    label_column = options.label_column or "label"
+    labels, splits = _load_own(options, columns, label_column, tuple(options.labels) or None)
+    name = options.dataset or Path(options.train_file or "").stem
+    if options.template is None:
+        return Task(name, "classifier", columns, label_column, labels), splits
+    if set(options.label_words) != set(labels):
+        alike = [
+            f"; {spell_out(given, label)} only looks like {spell_out(label, given)}"
+            for given in options.label_words
+            for label in labels
+            if given not in labels and lookalike_key(given) == lookalike_key(label)
+        ]
+        raise InputError(
+            f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}"
+            f"{''.join(alike)}; give one word for each class (label_words)."
+        )
+    words = tuple(options.label_words[label] for label in labels)
+    task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)
+    return task, splits
+
+
+def _load_own(
+    options: RunOptions, columns: tuple[str, ...], label_column: str, labels: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Splits]:
+    if not options.train_file and not options.dataset:
+        raise InputError(
+            "There are no data to train on: give a train_file (and validation_file, test_file if you have them), a "
+            f"Hugging Face dataset (dataset), or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})."
+        )
+    return load_splits(
+        train_file=options.train_file,
+        validation_file=options.validation_file,
+        test_file=options.test_file,
+        dataset=options.dataset,
+        dataset_config=options.dataset_config,
+        text_columns=columns,
+        label_column=label_column,
+        labels=labels,
+        few_shot=options.few_shot,
+        seed=options.seed,
+    )
