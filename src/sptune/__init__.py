@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from sptune.errors import InputError, SptuneError
     from sptune.modeling.mean_pooling import MeanPooledClassifier
     from sptune.modeling.model import SPTModel, discretize
-    from sptune.runs.run import Run, evaluate, fit, predict
+    from sptune.runs.inference import evaluate, predict
+    from sptune.runs.run import Run, fit
     from sptune.search.bilevel_trainer import SPTSearchTrainer
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.search_config import SearchConfig
@@ -56,9 +57,9 @@ __getattr__, __dir__ = lazy_names(
         "SearchResult": "sptune.search.search_result",
         "SptuneError": "sptune.errors",
         "discretize": "sptune.modeling.model",
-        "evaluate": "sptune.runs.run",
+        "evaluate": "sptune.runs.inference",
         "fit": "sptune.runs.run",
-        "predict": "sptune.runs.run",
+        "predict": "sptune.runs.inference",
         "search_prompt_layers": "sptune.search.layer_search",
     },
     renamed={

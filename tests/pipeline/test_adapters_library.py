@@ -36,7 +36,7 @@ def test_adapters_and_the_head_are_trained_and_nothing_else(
     job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     network = attach(spec.method, job).module
     before = {key: value.clone() for key, value in network.named_parameters()}
-    stages.train(job, network, "")
+    stages.train_network(job, network, "")
     changed = {key for key, value in network.named_parameters() if not torch.equal(value, before[key])}
     assert changed
     assert all("compared" in key or "classifier" in key or "shared_parameters" in key for key in changed)
@@ -49,7 +49,7 @@ def test_the_weights_of_the_last_step_may_be_the_best(data: dict[str, str], mask
     """Of this version of transformers too, whose trainer evaluates at multiples of the interval only, here of 2."""
     spec = run_of("pfeiffer", {**data, "model": masked_lm, "max_steps": 7, "batch_size": 8})
     job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
-    trainer = stages.train(job, attach(spec.method, job).module, "")
+    trainer = stages.train_network(job, attach(spec.method, job).module, "")
     assert [entry["step"] for entry in trainer.state.log_history if "eval_score" in entry] == [2, 4, 6, 7]
 
 
@@ -74,7 +74,7 @@ def test_a_fresh_pooler_learns_at_the_rate_of_the_head(data: dict[str, str], mas
     options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
     spec = run_of("pfeiffer", {**options, "head_learning_rate": 1e-2})
     job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
-    trainer = stages.train(job, attach(spec.method, job).module, "")
+    trainer = stages.train_network(job, attach(spec.method, job).module, "")
     groups = trainer.optimizer.param_groups
     assert {group["initial_lr"] for group in groups} == {1e-3, 1e-2}
     in_head = [len(group["params"]) for group in groups if group["initial_lr"] == 1e-2]

@@ -188,7 +188,7 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     before = {key: value.clone() for key, value in network.module.named_parameters()}
     frozen = {key for key, value in network.module.named_parameters() if not value.requires_grad}
     assert trained_parameters(network.module, job)["added"] > 0
-    stages.train(job, network.module, "", network.callbacks)
+    stages.train_network(job, network.module, "", network.callbacks)
     changed = {key for key, value in network.module.named_parameters() if not torch.equal(value, before[key])}
     assert changed
     assert not changed & frozen
@@ -294,7 +294,7 @@ def test_a_fresh_pooler_learns_at_the_rate_of_the_head(
     options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
     spec = run_of(name, {**options, "head_learning_rate": 1e-2}, learning_rates=1e-4)
     job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
-    trainer = stages.train(job, attach(spec.method, job).module, "")
+    trainer = stages.train_network(job, attach(spec.method, job).module, "")
     names = {id(parameter): key for key, parameter in trainer.model.named_parameters()}
     rates = {
         names[id(parameter)]: group["initial_lr"]

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sptune.runs.run import fit, load_adapter
+from sptune.runs.inference import load_adapter
+from sptune.runs.run import fit
 
 REVIEWS = [
     ("a warm and funny film", "positive"),

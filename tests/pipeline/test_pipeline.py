@@ -20,8 +20,9 @@ from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
 from sptune.runs import plan as preparation
 from sptune.runs import resolution
+from sptune.runs.inference import evaluate, inspect, load_adapter, predict
 from sptune.runs.progress import Monitor
-from sptune.runs.run import evaluate, fit, inspect, load_adapter, predict, search, train
+from sptune.runs.run import fit, search, train
 from sptune.runs.run_options import RunOptions
 from sptune.search import SearchResult
 

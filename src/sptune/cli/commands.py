@@ -378,9 +378,9 @@ def evaluate(
 ) -> None:
     """Score an adapter on labelled data."""
     with _running() as stages:
-        from sptune.runs import run as pipeline
+        from sptune.runs import inference
 
-        metrics = pipeline.evaluate(
+        metrics = inference.evaluate(
             adapter,
             test_file,
             text_columns=text_column,
@@ -412,9 +412,9 @@ def predict(
 ) -> None:
     """Predict the class of new texts."""
     with _running() as stages:
-        from sptune.runs import run as pipeline
+        from sptune.runs import inference
 
-        rows = pipeline.predict(
+        rows = inference.predict(
             adapter,
             input,
             output,
@@ -435,9 +435,9 @@ def predict(
 @_command
 def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
     """Show what an adapter is."""
-    from sptune.runs import run as pipeline
+    from sptune.runs import inference
 
-    about = pipeline.inspect(adapter)
+    about = inference.inspect(adapter)
     if as_json:
         print_json(about)
         return

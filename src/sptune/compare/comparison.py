@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from sptune import whole_files
 from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.networks import lowest_layer
 from sptune.compare.pictures import plot_layers, plot_scores, searching
@@ -23,7 +24,6 @@ from sptune.compare.tables import cost_table, score_table
 from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
 from sptune.modeling.loading import check_supported, find_source, load_config, text_config
-from sptune.runs import output_folder as outputs
 from sptune.runs.progress import processes
 from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.task_data import read_data
@@ -101,7 +101,7 @@ def compare(
             log.forget_failed(failed)
         written = yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True)
         with log.lock:
-            outputs.write_text(folder / STUDY_FILE, written)
+            whole_files.write_text(folder / STUDY_FILE, written)
         if cluster is None:
             work(study, folder, watcher, only)
         else:
@@ -221,9 +221,9 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
 def write_results(comparison: Comparison) -> None:
     """Write the summary, as JSON and as tables in Markdown, and the pictures of a comparison."""
     folder, study, summary = comparison.output_dir, comparison.study, comparison.summary
-    outputs.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
+    whole_files.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
     tables = score_table(study, summary, comparison.rows), cost_table(study, summary)
-    outputs.write_text(folder / TABLES_FILE, "\n".join(table.to_markdown() for table in tables))
+    whole_files.write_text(folder / TABLES_FILE, "\n".join(table.to_markdown() for table in tables))
     against = study.against
     drawers: dict[str, Callable[[Path], Any]] = {
         BY_PARAMETERS: lambda path: plot_scores(summary, "parameters", against, path),
@@ -232,5 +232,5 @@ def write_results(comparison: Comparison) -> None:
     if searching(summary):
         drawers[LAYERS] = lambda path: plot_layers(summary, path)
     for name, draw in drawers.items():
-        with outputs.written_whole(folder / name) as partial:
+        with whole_files.written_whole(folder / name) as partial:
             draw(partial)

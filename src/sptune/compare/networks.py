@@ -86,8 +86,8 @@ def saved_bytes(network: nn.Module, folder: Path) -> int:
 
 def _prompts(settings: Mapping[str, Any], job: Job) -> Network:
     """Prompts of sptune; the job's options hold the settings."""
-    result, network = stages.search(job) if job.plan.options.prompts.searching else (None, None)
-    final = stages.prompted(job, result, network)
+    result, network = stages.search_layers(job) if job.plan.options.prompts.searching else (None, None)
+    final = stages.final_network(job, result, network)
     tuner: Any = final.base_model
     return Network(final, list(tuner.candidate_layers))
 

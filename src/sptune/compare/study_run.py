@@ -117,15 +117,15 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
     timer = Timer()
     network = None
     if spec.method.kind in (HEAD, ZERO_SHOT):
-        results = (stages.head_alone if is_classifier else stages.zero_shot)(job, splits, [timer])
+        results = (stages.linear_probe if is_classifier else stages.zero_shot)(job, splits, [timer])
         parameters = {"trainable": results["parameters"], "added": 0}
         size = 4 * results["parameters"]
     else:
         network = attach(spec.method, job)
         parameters = trained_parameters(network.module, job)
         title = f"Training {spec.name} on {spec.task}"
-        trainer = stages.train(job, network.module, title, [timer, *network.callbacks])
-        results = stages.evaluated(job, trainer, job.encoded, splits)
+        trainer = stages.train_network(job, network.module, title, [timer, *network.callbacks])
+        results = stages.evaluate_splits(job, trainer, job.encoded, splits)
         size = saved_bytes(network.module, folder / outputs.ADAPTER_FOLDER)
     device = processes().device.type
     search_seconds = plan.clock.seconds.get("search", 0.0)

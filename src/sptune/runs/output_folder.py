@@ -8,8 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.whole_files import PARTIAL, read_json, remove, write_json, write_text, written_whole
+from sptune.whole_files import PARTIAL, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
@@ -37,6 +36,7 @@ RUN_FILES = (
     *SEARCH_PICTURES,
     CHECKPOINTS_FOLDER,
 )
+
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, the file whole or not at all."""
@@ -216,79 +216,6 @@ def write_adapter(folder: Path, model: Any, task_document: dict[str, Any], card:
 def weight_bytes(adapter: Path) -> int:
     """Size in bytes of an adapter's weight files."""
     return sum(file.stat().st_size for file in adapter.glob("adapter_model*"))
-
-
-def model_card(base: dict[str, Any], load: str, tokenizer: str, task: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """The adapter's README.md: what it is, what it scored, and how to load it.
-
-    Args:
-        base: the backbone's description, as task.json keeps it.
-        load: the Python expression that loads the backbone.
-        tokenizer: the one that loads its tokenizer.
-        task: the task, as task.json keeps it.
-        metrics: what the run measured.
-    """
-    is_hub_id = not Path(base["model"]).is_absolute()
-    front = {
-        **({"base_model": base["model"]} if is_hub_id else {}),
-        "library_name": "peft",
-        "pipeline_tag": "text-classification",
-        "tags": ["sptune", "prompt-tuning", "selective-prompt-tuning"],
-    }
-    classes = {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
-    loader = classes.get(base["head"], "AutoModelForSequenceClassification")
-    imports = f"from transformers import {loader}, AutoTokenizer"
-    if base["pooling"] == "mean":
-        imports = "from transformers import AutoTokenizer\n\nfrom sptune import MeanPooledClassifier\n"
-    scoring = ""
-    if base["head"] not in classes and len(task["text_fields"]) == 1:
-        scoring = """
-batch = tokenizer(["A text."], return_tensors="pt")
-print(model.config.id2label[int(model(**batch).logits.argmax())])
-"""
-    rows = "\n".join(_card_row(name, metrics) for name in ("train", "validation", "test"))
-    asked = task["causal_template"] or task["template"] if base["head"] == "causal_lm" else task["template"]
-    form = (
-        f"Input form: `{asked}`; label words: "
-        + ", ".join(f"{label} = {word}" for label, word in zip(task["labels"], task["label_words"], strict=True))
-        if asked
-        else f"Classes, in the order of the logits: {', '.join(task['labels'])}"
-    )
-    return f"""---
-{yaml.safe_dump(front, sort_keys=False).strip()}
----
-
-# {task["name"]}: selective prompts for {Path(base["model"]).name}
-
-An adapter for `{base["model"]}`: soft prompts at layers {", ".join(map(str, metrics["prompt_layers"]))}, made by
-Selective Prompt Tuning with sptune. The backbone is frozen; {metrics["parameters"]["trainable"]:,} \
-parameters were trained.
-
-{form}.
-
-| data | accuracy | examples |
-|---|---|---|
-{rows}
-
-## Use
-
-```python
-import sptune  # makes SPT known to PEFT
-from peft import PeftModel
-{imports}
-backbone = {load}
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder").eval()
-tokenizer = {tokenizer}
-{scoring}```
-
-Without `import sptune` PEFT says `KeyError: 'SPT'`.
-
-Or from the shell: `sptune predict --adapter path/to/this/folder --input texts.jsonl --output predictions.jsonl`
-"""
-
-
-def _card_row(name: str, metrics: dict[str, Any]) -> str:
-    return f"| {name} | {metrics[name]['accuracy']:.3f} | {metrics[name]['examples']:,} |"
 
 
 def file_digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Everything of a run that comes before weights are loaded: data are checked and all choices left open are made."""
+"""Everything of a run before weights are loaded: the data are checked and the options resolved."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Plan:
         tokenizer: the backbone's.
         encoder: turns examples into batches and batches into class scores.
         clock: counts seconds by stage.
-        monitor: is told about progress.
+        monitor: receives progress events.
     """
 
     options: RunOptions
@@ -80,15 +80,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     Raises:
         InputError: options, data, backbone or output folder that cannot be right.
     """
-    if not any((options.model, options.gguf_file, options.train_file, options.dataset, options.task)):
-        raise InputError(
-            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
-            "Hugging Face dataset (dataset=...) or a benchmark task (task=...)."
-        )
-    folder = options.folder()
-    outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
-    if options.overwrite:
-        outputs.check_sources(folder, [getattr(options, name) for name in PLACES])
+    folder = _check_folder(options)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
     clock = Clock()
@@ -103,9 +95,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         spec = _choose_head(task, options, config, source)
         if spec.head == CLASSIFIER:
             if task.kind == "verbalizer" and options.task_kind is None:
-                monitor.note(
-                    f"{source.model} brings no language-model head that could say label words; a classifier is trained."
-                )
+                monitor.note(f"{source.model} has no language-model head for label words; a classifier is trained.")
             task = task.as_classifier()
         tokenizer = load_tokenizer(source)
         max_length = longest_input(config, tokenizer, options.max_length)
@@ -114,6 +104,30 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(note)
     asked_for_bf16 = options.bf16
     options = resolved(options, task, spec, config, max_length, len(splits.train))
+    _note_missing_kernels(options, asked_for_bf16, monitor)
+    if is_main:
+        _claim(verb, folder, options)
+        clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
+    processes().wait_for_everyone()
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
+
+
+def _check_folder(options: RunOptions) -> Path:
+    """The output folder, unless it or the options are refused before anything is read."""
+    if not any((options.model, options.gguf_file, options.train_file, options.dataset, options.task)):
+        raise InputError(
+            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
+            "Hugging Face dataset (dataset=...) or a benchmark task (task=...)."
+        )
+    folder = options.folder()
+    outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    if options.overwrite:
+        outputs.check_sources(folder, [getattr(options, name) for name in PLACES])
+    return folder
+
+
+def _note_missing_kernels(options: RunOptions, asked_for_bf16: bool, monitor: Monitor) -> None:
+    """Say what bfloat16 costs on a CPU without kernels for it."""
     if asked_for_bf16 and not options.bf16:
         monitor.note(
             "bf16 is left off: PyTorch has no bfloat16 kernels for this CPU, and it would take many times as long."
@@ -122,11 +136,6 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(
             "dtype is bfloat16, for which PyTorch has no kernels on this CPU: float32 takes a fraction of the time."
         )
-    if is_main:
-        _claim(verb, folder, options)
-        clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
-    processes().wait_for_everyone()
-    return Plan(options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
 
 
 def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, source: BackboneSource) -> BackboneSpec:
@@ -142,7 +151,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
             return BackboneSpec(source, head)
         if options.task_kind == "verbalizer" or options.template:
             raise InputError(
-                f"{source.model} brings no language-model head, which a verbalizer task reads; choose a masked or "
+                f"{source.model} has no language-model head, which a verbalizer task needs; choose a masked or "
                 "causal language model, or make it a classifier (task_kind=classifier)."
             )
     elif options.task_kind == "verbalizer":

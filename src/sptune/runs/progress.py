@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sptune.runs import output_folder as outputs
+from sptune import whole_files
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Monitor:
 
 
 class StepCallback(TrainerCallback):
-    """Tells a monitor about a trainer's steps; a resumed training begins with those it has behind it."""
+    """Passes a trainer's steps to a monitor; a resumed training begins with those it has done."""
 
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
@@ -106,4 +106,4 @@ class Clock:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
             if self._path is not None:
-                outputs.write_json(self._path, self.seconds)
+                whole_files.write_json(self._path, self.seconds)

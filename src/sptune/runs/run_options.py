@@ -96,14 +96,14 @@ class RunOptions:
         None, "Data", "Instead of files: a Hugging Face dataset, by its hub id, local folder or file."
     )
     dataset_config: str | None = _option(None, "Data", "Configuration of that dataset, such as a GLUE task.")
-    text_columns: list[str] = _option(
+    text_columns: list[str] = _option(  # noqa: RUF009
         list,
         "Data",
         "Column with the text; give it twice for pairs. Default: the task's, or 'text'.",
         flag="text-column",
     )
     label_column: str | None = _option(None, "Data", "Column with the label. Default: the task's, or 'label'.")
-    labels: list[str] = _option(
+    labels: list[str] = _option(  # noqa: RUF009
         list,
         "Data",
         "A class; once for each, in the order of the task. Default: the task's, or those in the data.",
@@ -112,7 +112,7 @@ class RunOptions:
     template: str | None = _option(
         None, "Data", "Turns your texts into a cloze, such as '{text} . It was [MASK] .'; needs --label-word."
     )
-    label_words: dict[str, str] = _option(
+    label_words: dict[str, str] = _option(  # noqa: RUF009
         dict, "Data", "Label word of a class, such as 'positive=great'; once for each class.", flag="label-word"
     )
     few_shot: int | None = _option(
@@ -302,19 +302,9 @@ def all_options() -> dict[str, Option]:
         elif one.name == "search":
             options |= _options_of(SearchConfig, SEARCH_FIELDS, "Search", SEARCHING)
         else:
-            about = one.metadata
             default = None if one.default is dataclasses.MISSING else one.default
-            flag = about["flag"] or one.name.replace("_", "-")
-            options[one.name] = Option(
-                one.name,
-                hints[one.name],
-                default,
-                about["help"],
-                about["group"],
-                about["verbs"],
-                about["choices"],
-                flag,
-            )
+            about = {**one.metadata, "flag": one.metadata["flag"] or one.name.replace("_", "-")}
+            options[one.name] = Option(name=one.name, hint=hints[one.name], default=default, **about)
     return options
 
 

@@ -1,4 +1,4 @@
-"""The stages that runs are made of: load, train the head alone, search for layers, train a network, evaluate."""
+"""The stages that runs are made of: load, linear probe, search, final training, evaluation."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from sptune import whole_files
 from sptune.config import SPTConfig
 from sptune.errors import SptuneError
 from sptune.modeling.backbones import find_backbone
@@ -38,7 +39,7 @@ from sptune.training.trainer import SPTTrainer
 WARMUP_SHARE = 0.06
 CLIP_NORM = 1.0
 SPLITS = ("train", "validation", "test")
-# Transformers 4 leaves the number format of one training in the environment, where the next one finds it; what stood
+# Transformers 4 leaves the mixed precision of one training in the environment, where the next one finds it; what stood
 # there at first is of whoever launched this process.
 MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 LAUNCHED_WITH = os.environ.get(MIXED_PRECISION, "no")
@@ -122,10 +123,10 @@ def zero_shot(
     """
     job.plan.monitor.stage("Asking the language model without any training, for comparison")
     trainer = make_trainer(job, job.backbone, training_arguments(job, "baseline", 1), callbacks=callbacks)
-    return {"kind": "zero-shot", "parameters": 0, **evaluated(job, trainer, job.encoded, splits)}
+    return {"kind": "zero-shot", "parameters": 0, **evaluate_splits(job, trainer, job.encoded, splits)}
 
 
-def head_alone(
+def linear_probe(
     job: Job, splits: Sequence[str] = SPLITS[1:], callbacks: Sequence[TrainerCallback] = ()
 ) -> dict[str, Any]:
     """The head on the frozen backbone, trained as prompts are; the backbone is given back as it was.
@@ -145,28 +146,28 @@ def head_alone(
     arguments = training_arguments(job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate)
     encoded, collator, pooling_seconds = job.encoded, plan.encoder.collator, 0.0
     if alone.pools_once:
-        plan.monitor.stage("Running the backbone once over all texts, for the head alone")
+        plan.monitor.stage("Running the backbone once over all texts, for the linear probe")
         pool = partial(alone.pool, collator=collator, batch_size=arguments.per_device_eval_batch_size,
                        device=arguments.device)  # fmt: skip
         started = time.monotonic()
         pooled = {"train": pool(encoded["train"])}
         pooling_seconds = time.monotonic() - started
         encoded = pooled | {name: pool(split) for name, split in encoded.items() if name != "train"}
-    plan.monitor.stage("Training the head alone, for comparison", plan.max_steps)
+    plan.monitor.stage("Training a linear probe, for comparison", plan.max_steps)
     set_seed(plan.options.seed)
     trainer = make_trainer(
         job, alone, arguments, encoded, None if alone.pools_once else collator, probe_scores, callbacks
     )
     with _quiet_stdout():
         trainer.train()
-    results = evaluated(job, trainer, encoded, splits)
+    results = evaluate_splits(job, trainer, encoded, splits)
     parameters = sum(parameter.numel() for parameter in alone.parameters())
     alone.restore()
-    return {"kind": "head alone", "parameters": parameters, "pooling_seconds": round(pooling_seconds, 2), **results}
+    return {"kind": "linear probe", "parameters": parameters, "pooling_seconds": round(pooling_seconds, 2), **results}
 
 
-def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
-    """The search's result; and the search network, unless the result is of a run that was interrupted later."""
+def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
+    """The search's result; and the supernet, unless the result is of a run that was interrupted later."""
     plan = job.plan
     path = plan.folder / outputs.SEARCH_FILE
     if plan.options.resume and path.exists():
@@ -197,18 +198,18 @@ def search(job: Job) -> tuple[SearchResult, PeftModel | None]:
     if job.is_main:
         result.save(path)
         for name in outputs.SEARCH_PICTURES if result.history else ():
-            with outputs.written_whole(plan.folder / name) as partial:
+            with whole_files.written_whole(plan.folder / name) as partial:
                 result.plot(partial)
     return result, network
 
 
-def prompted(job: Job, result: SearchResult | None, network: PeftModel | None) -> PeftModel:
+def final_network(job: Job, result: SearchResult | None, network: PeftModel | None) -> PeftModel:
     """The final network, with fresh weights: prompts at the layers that were found or given.
 
     Args:
-        job: with a backbone that carries the search network, or nothing.
+        job: with a backbone that carries the supernet, or nothing.
         result: of the search; None if the options name the layers.
-        network: the search network, if it is still there.
+        network: the supernet, if it is still there.
     """
     set_seed(job.plan.options.seed)
     layers: Any = job.plan.options.prompts.prompt_layers if result is None else result.prompt_layers
@@ -217,7 +218,7 @@ def prompted(job: Job, result: SearchResult | None, network: PeftModel | None) -
     return discretize(network, layers)
 
 
-def train(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerCallback] = ()) -> SPTTrainer:
+def train_network(job: Job, network: nn.Module, title: str, callbacks: Sequence[TrainerCallback] = ()) -> SPTTrainer:
     """Train what is trainable in a network on all the training data; it ends with its best weights.
 
     Args:
@@ -313,7 +314,7 @@ def make_trainer(
     class_scores: Callable[..., torch.Tensor] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SPTTrainer:
-    """A trainer on the job's data and scores, or on those of the head alone."""
+    """A trainer on the job's data and scores, or on those of a linear probe."""
     if encoded is None:
         encoded, collator, class_scores = job.encoded, job.plan.encoder.collator, job.plan.encoder.class_scores
     return SPTTrainer(
@@ -366,17 +367,17 @@ def task_metrics(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> dict[str
     return compute_metrics(plan.task, scores.argmax(-1), labels)
 
 
-def predicted(trainer: SPTTrainer, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
+def class_scores(trainer: SPTTrainer, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
     """Class scores (n, classes) and labels (n,)."""
     with _quiet_stdout():
         outcome = trainer.predict(dataset)
     return np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
 
 
-def evaluated(job: Job, trainer: SPTTrainer, encoded: Encoded, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def evaluate_splits(job: Job, trainer: SPTTrainer, encoded: Encoded, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Metrics of splits, each with its number of examples."""
     results = {}
     for name in names:
-        scores, labels = predicted(trainer, encoded[name])
+        scores, labels = class_scores(trainer, encoded[name])
         results[name] = {**task_metrics(job.plan, scores, labels), "examples": len(labels)}
     return results
