@@ -1,0 +1,107 @@
+"""The application: exit codes, errors as messages, and the set-up of commands that load models."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from sptune.cli.option_flags import in_flags
+from sptune.cli.terminal import Stages, messages
+from sptune.errors import InputError, SptuneError
+
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"sptune {importlib.metadata.version('sptune')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command; Typer calls this before any command runs."""
+
+
+def with_exit_codes(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns sptune's errors into a message and an exit code."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except SptuneError as error:
+            # What is wrong with a study file is said in the file's own words.
+            message = str(error) if kwargs.get("study") else in_flags(str(error))
+            messages.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+            raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED) from None
+
+    return wrapped
+
+
+def add_command(verb: str, text: str, command: Callable[..., None], parameters: list[inspect.Parameter]) -> None:
+    """A command whose parameters are not those that its function is written with."""
+    wrapped = with_exit_codes(command)
+    wrapped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {}
+    app.command(verb, help=text)(wrapped)
+
+
+@contextlib.contextmanager
+def running(resume: str | None = None) -> Iterator[Stages]:
+    """Sets up a command that loads models, and turns errors into messages and exit codes.
+
+    Args:
+        resume: how to continue the run if it is interrupted.
+    """
+    stages = Stages()
+    try:
+        with stages:
+            _quiet_libraries()
+            yield stages
+            # Not after an error: another process may still wait for this one, which ends as soon as it sees it fail.
+            from sptune.runs.progress import leave_processes
+
+            leave_processes()
+    except KeyboardInterrupt:
+        messages.print(f"[bold yellow]Interrupted[/] ({escape(stages.where())}). Nothing was left half-written.")
+        if resume:
+            messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _quiet_libraries() -> None:
+    """Keeps other libraries' bars and advice off the screen; their errors still come through."""
+    import datasets
+    import transformers
+
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
+    )
+    for library in ("huggingface_hub", "adapters"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|datasets)\b")

@@ -1,0 +1,107 @@
+"""The options of a run on the command line: their flags, types and values."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from sptune.cli.terminal import messages
+from sptune.errors import InputError
+from sptune.runs.option_mappings import RENAMED, with_new_names
+from sptune.runs.option_types import Option
+from sptune.runs.run_options import ORIGIN, all_options
+from sptune.search.searchers import FIXED_SETTINGS
+
+FLAGS = {name: f"--{option.flag}" for name, option in all_options().items()}
+# What stands in quotation marks is the user's own and stays.
+_OPTION = re.compile(rf"(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?<![\w./-])({'|'.join(FLAGS)})(=(?=\S)|(?![\w=./-]))")
+
+
+def in_flags(message: str) -> str:
+    """A message that names options as in Python, with the flags of the command line."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, sign = found.groups()
+        if name is None:
+            return found[0]
+        # Without a value, a name such as "data" is more likely just a word.
+        return f"{FLAGS[name]} " if sign else FLAGS[name] if "_" in name else name
+
+    return _OPTION.sub(flag, message.removeprefix(f"{ORIGIN}: "))
+
+
+def option_parameters(options: Iterable[Option]) -> list[inspect.Parameter]:
+    """The parameters of these options, and hidden ones for the old names of some."""
+    options = list(options)
+    old = {new: old for old, new in RENAMED.items()}
+    renamed = [
+        dataclasses.replace(option, name=old[option.name], flag=old[option.name].replace("_", "-"))
+        for option in options
+        if option.name in old
+    ]
+    return [
+        *(parameter(option.name, None, _annotation(option)) for option in options),
+        *(parameter(option.name, None, _annotation(option, hidden=True)) for option in renamed),
+    ]
+
+
+def parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    """A parameter of a command that Typer takes by name."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _annotation(option: Option, *, hidden: bool = False) -> Any:
+    """The command-line type of an option: repeated for lists and mappings of texts, separated by commas for layers."""
+    flag, help_text = f"--{option.flag}", option.help
+    is_switch = option.hint in (bool, bool | None)
+    if option.choices:
+        help_text += f" One of {', '.join(option.choices)}."
+    if option.default is not None and not is_switch:
+        help_text += f" Default: {option.default}."
+    kind: Any = str
+    if option.hint in (list[str], dict[str, str]):
+        kind = list[str]
+    else:
+        for simple in (bool, int, float):
+            if option.hint in (simple, simple | None):
+                kind = simple
+    if is_switch and option.default is not False:
+        flag = f"{flag}/--no-{option.flag}"
+    shown = typer.Option(flag, help=help_text, rich_help_panel=option.group, show_default=False, hidden=hidden)
+    return Annotated[kind | None, shown]
+
+
+def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given on the command line as RunOptions takes them, by their present names."""
+    given = {name: value for name, value in values.items() if value is not None}
+    for name in given:
+        if name in RENAMED:
+            old, new = name.replace("_", "-"), RENAMED[name].replace("_", "-")
+            messages.print(f"[yellow]Note:[/] --{old} is now --{new}; the old name will be removed.", soft_wrap=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the note says it
+        return {name: _parse(name, value) for name, value in with_new_names(given).items()}
+
+
+def _parse(name: str, value: Any) -> Any:
+    """The value of an option as RunOptions takes it."""
+    if name == "label_words":
+        pairs = [text.partition("=") for text in value]
+        wrong = [text for text, (_, sign, word) in zip(value, pairs, strict=True) if not (sign and word)]
+        if wrong:
+            raise InputError(f"--label-word {wrong[0]!r} is not LABEL=WORD; write for example positive=great.")
+        return {label: word for label, _, word in pairs}
+    if name in ("prompt_layers", "candidate_layers"):
+        if name == "prompt_layers" and value in FIXED_SETTINGS:
+            return value
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            raise InputError(f"{FLAGS[name]} {value!r} is not a list of layers; write indices such as 3,5.") from None
+    return value
