@@ -50,7 +50,7 @@ def test_fit_prints_layers_gates_and_both_scores(
         ["fit", "--model", masked_lm, *flags(data), *TINY, *steps, "--output", str(tmp_path / "run")], capsys
     )
     assert code == 0
-    for shown in ("Prompt layers", "chosen", "head alone", "gain", "Adapter"):
+    for shown in ("Prompt layers", "chosen", "linear probe", "gain", "Adapter"):
         assert shown in out
     assert "Searching for the prompt layers" in err
 

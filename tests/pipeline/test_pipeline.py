@@ -87,7 +87,7 @@ def test_metrics_hold_scores_baseline_and_their_difference(finished: Any) -> Non
     assert metrics == finished.metrics
     assert metrics["prompt_layers"] == finished.prompt_layers
     assert [metrics[split]["examples"] for split in ("train", "validation", "test")] == [48, 16, 24]
-    assert metrics["baseline"]["kind"] == "head alone"
+    assert metrics["baseline"]["kind"] == "linear probe"
     gain = metrics["test"]["accuracy"] - metrics["baseline"]["test"]["accuracy"]
     assert metrics["gain"]["test"]["accuracy"] == pytest.approx(gain, abs=1e-6)
     assert metrics["search"]["steps"] == 5

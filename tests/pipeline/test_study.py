@@ -17,7 +17,7 @@ from sptune.cli.commands import main
 from sptune.compare import METHODS, Study
 from sptune.compare.pictures import plot_scores
 from sptune.compare.run_log import RunLog
-from sptune.compare.summary import interval, interval_within, mean_of_means, summarise
+from sptune.compare.summary import interval, interval_within, mean_of_means, summarize
 from sptune.compare.tables import score_table
 from sptune.errors import InputError
 from sptune.prompt_config import DEFAULT_BOTTLENECK_DIM
@@ -61,7 +61,7 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
     parts["tasks"] = {task: {**parts["tasks"]["words"], "max_steps": steps} for task, steps in tasks.items()}
     study = Study.from_mapping(parts, "study")
     best = {"low": [1e-3], "middle": [2e-3], "high": [4e-3], "tied": [1e-3, 2e-3]}
-    alone, several = summarise(study, rows_of(study, lambda spec: float(spec.learning_rate in best[spec.task])))
+    alone, several = summarize(study, rows_of(study, lambda spec: float(spec.learning_rate in best[spec.task])))
     assert alone.outermost == []
     assert several.rates["tied"] == 1e-3
     assert several.outermost == ["low", "high"]
@@ -312,7 +312,7 @@ def test_runs_of_before_are_still_known(parts: dict[str, Any]) -> None:
 def test_test_examples_are_counted_whatever_the_task_was_called_when_a_run_was_done(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     rows = [{**row, "task": "older name"} for row in rows_of(study, lambda spec: 0.5)]
-    assert "Test examples: words 9 to 10." in score_table(study, summarise(study, rows), rows).notes
+    assert "Test examples: words 9 to 10." in score_table(study, summarize(study, rows), rows).notes
 
 
 def test_it_is_told_when_there_is_nothing_to_compare_with(parts: dict[str, Any]) -> None:
@@ -320,7 +320,7 @@ def test_it_is_told_when_there_is_nothing_to_compare_with(parts: dict[str, Any])
     rows = rows_of(study, lambda spec: 0.5)
 
     def notes(own: list[dict[str, Any]]) -> str:
-        return " ".join(score_table(study, summarise(study, own), own).notes)
+        return " ".join(score_table(study, summarize(study, own), own).notes)
 
     assert "No differences: spt has no results" in notes([row for row in rows if row["method"] != "spt"])
     assert "No differences" not in notes(rows)
@@ -331,9 +331,9 @@ def test_differences_over_fewer_tasks_are_told(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "tasks": tasks}, "study")
     rows = rows_of(study, lambda spec: 0.5)
     told = "Not on all tasks of spt: lora."
-    assert not any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    assert not any(told in note for note in score_table(study, summarize(study, rows), rows).notes)
     rows = [row for row in rows if (row["method"], row["task"], row["tuning"]) != ("lora", "more", False)]
-    assert any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    assert any(told in note for note in score_table(study, summarize(study, rows), rows).notes)
 
 
 def test_of_several_tasks_there_is_an_interval_for_other_seeds_too(parts: dict[str, Any]) -> None:
@@ -342,7 +342,7 @@ def test_of_several_tasks_there_is_an_interval_for_other_seeds_too(parts: dict[s
     # LoRA is ahead by .1 and .2 on one task, by .6 and .9 on the other.
     ahead = {("words", 0): 0.1, ("words", 1): 0.2, ("more", 0): 0.6, ("more", 1): 0.9}
     rows = rows_of(study, lambda spec: ahead.get((spec.task, spec.seed), 0.5) * (spec.method.name == "lora"))
-    table = score_table(study, summarise(study, rows), rows)
+    table = score_table(study, summarize(study, rows), rows)
     (lora,) = [dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == "lora"]
     low, high = interval_within({"words": [0.1, 0.2], "more": [0.6, 0.9]})
     assert lora["on other seeds"] == f"[{low:+.4f}, {high:+.4f}]"
@@ -354,18 +354,18 @@ def test_runs_of_several_versions_are_told(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     rows = rows_of(study, lambda spec: 0.5)
     told = "several versions of sptune (0.0.9, 0.1.0)"
-    assert not any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    assert not any(told in note for note in score_table(study, summarize(study, rows), rows).notes)
     rows[-1]["versions"]["sptune"] = "0.0.9"
-    assert any(told in note for note in score_table(study, summarise(study, rows), rows).notes)
+    assert any(told in note for note in score_table(study, summarize(study, rows), rows).notes)
 
 
 def test_nothing_takes_a_multiple_of_no_time(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "against": "lora"}, "study")
     rows = rows_of(study, lambda spec: 0.5)
-    assert summarise(study, rows)[0].speed == 1.0
+    assert summarize(study, rows)[0].speed == 1.0
     for row in rows:
         row["seconds"]["total"] *= row["method"] != "lora"
-    assert math.isnan(summarise(study, rows)[0].speed)
+    assert math.isnan(summarize(study, rows)[0].speed)
 
 
 def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
@@ -380,7 +380,7 @@ def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: d
     assert study.chosen_rates(only_one)["words", "lora"] == 2e-3
     none = rows_of(study, lambda spec: "broken" if spec.name == "lora" else 0.5)
     assert ("words", "lora") not in study.chosen_rates(none)
-    assert summarise(study, none)[1].failed == 2
+    assert summarize(study, none)[1].failed == 2
 
 
 def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: dict[str, Any]) -> None:
@@ -393,7 +393,7 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
             return "out of memory"
         return values[spec.name, spec.task] + 0.1 * (spec.seed == 1)
 
-    spt, lora = summarise(study, rows_of(study, score))
+    spt, lora = summarize(study, rows_of(study, score))
     assert (spt.runs, lora.runs, lora.failed) == (4, 3, 1)
     assert spt.scores == pytest.approx({"words": 0.85, "more": 0.65})
     assert spt.mean == pytest.approx(0.75)
@@ -423,14 +423,14 @@ def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> 
     # One seed of both on a faster machine: its ratio counts, its times do not.
     for method, times in (("spt", 0.2), ("lora", 0.2)):
         change(method, {"processor": "another"}, times, seed=2)
-    spt, lora = summarise(study, rows)
+    spt, lora = summarize(study, rows)
     assert (spt.seconds, lora.seconds, spt.memory) == (2.0, 3.0, 7)
     assert spt.machine == lora.machine == "one, no autocast"
     assert lora.speed == 1.5
     # No task without times, so that medians are over the same ones.
     for where in ({"processor": "another"}, {"bf16": True}, {"device": "a GPU"}):
         change("lora", {**here, **where}, task="more")
-        spt, lora = summarise(study, rows)
+        spt, lora = summarize(study, rows)
         assert (spt.seconds, lora.runs, lora.difference) == (2.0, 6, 0.0)
         assert math.isnan(lora.seconds)
         assert math.isnan(lora.step_seconds)
@@ -439,13 +439,13 @@ def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> 
         assert lora.to_dict()["seconds"] is None
     # What is left when nothing was timed together.
     change("lora", {"device": "a GPU"})
-    assert math.isnan(summarise(study, rows)[1].speed)
+    assert math.isnan(summarize(study, rows)[1].speed)
     # Hosts of the same GPU do not matter.
     change("spt", {"device": "a GPU", "processor": "third"})
-    assert summarise(study, rows)[1].seconds == 100.0
-    assert summarise(study, rows)[1].machine == "a GPU, no autocast"
+    assert summarize(study, rows)[1].seconds == 100.0
+    assert summarize(study, rows)[1].machine == "a GPU, no autocast"
     # Without the reference's runs, the machine with the most of all.
-    (alone,) = [line for line in summarise(study, [row for row in rows if row["method"] == "lora"]) if line.runs]
+    (alone,) = [line for line in summarize(study, [row for row in rows if row["method"] == "lora"]) if line.runs]
     assert alone.seconds == 100.0
 
 

@@ -24,7 +24,7 @@ AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder t
 @with_exit_codes
 def evaluate(
     adapter: AdapterOption,
-    test_file: Annotated[Path, typer.Option(help="Labelled data: .jsonl, .csv, .tsv or .parquet.")],
+    test_file: Annotated[Path, typer.Option(help="Labeled data: .jsonl, .csv, .tsv or .parquet.")],
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
     ] = None,
@@ -33,7 +33,7 @@ def evaluate(
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score an adapter on labelled data."""
+    """Score an adapter on labeled data."""
     with running() as stages:
         from sptune.runs import inference
 

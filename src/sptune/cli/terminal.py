@@ -150,11 +150,11 @@ class StudyProgress:
 
     def _table(self) -> Table:
         """Each method's mean so far by task, and how many of its runs are done."""
-        from sptune.compare.summary import summarise
+        from sptune.compare.summary import summarize
 
         rows = self.rows or []
         known = {row["run"] for row in rows}
-        lines = summarise(self.study, rows)
+        lines = summarize(self.study, rows)
         tuning = {name: [spec for spec in self.study.tuning_runs() if spec.name == name] for name in self.study.methods}
         table = Table("method", "rates tried", *map(escape, self.study.tasks), "runs done", "failed", box=None)
         for line in lines:

@@ -19,7 +19,7 @@ from sptune.compare.pictures import plot_layers, plot_scores, searching
 from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
 from sptune.compare.study import Row, RunSpec, Study
 from sptune.compare.study_run import FAILED
-from sptune.compare.summary import Line, summarise
+from sptune.compare.summary import Line, summarize
 from sptune.compare.tables import cost_table, score_table
 from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
@@ -111,7 +111,7 @@ def compare(
     with log.lock:  # the last of several processes that end together writes what all have done
         rows = log.read()
         own = study.own(rows)
-        comparison = Comparison(study, folder, own, summarise(study, rows), len(rows) - len(own))
+        comparison = Comparison(study, folder, own, summarize(study, rows), len(rows) - len(own))
         write_results(comparison)
     return comparison
 

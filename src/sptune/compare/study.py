@@ -45,7 +45,7 @@ class RunSpec:
         task: the task's name in the study.
         name: the method's name in the study.
         method: the method.
-        seed: of the data, the initialisation and the order.
+        seed: of the data, the initialization and the order.
         learning_rate: of what the method trains.
         tuning: whether it only helps to choose the learning rate; the test data are not looked at then.
         options: of the run, as `RunOptions` takes them.

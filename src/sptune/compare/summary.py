@@ -129,7 +129,7 @@ def mean_of_means(groups: Mapping[Any, Sequence[float]]) -> float:
     return statistics.mean(statistics.mean(own) for own in groups.values())
 
 
-def summarise(study: Study, rows: Sequence[Row]) -> list[Line]:
+def summarize(study: Study, rows: Sequence[Row]) -> list[Line]:
     """A line for each method of the study, in its order; only its reported runs count, and they are what `rows` holds.
 
     Args:

@@ -163,6 +163,7 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Makes `folder` ready for a run.
 
     Args:
+        folder: the output folder.
         resume: the folder holds a run, which is continued.
         overwrite: the files of a run that the folder holds are removed; anything else in it stays.
 

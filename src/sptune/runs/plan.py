@@ -63,13 +63,13 @@ class Plan:
 
     @property
     def max_steps(self) -> int:
-        """Optimiser steps of the final training."""
+        """Optimizer steps of the final training."""
         assert self.options.max_steps is not None
         return self.options.max_steps
 
     @property
     def search_steps(self) -> int:
-        """Optimiser steps of the search."""
+        """Optimizer steps of the search."""
         assert self.options.search_steps is not None
         return self.options.search_steps
 

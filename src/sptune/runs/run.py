@@ -43,9 +43,10 @@ def fit(options: RunOptions | None = None, *, monitor: Monitor | None = None, **
     """Find the prompt layers, train prompts at only those, evaluate, and write everything to a folder.
 
     Args:
-        options: the options; or give the fields of `RunOptions` by name. With `resume=True` and `output_dir`, fields
-            that are not given are as they were when the run began.
+        options: the options of the run.
         monitor: receives progress events.
+        **fields: instead of `options`, its fields by name. With `resume=True` and `output_dir`, fields that are not
+            given are as they were when the run began.
 
     Raises:
         InputError: options, data or a backbone that cannot be right.
@@ -59,10 +60,13 @@ def search(options: RunOptions | None = None, *, monitor: Monitor | None = None,
     """The search of `fit` alone; writes search.json and its pictures.
 
     Args:
-        options, monitor, fields: as in `fit`.
+        options: as in `fit`.
+        monitor: as in `fit`.
+        **fields: as in `fit`.
 
     Raises:
-        InputError, SptuneError: as `fit`.
+        InputError: as `fit`.
+        SptuneError: as `fit`.
     """
     options = _without_layers("search", _options(options, fields))
     return _run("search", options, monitor or Monitor())
@@ -72,10 +76,13 @@ def train(options: RunOptions | None = None, *, monitor: Monitor | None = None, 
     """`fit` with given prompt layers instead of a search.
 
     Args:
-        options, monitor, fields: as in `fit`; `prompt_layers` says where prompts go.
+        options: as in `fit`; `prompt_layers` says where prompts go.
+        monitor: as in `fit`.
+        **fields: as in `fit`.
 
     Raises:
-        InputError, SptuneError: as `fit`.
+        InputError: as `fit`.
+        SptuneError: as `fit`.
     """
     options = _options(options, fields)
     if options.prompts.searching:
