@@ -14,6 +14,9 @@ from scipy import stats
 from sptune.compare.study import Row, Study
 from sptune.compare.study_run import DONE, FAILED
 
+# The rows of a method by task and seed.
+Rows = Mapping[tuple[str, int], Row]
+
 
 @dataclass(frozen=True)
 class Line:
@@ -174,23 +177,67 @@ def timed_on(rows: Iterable[Row]) -> tuple[Any, ...] | None:
 
 def _line(
     name: str,
-    own: Mapping[tuple[str, int], Row],
+    own: Rows,
     failed: int,
-    reference: Mapping[tuple[str, int], Row],
+    reference: Rows,
     study: Study,
     rates: Mapping[tuple[str, str], float],
     outermost: Collection[tuple[str, str]],
     timed: tuple[Any, ...] | None,
 ) -> Line:
+    paired = sorted(set(own) & set(reference)) if name != study.against else []
+    return Line(
+        method=name,
+        runs=len(own),
+        failed=failed,
+        pairs=len(paired),
+        parameters=_median([row["parameters"]["added"] for row in own.values()]),
+        adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
+        layers=_layers(own),
+        rates={task: rate for (task, method), rate in rates.items() if method == name},
+        outermost=[task for task in study.tasks if (task, name) in outermost],
+        searches=study.methods[name].searches,
+        **_scores(own, reference, study),
+        **_differences(own, reference, paired),
+        **_costs(own, reference, paired, timed),
+    )
+
+
+def _scores(own: Rows, reference: Rows, study: Study) -> dict[str, Any]:
+    """The fields of a line that tell how well the method does."""
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
     scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
     sizes = {task: [row["test"]["examples"] for (of, _), row in own.items() if of == task] for task in scores}
     deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
     wanted = {task for task, _ in reference} or set(scores)
-    paired = sorted(set(own) & set(reference)) if name != study.against else []
+    return {
+        "scores": scores,
+        "examples": {task: (min(counts), max(counts)) for task, counts in sizes.items()},
+        "mean": statistics.mean(scores[task] for task in wanted) if scores and wanted <= set(scores) else math.nan,
+        "deviation": statistics.mean(deviations) if deviations else math.nan,
+    }
+
+
+def _differences(own: Rows, reference: Rows, paired: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """The fields of a line that tell how much better than the reference the method is."""
     differences: dict[str, list[float]] = {}
     for key in paired:
         differences.setdefault(key[0], []).append(own[key]["test"]["score"] - reference[key]["test"]["score"])
+    low, high = interval(differences)
+    low_on_seeds, high_on_seeds = interval_within(differences)
+    return {
+        "difference": mean_of_means(differences) if differences else math.nan,
+        "low": low,
+        "high": high,
+        "low_on_seeds": low_on_seeds,
+        "high_on_seeds": high_on_seeds,
+    }
+
+
+def _costs(
+    own: Rows, reference: Rows, paired: Sequence[tuple[str, int]], timed: tuple[Any, ...] | None
+) -> dict[str, Any]:
+    """The fields of a line that tell what the method costs on the machine whose times are compared."""
     slower = [
         own[key]["seconds"]["total"] / reference[key]["seconds"]["total"]
         for key in paired
@@ -199,40 +246,23 @@ def _line(
     there = {key: row for key, row in own.items() if machine(row) == timed}
     if not {task for (task, _), row in reference.items() if machine(row) == timed} <= {task for task, _ in there}:
         there = {}  # a median over other tasks would not compare
-    low, high = interval(differences)
-    low_on_seeds, high_on_seeds = interval_within(differences)
+    memory = [row["peak_memory"] for row in there.values() if row["peak_memory"] is not None]
+    return {
+        "step_seconds": _median([row["seconds"]["step"] for row in there.values()]),
+        "machine": machine_name(*timed) if timed and there else "",
+        "seconds": _median([row["seconds"]["total"] for row in there.values()]),
+        "speed": _median(slower),
+        "memory": statistics.median(memory) if memory else None,
+    }
+
+
+def _layers(own: Rows) -> dict[str, dict[int, int]]:
+    """By task, in how many runs each layer was chosen."""
     layers: dict[str, dict[int, int]] = {}
     for (task, _), row in own.items():
         for layer in row["prompt_layers"] or []:
             layers.setdefault(task, {})[layer] = layers.get(task, {}).get(layer, 0) + 1
-    chosen = {task: rate for (task, method), rate in rates.items() if method == name}
-    memory = [row["peak_memory"] for row in there.values() if row["peak_memory"] is not None]
-    return Line(
-        method=name,
-        runs=len(own),
-        failed=failed,
-        scores=scores,
-        examples={task: (min(counts), max(counts)) for task, counts in sizes.items()},
-        mean=statistics.mean(scores[task] for task in wanted) if scores and wanted <= set(scores) else math.nan,
-        deviation=statistics.mean(deviations) if deviations else math.nan,
-        difference=mean_of_means(differences) if differences else math.nan,
-        low=low,
-        high=high,
-        low_on_seeds=low_on_seeds,
-        high_on_seeds=high_on_seeds,
-        pairs=len(paired),
-        parameters=_median([row["parameters"]["added"] for row in own.values()]),
-        step_seconds=_median([row["seconds"]["step"] for row in there.values()]),
-        machine=machine_name(*timed) if timed and there else "",
-        seconds=_median([row["seconds"]["total"] for row in there.values()]),
-        speed=_median(slower),
-        memory=statistics.median(memory) if memory else None,
-        adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
-        layers=layers,
-        rates=chosen,
-        outermost=[task for task in study.tasks if (task, name) in outermost],
-        searches=study.methods[name].searches,
-    )
+    return layers
 
 
 def _median(values: Sequence[float]) -> float:
