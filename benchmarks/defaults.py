@@ -102,7 +102,7 @@ def build(problem: Problem, settings: Settings) -> PeftModel:
     network = get_peft_model(problem.model(), problem.prompts(prompt_layers=list(settings["layers"])))
     blocks = [module for module in network.modules() if hasattr(module, "spt_generator")]
     if settings.get("backbone_dropout"):
-        for block in network.base_model._attachment().backbone.layers[min(settings["layers"]) :]:
+        for block in network.base_model.backbone.layers[min(settings["layers"]) :]:
             block.register_forward_pre_hook(lambda one, _: one.train(torch.is_grad_enabled()) and None)
     if not {"form", "dropout", "normalized", "place"} & settings.keys():
         return network
