@@ -26,7 +26,7 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/python tools/check_glossary.py
 
 conformance: $(VENV4)/.test
-	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/pipeline/test_pipeline.py tests/pipeline/test_adapters_library.py
+	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/runs/test_run.py tests/compare/test_adapters_library.py
 
 # PEFT's own tests belong to one version of it: they are fetched whenever another one is installed.
 peft: $(VENV)/.peft-tests
