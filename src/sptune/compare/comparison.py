@@ -96,18 +96,29 @@ def compare(
         for note in notes:
             watcher.noted(task, note)
     with ray_cluster(ray) if ray else contextlib.nullcontext() as cluster:
-        log = RunLog(folder)
-        if failed:
-            log.forget_failed(failed)
-        written = yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True)
-        with log.lock:
-            whole_files.write_text(folder / STUDY_FILE, written)
+        log = _begin(study, folder, failed)
         if cluster is None:
             work(study, folder, watcher, only)
         else:
             work_on_ray(cluster, study, folder, watcher, only)
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
+    return _conclude(study, folder, log)
+
+
+def _begin(study: Study, folder: Path, failed: set[str]) -> RunLog:
+    """Write the study into its folder, and take back the runs that failed and are to be done again."""
+    log = RunLog(folder)
+    if failed:
+        log.forget_failed(failed)
+    written = yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True)
+    with log.lock:
+        whole_files.write_text(folder / STUDY_FILE, written)
+    return log
+
+
+def _conclude(study: Study, folder: Path, log: RunLog) -> Comparison:
+    """Summarize all runs of the folder and write the results."""
     with log.lock:  # the last of several processes that end together writes what all have done
         rows = log.read()
         own = study.own(rows)

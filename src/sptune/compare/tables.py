@@ -57,6 +57,12 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
                 f"{line.runs}" + (f", {line.failed} failed" if line.failed else ""),
             ]
         )
+    return TextTable(columns, cells, _score_notes(study, lines, rows))
+
+
+def _score_notes(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the scores must know: sizes of the test data, runs that are missing or that differ."""
+    tasks = list(study.tasks)
     tests = [f"{task} {size}" for task in tasks if (size := _test_examples(lines, task))]
     notes = [f"Test examples: {', '.join(tests)}."] if tests else []
     if not any(line.runs for line in lines if line.method == study.against):
@@ -78,7 +84,7 @@ def score_table(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, An
             f"Runs were made by several versions of sptune ({', '.join(versions)}), which may choose otherwise what "
             "the study leaves open; runs.jsonl says which."
         )
-    return TextTable(columns, cells, notes)
+    return notes
 
 
 def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:

@@ -147,29 +147,46 @@ def divide(
     Raises:
         InputError: if there are too few examples.
     """
-    notes: list[str] = []
     if few_shot_count is None:
-        whole = len(train)
-        if test is None:
-            train, test = _split_off(train, TEST_SHARE, seed, "test", source, notes)
-        if validation is None:
-            size = min(round(whole * VALIDATION_SHARE), MAX_VALIDATION)
-            train, validation = _split_off(train, size, seed, "validation", source, notes)
+        splits = _divide_all(train, validation, test, seed, source)
     else:
-        train, pool = few_shot(train, few_shot_count, seed=seed)
-        _, pool = _repeats(train, pool)
-        notes.append(f"Training on {len(train)} examples of {source}, drawn in proportion to the classes.")
-        if validation is None:
-            most = len(pool) if test is not None else len(pool) // 2
-            pool, validation = _split_off(
-                pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0
-            )
-        if test is None:
-            test = pool
-            _need(test, "test", source, few_shot_count)
-            notes.append(f"The test data are the {len(test)} remaining examples of {source}.")
-    for name, examples in (("validation", validation), ("test", test)):
-        notes.extend(_weaknesses(name, examples, train))
+        splits = _divide_few_shot(train, validation, test, few_shot_count, seed, source)
+    for name, examples in (("validation", splits.validation), ("test", splits.test)):
+        splits.notes.extend(_weaknesses(name, examples, splits.train))
+    return splits
+
+
+def _divide_all(
+    train: list[Example], validation: list[Example] | None, test: list[Example] | None, seed: int, source: str
+) -> Splits:
+    notes: list[str] = []
+    whole = len(train)
+    if test is None:
+        train, test = _split_off(train, TEST_SHARE, seed, "test", source, notes)
+    if validation is None:
+        size = min(round(whole * VALIDATION_SHARE), MAX_VALIDATION)
+        train, validation = _split_off(train, size, seed, "validation", source, notes)
+    return Splits(train, validation, test, notes)
+
+
+def _divide_few_shot(
+    train: list[Example],
+    validation: list[Example] | None,
+    test: list[Example] | None,
+    count: int,
+    seed: int,
+    source: str,
+) -> Splits:
+    train, pool = few_shot(train, count, seed=seed)
+    _, pool = _repeats(train, pool)
+    notes = [f"Training on {len(train)} examples of {source}, drawn in proportion to the classes."]
+    if validation is None:
+        most = len(pool) if test is not None else len(pool) // 2
+        pool, validation = _split_off(pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0)
+    if test is None:
+        test = pool
+        _need(test, "test", source, count)
+        notes.append(f"The test data are the {len(test)} remaining examples of {source}.")
     return Splits(train, validation, test, notes)
 
 
