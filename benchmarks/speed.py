@@ -2,11 +2,13 @@
 
     python benchmarks/speed.py --json results.json            # all settings, in an hour or more; can be resumed
     python benchmarks/speed.py --quick --json results.json    # the four main results, in minutes
+    python benchmarks/speed.py --quick --placement add --backbones MiniLM-L6 --lengths 64 --json added.json
 
 Dropout is off. All methods of a setting take turns in one process, so that other load affects them equally. Results are
 medians over the rounds, and ratios are ratios of medians. A step is zero_grad, forward, backward and AdamW. The *limit*
 is the minimum cost of a step with prompts at layer p: layers p ... L-1 and the head of a plain transformer, forward and
-backward over T + m states, without an optimizer and without sptune.
+over T + m states (T with added prompts), without an optimizer and without sptune. Added prompts are at four layers from
+p on, or at all if there are fewer, with r = 4; prompts in front of the text are at layer p.
 
 Set OMP_NUM_THREADS=1 on a CPU. With CUDA, everything runs there.
 """
@@ -26,7 +28,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -54,8 +56,11 @@ from sptune.training.token_table import TokenTable
 from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4
-# The prompts that were measured.
-PROMPTS: dict[str, Any] = {"placement": "prepend", "num_virtual_tokens": M, "bottleneck_dim": 64, "residual": False}
+# The prompts that are measured, by placement.
+PROMPTS: dict[str, dict[str, Any]] = {
+    "prepend": {"placement": "prepend", "num_virtual_tokens": M, "bottleneck_dim": 64, "residual": False},
+    "add": {"placement": "add", "bottleneck_dim": 4},
+}
 HEADS = ("classifier", "score")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -138,9 +143,11 @@ def trained(name: str, model: nn.Module, **options: Any) -> Method:
     return Method(name, step, model, **options)
 
 
-def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> Method:
-    """Prompts at one layer with the appg generator, with or without the activation cache."""
-    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=[layer], **PROMPTS)
+def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch], placement: str) -> Method:
+    """Prompts from a layer on, with or without the activation cache."""
+    depth = cast(Any, backbone).config.num_hidden_layers
+    layers = {layer + (depth - layer) * place // 4 for place in range(4)} if placement == "add" else {layer}
+    config = SPTConfig(task_type="SEQ_CLS", prompt_layers=sorted(layers), **PROMPTS[placement])
     model = get_peft_model(copy_sharing_weights(backbone), config)
     method = trained(f"SPT, p = {layer}" + (", cached" if cache else ""), model, layer=layer, forward=not cache)
     if not cache:
@@ -160,7 +167,7 @@ def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch]) -> M
 
 
 def limit(backbone: nn.Module, layer: int, length: int, batch_size: int) -> Method:
-    """Layers p ... L-1 and the head without prompts, over T + m states that need a gradient."""
+    """Layers p ... L-1 and the head without prompts, over `length` states that need a gradient."""
     model: Any = copy_sharing_weights(backbone)
     base = getattr(model, model.base_model_prefix)
     owner = base if hasattr(base, "layers") else base.encoder
@@ -175,7 +182,7 @@ def limit(backbone: nn.Module, layer: int, length: int, batch_size: int) -> Meth
     model.to(DEVICE).train().requires_grad_(False)
     for head in HEADS:
         getattr(model, head, nn.Module()).requires_grad_(True)
-    states = torch.randn(batch_size, length + M, base.config.hidden_size, device=DEVICE)
+    states = torch.randn(batch_size, length, base.config.hidden_size, device=DEVICE)
 
     def need_gradients(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args[0].detach().requires_grad_(), *args[1:]
@@ -324,9 +331,9 @@ class AgainstPlainPasses(TrainerCallback):
         model.zero_grad()
 
 
-def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> dict[str, float]:
+def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int, placement: str) -> dict[str, float]:
     """An SPT-DARTS step (gates and weights, two masks each) compared with four plain passes."""
-    network = get_peft_model(copy_sharing_weights(backbone), SPTConfig(task_type="SEQ_CLS", **PROMPTS))
+    network = get_peft_model(copy_sharing_weights(backbone), SPTConfig(task_type="SEQ_CLS", **PROMPTS[placement]))
     examples = [
         {name: value[row].cpu() for name, value in batch.items()}
         for batch in batches
@@ -346,7 +353,7 @@ def measure_search(backbone: nn.Module, batches: list[Batch], rounds: int) -> di
 # -- results ------------------------------------------------------------------------------------------------------
 
 
-def run_setting(name: str, length: int, rounds: int, quick: bool) -> dict[str, Any]:
+def run_setting(name: str, length: int, rounds: int, quick: bool, placement: str) -> dict[str, Any]:
     """All results for one backbone and one length."""
     torch.manual_seed(0)
     build, batch_size = BACKBONES[name]
@@ -354,16 +361,17 @@ def run_setting(name: str, length: int, rounds: int, quick: bool) -> dict[str, A
     depth = backbone.config.num_hidden_layers
     batches = random_batches(min(backbone.config.vocab_size, 30000), batch_size, length)
     half, two_thirds = depth // 2, 2 * depth // 3
-    methods = [limit(backbone, layer, length, batch_size) for layer in (half, two_thirds)]
-    methods += [spt(backbone, layer, True, batches) for layer in (half, two_thirds)]
-    methods += [bare(backbone), spt(backbone, half, False, batches)]
+    states = length + PROMPTS[placement].get("num_virtual_tokens", 0)
+    methods = [limit(backbone, layer, states, batch_size) for layer in (half, two_thirds)]
+    methods += [spt(backbone, layer, True, batches, placement) for layer in (half, two_thirds)]
+    methods += [bare(backbone), spt(backbone, half, False, batches, placement)]
     if quick:
         methods += peers(backbone)[:1]
     else:
         third = depth // 3
-        methods += [limit(backbone, layer, length, batch_size) for layer in (0, third)]
-        methods += [spt(backbone, layer, False, batches) for layer in (0, third, two_thirds)]
-        methods += [spt(backbone, third, True, batches), *peers(backbone), full_fine_tuning(backbone)]
+        methods += [limit(backbone, layer, states, batch_size) for layer in (0, third)]
+        methods += [spt(backbone, layer, False, batches, placement) for layer in (0, third, two_thirds)]
+        methods += [spt(backbone, third, True, batches, placement), *peers(backbone), full_fine_tuning(backbone)]
     table = measure(methods, batches, rounds)
     result: dict[str, Any] = {
         "backbone": name,
@@ -375,7 +383,7 @@ def run_setting(name: str, length: int, rounds: int, quick: bool) -> dict[str, A
     }
     if not quick and name != "RoBERTa-large shape":  # eight passes a step would take longer than all the rest
         del methods
-        result["search"] = measure_search(backbone, batches, rounds)
+        result["search"] = measure_search(backbone, batches, rounds, placement)
     return result
 
 
@@ -476,26 +484,28 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="RoBERTa-large's shape at T = 128 only, and LoRA as peer")
+    parser.add_argument("--quick", action="store_true", help="fewer layers, and LoRA as the only peer")
+    parser.add_argument("--placement", default="prepend", choices=list(PROMPTS))
     parser.add_argument("--rounds", type=int, help="measured steps of each method")
-    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), default=list(BACKBONES))
-    parser.add_argument("--lengths", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--backbones", nargs="+", choices=list(BACKBONES), help="default: all; with --quick the last")
+    parser.add_argument("--lengths", nargs="+", type=int, help="default: 64 128; with --quick 128")
     parser.add_argument("--json", type=Path, required=True, help="where to write; .md and .png go beside it")
     given = parser.parse_args()
-    places = [(name, length) for name in given.backbones for length in given.lengths]
-    if given.quick:
-        places = [("RoBERTa-large shape", 128)]
-    results: dict[str, Any] = {"machine": machine(), "settings": []}
+    backbones = given.backbones or list(BACKBONES)[-1 if given.quick else 0 :]
+    places = [(name, length) for name in backbones for length in given.lengths or ([128] if given.quick else [64, 128])]
+    results: dict[str, Any] = {"machine": machine(), "placement": given.placement, "settings": []}
     given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.json.exists():  # an interrupted study goes on
         before = json.loads(given.json.read_text())
-        results["settings"] = before["settings"] if before["machine"] == results["machine"] else []
+        # A file from before there was a choice names no placement.
+        alike = (before["machine"], before.get("placement", "prepend")) == (results["machine"], given.placement)
+        results["settings"] = before["settings"] if alike else []
     done = [(setting["backbone"], setting["length"], setting["quick"]) for setting in results["settings"]]
     for name, length in places:
         if (name, length, given.quick) in done:
             continue
         rounds = given.rounds or ROUNDS[name]
-        results["settings"].append(run_setting(name, length, rounds, given.quick))
+        results["settings"].append(run_setting(name, length, rounds, given.quick, given.placement))
         results |= ratios(results["settings"])
         given.json.write_text(json.dumps(results, indent=2) + "\n")
         given.json.with_suffix(".md").write_text(markdown(results))

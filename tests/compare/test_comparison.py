@@ -211,7 +211,12 @@ def changed_layers(network: torch.nn.Module) -> set[int]:
 @pytest.mark.parametrize("task", ["mean", "own head", "label words"])
 @pytest.mark.parametrize(
     ("settings", "layers"),
-    [({}, {1, 2}), ({"from_layer": 2}, {2}), ({"from_layer": 0}, {0, 1, 2}), ({"target_modules": "dense"}, {1, 2})],
+    [
+        ({}, {0, 1, 2}),  # as spt: all layers, for there are fewer than four
+        ({"from_layer": 2}, {2}),
+        ({"from_layer": 1}, {1, 2}),
+        ({"from_layer": 1, "target_modules": "dense"}, {1, 2}),
+    ],
     ids=str,
 )
 def test_lora_in_upper_layers_changes_no_others(
@@ -220,7 +225,8 @@ def test_lora_in_upper_layers_changes_no_others(
 ) -> None:  # fmt: skip
     model = request.getfixturevalue(backbone)
     if "target_modules" in settings:
-        settings = {"target_modules": ["dense"] if backbone == "masked_lm" else ["o_proj", "up_proj"]}
+        modules = ["dense"] if backbone == "masked_lm" else ["o_proj", "up_proj"]
+        settings = {**settings, "target_modules": modules}
     options = {
         "mean": {"task_kind": "classifier", "head_pooling": "mean"},
         "own head": {"task_kind": "classifier", "head_pooling": "own"},

@@ -237,7 +237,7 @@ def test_a_deep_backbone(
 def test_few_examples_are_not_searched_on_by_default(options: dict[str, Any], tmp_path: Path) -> None:
     del options["searcher"]
     notes = Notes()
-    run = fit(**options, output_dir=tmp_path / "run", head_baseline=False, monitor=notes)
+    run = fit(**options, num_prompt_layers=2, output_dir=tmp_path / "run", head_baseline=False, monitor=notes)
     assert run.prompt_layers == [1, 2]
     assert any(text.startswith("48 training examples are too few for a search") for text in notes.texts)
     assert not (run.output_dir / "search.png").exists()
@@ -441,7 +441,7 @@ def test_baseline_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> No
 # -- interrupted, resumed, refused --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("stage", "step"), [("Searching", 3), ("Training prompts", 7), ("Training the head", 2)])
+@pytest.mark.parametrize(("stage", "step"), [("Searching", 3), ("Training prompts", 7), ("Training a linear probe", 2)])
 def test_interrupted_run_resumes_to_the_same_result(
     stage: str, step: int, options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -460,9 +460,9 @@ def test_interrupted_run_resumes_to_the_same_result(
 def test_resumed_training_goes_on_from_its_checkpoint(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(**options, output_dir=tmp_path, monitor=Interrupter("Training prompts", 7))
-    (state_file,) = (tmp_path / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json")
-    state = json.loads(state_file.read_text())
-    state_file.write_text(json.dumps({**state, "best_metric": 2.0}))  # no training reaches it
+    for state_file in (tmp_path / "checkpoints" / "train").glob("checkpoint-*/trainer_state.json"):  # last and best
+        state = json.loads(state_file.read_text())
+        state_file.write_text(json.dumps({**state, "best_metric": 2.0}))  # no training reaches it
     assert fit(output_dir=tmp_path, resume=True).metrics["training"]["best_validation_score"] == 2.0
 
 
