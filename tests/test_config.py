@@ -51,7 +51,8 @@ def test_candidate_layers_are_for_the_search_only():
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
-        ({"prompt_layers": "search"}, list(range(2, 12))),
+        ({"prompt_layers": "search"}, list(range(2, 10))),
+        ({"prompt_layers": "search", "placement": "prepend"}, list(range(2, 12))),
         ({"prompt_layers": "search", "candidate_layers": [7, 2]}, [2, 7]),
         ({"prompt_layers": "all"}, list(range(12))),
         ({"prompt_layers": "middle"}, [6]),
@@ -65,17 +66,21 @@ def test_prompt_layers_of_a_backbone_of_twelve_layers(options, layers):
 
 
 @pytest.mark.parametrize(
-    ("layers", "candidates"),
+    ("placement", "layers", "candidates"),
     [
-        (4, [0, 1, 2, 3]),
-        (6, [1, 2, 3, 4, 5]),
-        (12, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
-        (13, [2, 4, 6, 8, 10, 12]),
-        (30, [5, 8, 11, 14, 17, 20, 23, 26, 29]),
+        ("add", 4, [0, 1, 2, 3]),
+        ("add", 6, [1, 2, 3, 4]),
+        ("add", 12, [2, 3, 4, 5, 6, 7, 8, 9]),
+        ("add", 30, [5, 7, 9, 11, 13, 15, 17, 19, 21, 23]),
+        ("prepend", 4, [0, 1, 2, 3]),
+        ("prepend", 6, [1, 2, 3, 4, 5]),
+        ("prepend", 12, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        ("prepend", 13, [2, 4, 6, 8, 10, 12]),
+        ("prepend", 30, [5, 8, 11, 14, 17, 20, 23, 26, 29]),
     ],
 )
-def test_a_search_chooses_from_at_most_ten_layers_above_the_lowest_sixth(layers, candidates):
-    assert resolve_prompt_layers(SPTConfig(prompt_layers="search"), layers) == candidates
+def test_a_search_chooses_from_at_most_ten_layers_without_the_outer_ones(placement, layers, candidates):
+    assert resolve_prompt_layers(SPTConfig(placement=placement, prompt_layers="search"), layers) == candidates
 
 
 @pytest.mark.parametrize("options", [{"prompt_layers": [3, 12]}, {"candidate_layers": [12]}], ids=str)

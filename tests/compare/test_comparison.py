@@ -270,7 +270,7 @@ def test_layers_that_have_none_of_the_modules_are_told(data: dict[str, str], mas
     row = execute(run_of("lora-upper", options, layers_pattern=["layer"], target_modules=["nothing"]), tmp_path / "run")
     assert row["state"] == "failed"
     some = ["layer.1.attention.self.query"]
-    row = execute(run_of("lora-upper", options, target_modules=some), tmp_path / "run")
+    row = execute(run_of("lora-upper", options, from_layer=1, target_modules=some), tmp_path / "run")
     assert "asks for changes in layers [1, 2], but PEFT made them in [1]" in row["error"]
 
 
@@ -471,6 +471,7 @@ def test_prompts_that_do_not_fit_the_backbone_are_told_before_anything_is_traine
         with pytest.raises(InputError, match=f"mine on words: .*{message}"):
             compare(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    parts["methods"]["mine"] = {"method": "spt", "prompt_layers": [7]}
     assert compare({**parts, "seeds": [0]}, tmp_path / "out", only=["head"]).summary[0].runs == 1
 
 

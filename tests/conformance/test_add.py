@@ -83,8 +83,8 @@ def test_trainable_are_generators_alone_and_each_learns(attach, family):
     for name, parameter in network.named_parameters():
         assert parameter.requires_grad == ("spt_generator" in name), name
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
-    down = 2 * (HIDDEN_SIZE * 8 + 8)
-    assert network.get_nb_trainable_parameters()[0] == down + 2 * (8 * HIDDEN_SIZE + HIDDEN_SIZE)
+    down = 2 * (HIDDEN_SIZE * 4 + 4)
+    assert network.get_nb_trainable_parameters()[0] == down + 2 * (4 * HIDDEN_SIZE + HIDDEN_SIZE)
 
 
 def test_checkpointing_gives_the_same_gradients(attach, family):
@@ -217,7 +217,7 @@ def test_towers_for_images_and_texts_ask_for_one():
     with pytest.raises(ValueError, match="several lists of blocks"):
         get_peft_model(CLIPModel(config), SPTConfig(prompt_layers=[1]))
     network = get_peft_model(CLIPModel(config), SPTConfig(prompt_layers=[1], layers_path="text_model.encoder.layers"))
-    assert network.get_nb_trainable_parameters()[0] == 2 * 32 * 8 + 8 + 32
+    assert network.get_nb_trainable_parameters()[0] == 2 * 32 * 4 + 4 + 32
 
 
 def test_stages_of_several_widths_are_refused():

@@ -138,7 +138,8 @@ def test_trls_trainer_packs_plain_text(attach, tmp_path):
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     options = {"report_to": "none", "use_cpu": True, "bf16": False, "save_strategy": "no", "logging_steps": 1}
     options |= {"packing": True, "max_length": 24, "max_steps": 12, "learning_rate": 1e-2}
-    network = get_peft_model(BY_NAME["llama"].build(), SPTConfig(task_type="CAUSAL_LM", prompt_layers=[1, 3]))
+    prompts = SPTConfig(task_type="CAUSAL_LM", prompt_layers=[1, 3], bottleneck_dim=8)
+    network = get_peft_model(BY_NAME["llama"].build(), prompts)
     trainer = SFTTrainer(
         network,
         SFTConfig(str(tmp_path), gradient_checkpointing=False, **options),
@@ -190,7 +191,7 @@ def test_states_without_a_batch_dimension(attach, prompt_layers, generator):
         # Rows of a padding-free batch are gone, so they can have no gates of their own.
         with (
             network.base_model.gating(torch.rand(3, len(network.base_model.candidate_layers))),
-            pytest.raises(InputError, match="or 1 row"),
+            pytest.raises(InputError, match=r"or \(1, 4\)"),
         ):
             network(states)
 

@@ -15,7 +15,7 @@ from sptune import SPTConfig
 from sptune.runs.progress import leave_processes
 from sptune.search import SearchConfig, SPTSearchTrainer
 from sptune.search.searchers.fair import FairTrainer
-from sptune.search.selection_criteria import greedy
+from sptune.search.selection_criteria import greedily
 
 
 class GateGradients(TrainerCallback):
@@ -72,7 +72,7 @@ def main(output: str, batch_size: str, searcher: str) -> None:
         trainer.train()
         # Five batches for one process; three and two for each of two.
         trainer.architecture_dataset = build_examples(70)
-        scores, _ = greedy(trainer)
+        scores, _ = greedily(trainer)
         if trainer.is_world_process_zero():
             losses = [entry.get("weight_loss") or entry["loss"] for entry in trainer.history.entries]
             torch.save({"gate_gradients": recorder.steps, "losses": losses, "scores": scores}, output)
