@@ -450,7 +450,7 @@ def markdown(results: dict[str, Any]) -> str:
             ]
             parts.append(f"| {name} | {' | '.join(cells)} |")
     parts.append("\n### Ratios\n\n| figure | setting | value |\n|---|---|---|")
-    for figure in (name for name, value in results.items() if name not in ("machine", "settings")):
+    for figure in (name for name in results if name not in ("machine", "placement", "settings")):
         parts += [f"| {figure.replace('_', ' ')} | {where} | {value:.2f} |" for where, value in results[figure].items()]
     return "\n".join(parts) + "\n"
 

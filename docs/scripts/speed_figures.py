@@ -10,17 +10,19 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 
 
-def _measured() -> dict[str, Any]:
-    return dict(json.loads((RESULTS / "speed_cpu.json").read_text(encoding="utf-8")))
+def _measured(placement: str = "prepend") -> dict[str, Any]:
+    file = "speed_added.json" if placement == "add" else "speed_cpu.json"
+    return dict(json.loads((RESULTS / file).read_text(encoding="utf-8")))
 
 
-def speed(*words: str) -> str:
+def speed(placement: str, *words: str) -> str:
     """A table of ratios to LoRA, to the bare layers above and to the backbone, for each first prompt layer.
 
     Args:
+        placement: of the prompts.
         words: of the setting's name, such as "RoBERTa-large shape, T = 128".
     """
-    setting, measured = " ".join(words), _measured()
+    setting, measured = " ".join(words), _measured(placement)
     columns = (
         "first prompt layer",
         "step faster than LoRA r=8",
@@ -32,7 +34,8 @@ def speed(*words: str) -> str:
     layers = sorted(int(name.rpartition("=")[2]) for name in measured["speedup_over_lora"] if name.startswith(setting))
     for layer in layers:
         names = ("speedup_over_lora", "memory_over_lora", "over_limit", "latency_over_backbone")
-        cells = [f"{measured[name][f'{setting}, p = {layer}']:.2f}" for name in names]
+        values = [measured[name].get(f"{setting}, p = {layer}") for name in names]
+        cells = ["" if value is None else f"{value:.2f}" for value in values]
         rows.append(f"| {layer} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
