@@ -18,6 +18,7 @@ import numpy as np
 from scipy import stats
 
 from sptune.compare.summary import interval, mean_of_means, t_interval
+from sptune.search.layer_selection import evenly_spaced
 
 Row = dict[str, Any]
 LayerSet = tuple[int, ...]
@@ -114,6 +115,23 @@ class SubsetTable:
                     squares += float((rest**2).sum())
                     freedom += (grid.shape[0] - 1) * (grid.shape[1] - 1)
         return (squares / freedom) ** 0.5 if freedom else float("nan")
+
+    def by_size(self, task: str, size: int, sizes: Sequence[int]) -> tuple[float, float, float]:
+        """The accuracy of sets of a size: the mean of all, evenly spaced layers, the best by the other draws.
+
+        Args:
+            task: the task.
+            size: the number of layers.
+            sizes: all numbers of layers that are compared; only draws that they share count.
+        """
+        draws = self.draws(task, *sizes)
+        every = self.accuracies(task, size, draws)
+        best = []
+        for draw in draws:
+            others = self.accuracies(task, size, [one for one in draws if one != draw])
+            best.append(self.accuracies(task, size, [draw])[max(others, key=others.__getitem__)])
+        spaced = every[tuple(evenly_spaced(self.candidates, size))]
+        return float(np.mean(list(every.values()))), spaced, float(np.mean(best))
 
     def best_of_one_run(self, task: str, size: int) -> dict[int, LayerSet]:
         """The best set of each draw: the choice of a search that trains every set once."""

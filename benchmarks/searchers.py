@@ -289,14 +289,7 @@ def _numbers_of_layers(table: SubsetTable, tasks: Sequence[str], sizes: Sequence
     for size in sizes:
         cells, values = [], []
         for task in tasks:
-            draws = table.draws(task, *sizes)
-            every = table.accuracies(task, size, draws)
-            best = []
-            for draw in draws:
-                others = table.accuracies(task, size, [one for one in draws if one != draw])
-                best.append(table.accuracies(task, size, [draw])[max(others, key=others.__getitem__)])
-            spaced = every[tuple(evenly_spaced(table.candidates, size))]
-            values.append((float(np.mean(list(every.values()))), spaced, float(np.mean(best))))
+            values.append(table.by_size(task, size, sizes))
             cells.append(" / ".join(f"{value:.1f}" for value in values[-1]))
         shown.add_row(str(size), *cells, " / ".join(f"{value:.2f}" for value in np.mean(values, axis=0)))
     return shown

@@ -44,24 +44,10 @@ def numbers_of_layers(name: str) -> str:
     """Mean accuracy by number of prompt layers: of all sets, of evenly spaced ones, and of the best by other draws."""
     table = _table(name)
     sizes = range(1, len(table.candidates) + 1)
-    found = {size: np.mean([_of_size(table, task, size, sizes) for task in table.tasks], axis=0) for size in sizes}
+    found = {size: np.mean([table.by_size(task, size, sizes) for task in table.tasks], axis=0) for size in sizes}
     kinds = ("mean of all sets of that size", "evenly spaced", "best set by the other draw")
     rows = [[kind, *(f"{found[size][place]:.1f}" for size in sizes)] for place, kind in enumerate(kinds)]
     return _markdown(["layers", *map(str, sizes)], rows)
-
-
-def _of_size(table: SubsetTable, task: str, size: int, sizes: Sequence[int]) -> tuple[float, float, float]:
-    draws = table.draws(task, *sizes)
-    every = table.accuracies(task, size, draws)
-    best = []
-    for draw in draws:
-        others = table.accuracies(task, size, [one for one in draws if one != draw])
-        best.append(table.accuracies(task, size, [draw])[max(others, key=others.__getitem__)])
-    return (
-        float(np.mean(list(every.values()))),
-        every[tuple(evenly_spaced(table.candidates, size))],
-        float(np.mean(best)),
-    )
 
 
 def searcher_scores(table_name: str, rows_name: str, settings_name: str, *tasks: str) -> str:
