@@ -24,6 +24,7 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/codespell benchmarks docs examples peft_suite src tests tools *.md
 	@$(VENV)/bin/python tools/check_glossary.py
+	@$(VENV)/bin/python tools/check_sizes.py
 
 conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/runs/test_run.py tests/compare/test_adapters_library.py

@@ -53,7 +53,9 @@ def test_few_shot_names_the_allowed_numbers(number):
 
 
 def divided(train, validation=None, test=None, few_shot_count=None, seed=0):
-    return divide(train, validation, test, few_shot_count=few_shot_count, seed=seed, source="train.jsonl")
+    given = {"train": train, "validation": validation, "test": test}
+    examples = {role: split for role, split in given.items() if split is not None}
+    return divide(examples, few_shot_count=few_shot_count, seed=seed, source="train.jsonl")
 
 
 def places(split):

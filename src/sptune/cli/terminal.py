@@ -18,7 +18,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from sptune.compare import Comparison, Study
-    from sptune.compare.study import RunSpec
+    from sptune.compare.run_spec import RunSpec
     from sptune.runs.run import Run
     from sptune.search import SearchResult
 

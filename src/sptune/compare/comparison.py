@@ -17,7 +17,8 @@ from sptune.compare.methods import ADAPTERS, PROMPTS
 from sptune.compare.networks import lowest_layer
 from sptune.compare.pictures import plot_layers, plot_scores, searching
 from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
-from sptune.compare.study import Row, RunSpec, Study
+from sptune.compare.run_spec import Row, RunSpec
+from sptune.compare.study import Study
 from sptune.compare.study_run import FAILED
 from sptune.compare.summary import Line, summarize
 from sptune.compare.tables import cost_table, score_table
@@ -63,35 +64,28 @@ def compare(
 ) -> Comparison:
     """Run methods on tasks with seeds, and compare them.
 
-    Each method gets the same data, the same head and the same steps. Its learning rate is chosen among a few by the
-    score on development data, on a draw of the data that no result is reported on. A run that the folder holds already
-    is not repeated, so the call can be stopped and made again, and several processes can make it at once.
+    Each method gets the same data, the same head and the same steps. Its learning rate is chosen by the validation
+    score on a draw of the data that no result is reported on. Runs that the folder holds are not repeated, so the call
+    can be stopped and made again, and several processes can make it at once.
 
     Args:
         study: the study, a mapping of its parts (see `Study.from_mapping`), or a YAML file of them.
         output_dir: folder for what the study writes; it may hold runs of other studies.
-        only: methods whose runs are done now, such as those that this environment has the libraries for; None for all.
-            What is there of the others is in the result too.
-        retry_failed: do runs that failed again, of the methods whose runs are done now.
+        only: methods to run now; None for all. The result has what is there of the others, too.
+        retry_failed: repeat runs that failed, of the methods to run now.
         ray: address of a Ray cluster to do the runs on; None to do them here.
-        watcher: is told about progress.
+        watcher: receives progress events.
 
     Raises:
         InputError: the study or its data cannot be right.
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
-    if processes().num_processes > 1:
-        raise InputError(
-            "A comparison is not started with accelerate launch; start several processes with the same folder instead."
-        )
-    check_methods(study, only)
-    folder = Path(output_dir)
-    check_output(folder)
+    folder, watcher = Path(output_dir), watcher or Watcher()
+    _check_call(study, folder, only)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
     left = study.pending([row for row in begun if row["run"] not in failed], only)
     check_libraries(study, left, only)
-    watcher = watcher or Watcher()
     for task, notes in check_data(study, left).items():
         for note in notes:
             watcher.noted(task, note)
@@ -104,6 +98,15 @@ def compare(
     with contextlib.suppress(OSError):
         (folder / RUNS_FOLDER).rmdir()  # unless a process is still at work
     return _conclude(study, folder, log)
+
+
+def _check_call(study: Study, folder: Path, only: Sequence[str] | None) -> None:
+    if processes().num_processes > 1:
+        raise InputError(
+            "A comparison is not started with accelerate launch; start several processes with the same folder instead."
+        )
+    check_methods(study, only)
+    check_output(folder)
 
 
 def _begin(study: Study, folder: Path, failed: set[str]) -> RunLog:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from sptune.compare.study import Row
+from sptune.compare.run_spec import Row
 from sptune.compare.study_run import FAILED
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from sptune.compare.methods import HEAD, ZERO_SHOT
 from sptune.compare.networks import attach, saved_bytes, trained_parameters
-from sptune.compare.study import Row, RunSpec
+from sptune.compare.run_spec import Row, RunSpec
 from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages

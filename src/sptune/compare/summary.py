@@ -11,7 +11,8 @@ from typing import Any
 
 from scipy import stats
 
-from sptune.compare.study import Row, Study
+from sptune.compare.run_spec import Row
+from sptune.compare.study import Study
 from sptune.compare.study_run import DONE, FAILED
 
 # The rows of a method by task and seed.

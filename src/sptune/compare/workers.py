@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sptune.compare.run_log import RunLog
-from sptune.compare.study import Row, RunSpec, Study
+from sptune.compare.run_spec import Row, RunSpec
+from sptune.compare.study import Study
 from sptune.compare.study_run import execute, failed
 from sptune.errors import InputError
 

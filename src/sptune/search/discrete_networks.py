@@ -31,9 +31,8 @@ def all_sets(candidates: Sequence[int], size: int) -> list[LayerSet]:
 def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: int = 1) -> Findings:
     """Train a network for each set on the weight split; after each rung but the last, drop those with the larger loss.
 
-    Each network has its own generators and head. The rungs share the steps of `problem.args` evenly; each has a
-    learning rate that falls to zero, so that losses are those of finished networks, and continues from the weights of
-    the rung before. Layers below a set run once for each example, where the activation cache is on.
+    Each network has its own generators and head. The rungs share the steps of `problem.args` evenly. Each continues
+    from the weights of the rung before with a learning rate that falls to zero, so that networks are compared finished.
 
     Args:
         problem: the search; it cannot be resumed and starts again.

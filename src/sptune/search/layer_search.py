@@ -45,27 +45,20 @@ def search_prompt_layers(
     resume_from_checkpoint: str | bool | None = None,
     tell: Callable[[str], None] = logger.info,
 ) -> SearchResult:
-    """Train a supernet and choose the prompt layers by it.
-
-    Nothing is trained with the fixed settings "all" (all candidates), "middle" and "first", with "spaced" and "random",
-    and with the default, "auto", on few examples.
+    """Train a supernet in place and choose the prompt layers by it.
 
     Args:
         network: `get_peft_model(backbone, SPTConfig(prompt_layers="search"))`.
-        train_dataset: all the training data; it is split in a weight split and an architecture split here.
+        train_dataset: all the training data, for the weight split and the architecture split.
         args: training arguments of the search; epochs count over the weight split.
-        search: how to search; None for the defaults.
+        search: how to search; None for the defaults. See `SearchConfig` for searchers that train nothing.
         class_scores: as in `SPTTrainer`.
         data_collator: as in `transformers.Trainer`.
         callbacks: as in `transformers.Trainer`.
         head_learning_rate: as in `SPTTrainer`.
         activation_cache: as in `SPTTrainer`; below the lowest candidate layer.
-        resume_from_checkpoint: a checkpoint folder of an interrupted search, or True for the last one in
-            `args.output_dir`.
+        resume_from_checkpoint: as in `transformers.Trainer.train`; "halving" and "exhaustive" cannot be resumed.
         tell: receives messages: before the search, its cost and what is cached; after it, remarks about the choice.
-
-    The network is trained in place, except by "halving" and "exhaustive", which leave it as it was and cannot be
-    resumed.
 
     Raises:
         InputError: the network is not a supernet, or the number of layers does not fit its candidates.
@@ -74,19 +67,19 @@ def search_prompt_layers(
     tuner, config = _supernet(network)
     if SEARCHERS[search.searcher].fixed:
         return _fixed_result(config, search, tuner.candidate_layers, tuner.backbone.num_layers)
-    options = {
-        "class_scores": class_scores,
-        "data_collator": data_collator,
-        "callbacks": callbacks,
-        "head_learning_rate": head_learning_rate,
-        "activation_cache": activation_cache,
-    }
+    options: dict[str, Any] = {"class_scores": class_scores, "data_collator": data_collator, "callbacks": callbacks}
+    options |= {"head_learning_rate": head_learning_rate, "activation_cache": activation_cache}
     sized = _with_number(search, tuner, config)  # an impossible choice fails before the training
     problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
+    return _search(problem, config, search)
+
+
+def _search(problem: SearchProblem, config: SPTConfig, search: SearchConfig) -> SearchResult:
+    """Find the layers, and report the remarks about them."""
     findings = load_searcher(search.searcher)(problem)
     for remark in findings.remarks:
-        tell(remark)
-    result = _result(findings, config, search, sized, tuner.candidate_layers)
+        problem.tell(remark)
+    result = _result(findings, config, search, problem.search, problem.candidates)
     logger.info("The search chose prompt layers %s of %s.", result.prompt_layers, result.candidate_layers)
     return result
 

@@ -25,6 +25,9 @@ class SearchConfig:
     takes four layers, or two where prompts stand in front of the text. The layers of a fixed setting ("all", "middle",
     "first") must be among the candidates of the network; "all" takes every candidate.
 
+    Nothing is trained with a fixed setting, with "spaced" and "random", and with "auto" on few examples. "halving" and
+    "exhaustive" train the supernet's discrete networks one by one and leave the supernet as it was.
+
     Raises:
         InputError: a value is not allowed; the message names the field, the value and the values allowed.
     """

@@ -118,15 +118,7 @@ def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int
     return {index for label, indices in places.items() for index in generator.sample(indices, numbers[label])}
 
 
-def divide(
-    train: list[Example],
-    validation: list[Example] | None,
-    test: list[Example] | None,
-    *,
-    few_shot_count: int | None,
-    seed: int,
-    source: str,
-) -> Splits:
+def divide(examples: Mapping[str, list[Example]], *, few_shot_count: int | None, seed: int, source: str) -> Splits:
     """Complete the three splits; missing ones are split off from the training data.
 
     By default, a fifth of the training data becomes the test split and a tenth the validation split. With
@@ -134,9 +126,7 @@ def divide(
     split. A text that occurs in the training split is never split off.
 
     Args:
-        train: the training data.
-        validation: the validation data; None to split them off.
-        test: the test data; None to split them off.
+        examples: the data by role: "train" and, unless they are to be split off, "validation" and "test".
         few_shot_count: the number of training examples, or None for all.
         seed: the seed of all random choices.
         source: the name of the training data, for messages.
@@ -147,12 +137,13 @@ def divide(
     Raises:
         InputError: if there are too few examples.
     """
+    train, validation, test = examples["train"], examples.get("validation"), examples.get("test")
     if few_shot_count is None:
         splits = _divide_all(train, validation, test, seed, source)
     else:
         splits = _divide_few_shot(train, validation, test, few_shot_count, seed, source)
-    for name, examples in (("validation", splits.validation), ("test", splits.test)):
-        splits.notes.extend(_weaknesses(name, examples, splits.train))
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        splits.notes.extend(_weaknesses(name, split, splits.train))
     return splits
 
 

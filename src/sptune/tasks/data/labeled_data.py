@@ -54,15 +54,13 @@ def load_splits(
         train_file: a .jsonl, .csv, .tsv or .parquet file.
         validation_file: split off from the training data by default.
         test_file: split off from the training data by default.
-        dataset: instead of files, a Hugging Face dataset: an id on the hub, a folder of files, a folder written by
-            `save_to_disk`, or a single file.
+        dataset: instead of files, a Hugging Face dataset; see `sptune.tasks.data.hub_dataset.open_dataset`.
         dataset_config: the configuration of the dataset.
-        split_names: the splits to use as "train", "validation" and "test", if their names differ; None for a split
-            that is split off from the training data.
+        split_names: the splits to use as "train", "validation" and "test"; None for one to split off from "train".
         text_columns: the column with the text; two columns for text pairs.
         label_column: the column with the class, a name or a number.
-        labels: the classes in order. Default: those of the training data, in the order that a `ClassLabel` feature
-            declares, else in numerical or alphabetical order.
+        labels: the classes in order; by default those of the training data, in declared, numerical or alphabetical
+            order.
         few_shot: the number of training examples in all.
         seed: the seed of all random splits.
 
@@ -73,27 +71,38 @@ def load_splits(
         InputError: all errors of the data in one message.
     """
     text_columns = check_column_names(text_columns, label_column)
-    given_labels = None if labels is None else check_class_names(labels)
+    known = None if labels is None else check_class_names(labels)
+    files = (train_file, validation_file, test_file)
+    sources, notes = _open_sources(files, dataset, dataset_config, split_names or {}, text_columns, label_column)
+    classes, examples = _check_sources(sources, text_columns, label_column, known, notes)
+    splits = divide(examples, few_shot_count=few_shot, seed=seed, source=_source_name(sources["train"]))
+    splits.notes[:0] = notes
+    return classes, splits
+
+
+def _open_sources(
+    files: tuple[str | Path | None, str | Path | None, str | Path | None],
+    dataset: str | None,
+    dataset_config: str | None,
+    split_names: Mapping[str, str | None],
+    text_columns: Sequence[str],
+    label_column: str,
+) -> tuple[dict[str, list[RowSource]], list[str]]:
+    """Open the files, or the splits of the dataset.
+
+    Returns:
+        The sources by role, and notes.
+    """
+    train_file, validation_file, test_file = files
     notes: list[str] = []
-    if dataset is not None and train_file is None and validation_file is None and test_file is None:
+    if dataset is not None and not any(file is not None for file in files):
         splits, notes = open_dataset(dataset, dataset_config, [*text_columns, label_column])
-        openers = openers_of_splits(dataset, splits, split_names or {}, label_column, notes)
+        openers = openers_of_splits(dataset, splits, split_names, label_column, notes)
     elif dataset is None and train_file is not None:
         openers = openers_of_files(train_file, validation_file, test_file)
     else:
         raise _conflict(dataset, train_file)
-    sources = {role: open_split() for role, open_split in openers.items()}
-    classes, examples = _check_sources(sources, text_columns, label_column, given_labels, notes)
-    divided = divide(
-        examples["train"],
-        examples.get("validation"),
-        examples.get("test"),
-        few_shot_count=few_shot,
-        seed=seed,
-        source=_source_name(sources["train"]),
-    )
-    divided.notes[:0] = notes
-    return classes, divided
+    return {role: open_split() for role, open_split in openers.items()}, notes
 
 
 def _conflict(dataset: str | None, train_file: str | Path | None) -> InputError:
