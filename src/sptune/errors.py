@@ -1,5 +1,7 @@
 """The errors sptune raises at its edges. Each message names the thing, the place and the remedy."""
 
+from collections.abc import Iterable
+
 
 class SptuneError(Exception):
     """A run failed for a reason the user can act on (the command line exits with 1)."""
@@ -7,3 +9,29 @@ class SptuneError(Exception):
 
 class InputError(SptuneError, ValueError):
     """Options, files or models that cannot be right (the command line exits with 2)."""
+
+
+class UnknownAdapterError(InputError):
+    """No adapter of this name is loaded.
+
+    Attributes:
+        known: the names of those that are.
+    """
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.known = sorted(known)
+        super().__init__(f"No adapter {name!r} is loaded; loaded are: {', '.join(self.known) or 'none'}.")
+
+
+class TooLongError(InputError):
+    """A text is longer than its adapter reads.
+
+    Attributes:
+        length: of the text.
+        maximum: that is read.
+        unit: what is counted.
+    """
+
+    def __init__(self, length: int, maximum: int, unit: str = "tokens") -> None:
+        self.length, self.maximum, self.unit = length, maximum, unit
+        super().__init__(f"The text has {length:,} {unit}, and at most {maximum:,} are read; shorten or split it.")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sptune.runs.inference import load_adapter
+from sptune.runs.adapter_pool import AdapterPool
 from sptune.runs.run import fit
 
 REVIEWS = [
@@ -48,16 +48,16 @@ def test_fit_runs_end_to_end(run: Any) -> None:
 
 
 def test_adapter_loads_and_generates_with_cache_batch_and_left_padding(run: Any) -> None:
-    loaded = load_adapter(run.adapter_dir)
-    tokenizer = loaded.encoder.tokenizer
+    pool = AdapterPool(run.adapter_dir)
+    tokenizer = pool.tokenizer
     tokenizer.padding_side = "left"
     texts = [f"{text} . It was" for text in ("a warm and funny film", "dull")]
     batch = tokenizer(texts, padding=True, return_tensors="pt")
     batch.pop("token_type_ids", None)
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    cached = loaded.model.generate(**batch, **options, use_cache=True)
-    assert torch.equal(cached, loaded.model.generate(**batch, **options, use_cache=False))
+    cached = pool.model.generate(**batch, **options, use_cache=True)
+    assert torch.equal(cached, pool.model.generate(**batch, **options, use_cache=False))
     alone = tokenizer(texts[1], return_tensors="pt")
     alone.pop("token_type_ids", None)
-    single = loaded.model.generate(**alone, **options)
+    single = pool.model.generate(**alone, **options)
     assert torch.equal(cached[1, -4:], single[0, -4:])

@@ -20,7 +20,8 @@ from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
 from sptune.runs import plan as preparation
 from sptune.runs import resolution
-from sptune.runs.inference import evaluate, inspect, load_adapter, predict
+from sptune.runs.adapter_pool import AdapterPool
+from sptune.runs.inference import evaluate, inspect, predict
 from sptune.runs.progress import Monitor
 from sptune.runs.run import fit, search, train
 from sptune.runs.run_options import RunOptions
@@ -166,7 +167,7 @@ def test_model_card_shows_how_to_load_and_its_lines_work(finished: Any) -> None:
     assert "import sptune" in code
     names: dict[str, Any] = {}
     exec(code.replace("path/to/this/folder", str(finished.adapter_dir)), names)
-    loaded = load_adapter(finished.adapter_dir).model
+    loaded = AdapterPool(finished.adapter_dir).model
     batch = {"input_ids": torch.tensor([[2, 5, 20, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
     assert isinstance(names["model"], PeftModel)
     torch.testing.assert_close(names["model"].eval()(**batch).logits, loaded(**batch).logits)
@@ -666,6 +667,6 @@ def test_diverged_training_says_so(options: dict[str, Any], tmp_path: Path) -> N
 
 
 def test_folder_without_an_adapter_is_refused(tmp_path: Path) -> None:
-    for use in (lambda: inspect(tmp_path), lambda: load_adapter(tmp_path), lambda: evaluate(tmp_path, "test.jsonl")):
+    for use in (lambda: inspect(tmp_path), lambda: AdapterPool(tmp_path), lambda: evaluate(tmp_path, "test.jsonl")):
         with pytest.raises(InputError, match="holds no adapter"):
             use()

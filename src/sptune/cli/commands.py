@@ -56,10 +56,19 @@ def evaluate(
 @app.command()
 @with_exit_codes
 def predict(
-    adapter: AdapterOption,
+    adapter: Annotated[
+        list[str],
+        typer.Option(
+            "--adapter", help="Adapter folder that a run wrote; with --adapter-column several, also as NAME=FOLDER."
+        ),
+    ],
     input: Annotated[Path, typer.Option("--input", help="Texts: .jsonl, .csv, .tsv or .parquet.")],
     output: Annotated[
         Path | None, typer.Option(help="Write predictions here, as JSON Lines. Default: print them.")
+    ] = None,
+    adapter_column: Annotated[
+        str | None,
+        typer.Option(help="Column that names each row's adapter. An adapter without NAME= has that of its folder."),
     ] = None,
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
@@ -75,6 +84,7 @@ def predict(
             adapter,
             input,
             output,
+            adapter_column=adapter_column,
             text_columns=text_column,
             overwrite=overwrite,
             monitor=stages,  # type: ignore[arg-type]

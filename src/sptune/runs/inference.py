@@ -1,61 +1,21 @@
-"""Using an adapter that a run wrote: evaluate, predict, inspect."""
+"""Using adapters that runs wrote: evaluate, predict, inspect."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from peft import PeftModel
-from safetensors import safe_open
-from torch.utils.data import DataLoader
 
-from sptune import whole_files
 from sptune.errors import InputError
-from sptune.modeling.loading import BackboneSpec, is_causal, load_backbone, load_config, load_tokenizer
+from sptune.runs import adapter_folder
 from sptune.runs import output_folder as outputs
-from sptune.runs.progress import Monitor, processes
+from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
+from sptune.runs.adapter_pool import AdapterPool
+from sptune.runs.progress import Monitor
 from sptune.runs.run_results import prediction_rows
-from sptune.runs.stages import by_length
-from sptune.tasks import Example, Task, TaskEncoder, compute_metrics, read_labeled, read_unlabeled
-
-
-@dataclass(frozen=True)
-class LoadedAdapter:
-    """An adapter with its backbone, task and encoder.
-
-    Attributes:
-        model: backbone with the adapter, ready to predict.
-        task: the task it was trained for.
-        encoder: turns examples into batches, and batches into class scores.
-    """
-
-    model: PeftModel
-    task: Task
-    encoder: TaskEncoder
-
-
-def load_adapter(adapter: str | Path) -> LoadedAdapter:
-    """Load what `fit` or `train` saved, backbone included.
-
-    Args:
-        adapter: the adapter folder, or the run's folder around it.
-
-    Raises:
-        InputError: not such a folder, or its backbone cannot be loaded.
-    """
-    folder = _adapter_folder(adapter)
-    document = _task_document(folder)
-    task, spec = Task.from_dict(document["task"]), BackboneSpec.from_dict(document["backbone"])
-    config, tokenizer = load_config(spec.source), load_tokenizer(spec.source)
-    backbone, _ = load_backbone(spec, tokenizer)
-    model = PeftModel.from_pretrained(backbone, str(folder)).eval()
-    encoder = TaskEncoder(task, tokenizer, max_length=document["max_length"], causal=is_causal(config))
-    return LoadedAdapter(model.to(processes().device), task, encoder)
+from sptune.tasks import Example, compute_metrics, read_labeled, read_named, read_unlabeled
 
 
 def evaluate(
@@ -87,9 +47,12 @@ def evaluate(
     """
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
-    task = _saved_task(adapter, text_columns, label_column)
+    saved = AdapterFolder.read(adapter)
+    task = saved.task.with_columns(text_columns or saved.task.text_fields, label_column)
     examples = read_labeled(test_file, task.text_fields, task.label_field, labels=task.labels)
-    scores = _scores(adapter, task, examples, monitor or Monitor())
+    monitor = monitor or Monitor()
+    pool = _load({"adapter": saved}, monitor)
+    scores = np.stack(pool.class_scores([("adapter", example) for example in examples], monitor))
     if output is not None:
         outputs.write_json_lines(Path(output), prediction_rows(task, examples, scores))
     labels = [task.labels.index(example.label or "") for example in examples]
@@ -97,10 +60,11 @@ def evaluate(
 
 
 def predict(
-    adapter: str | Path,
+    adapter: str | Path | Sequence[str | Path] | Mapping[str, str | Path],
     input: str | Path,
     output: str | Path | None = None,
     *,
+    adapter_column: str | None = None,
     text_columns: Sequence[str] | None = None,
     overwrite: bool = False,
     monitor: Monitor | None = None,
@@ -108,24 +72,30 @@ def predict(
     """Predict the class of unlabeled texts.
 
     Args:
-        adapter: an adapter folder that `fit` or `train` wrote.
+        adapter: an adapter folder that `fit` or `train` wrote. With `adapter_column` several of one backbone: a mapping
+            from names to folders, or what else `sptune.runs.adapter_folder.named_folders` takes.
         input: texts: .jsonl, .csv, .tsv or .parquet.
         output: where to write the predictions, as JSON Lines; None not to write them.
+        adapter_column: the column that names the adapter of each row.
         text_columns: columns with the text, where they are not called as in training.
         overwrite: `output` may be there already.
         monitor: receives progress events.
 
     Returns:
-        One entry for each text: its columns, "prediction" and "scores".
+        One entry for each text, in the order of the file: its adapter if there is a column for it, its text columns,
+        "prediction" and "scores".
 
     Raises:
-        InputError: the adapter or the data cannot be right, or `output` must not be written.
+        InputError: an adapter or the data cannot be right, or `output` must not be written.
     """
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
-    task = _saved_task(adapter, text_columns, None)
-    examples = read_unlabeled(input, task.text_fields)
-    rows = list(prediction_rows(task, examples, _scores(adapter, task, examples, monitor or Monitor())))
+    saved = read_all(named_folders(adapter))
+    examples = _read_texts(saved, input, adapter_column, text_columns)
+    monitor = monitor or Monitor()
+    rows = _load(saved, monitor).predict_examples(examples, monitor)
+    if adapter_column is not None:
+        rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
     if output is not None:
         outputs.write_json_lines(Path(output), rows)
     return rows
@@ -137,16 +107,10 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
     Raises:
         InputError: not an SPT adapter.
     """
-    folder = _adapter_folder(adapter)
-    config = whole_files.read_json(folder / "adapter_config.json")
-    if config.get("peft_type") != "SPT":
-        raise InputError(f"{folder} holds a {config.get('peft_type')} adapter; inspect shows SPT adapters.")
-    sizes: dict[str, int] = {}
-    for file in folder.glob("adapter_model*.safetensors"):
-        with safe_open(file, framework="numpy") as weights:
-            sizes.update({key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()})  # noqa: SIM118
+    folder = adapter_folder.find_folder(adapter)
+    config, sizes = adapter_folder.read_config(folder), adapter_folder.read_sizes(folder)
     generators = sum(size for key, size in sizes.items() if "spt_generator" in key)
-    document = _task_document(folder) if (folder / outputs.TASK_FILE).exists() else {}
+    document = adapter_folder.read_task_document(folder) if (folder / outputs.TASK_FILE).exists() else {}
     names = (
         "placement",
         "prompt_layers",
@@ -173,49 +137,28 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
     }
 
 
-def _adapter_folder(adapter: str | Path) -> Path:
-    for folder in (Path(adapter), Path(adapter) / outputs.ADAPTER_FOLDER):
-        if (folder / "adapter_config.json").is_file():
-            return folder
-    raise InputError(f"{adapter}: holds no adapter (no adapter_config.json); name the adapter folder that a run wrote.")
-
-
-def _task_document(folder: Path) -> dict[str, Any]:
-    path = folder / outputs.TASK_FILE
-    if not path.exists():
+def _read_texts(
+    saved: Mapping[str, AdapterFolder],
+    input: str | Path,
+    adapter_column: str | None,
+    text_columns: Sequence[str] | None,
+) -> list[tuple[str, Example]]:
+    """The adapter and the example of each row."""
+    columns = {
+        name: one.task.with_columns(text_columns or one.task.text_fields).text_fields for name, one in saved.items()
+    }
+    if adapter_column is not None:
+        return read_named(input, adapter_column, columns)
+    if len(saved) > 1:
         raise InputError(
-            f"{folder} holds an adapter without {outputs.TASK_FILE}, which says what its classes and its input are; "
-            "use one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
+            f"Several adapters are given ({', '.join(saved)}), but no column says which row is for which; name it with "
+            "--adapter-column (adapter_column=)."
         )
-    document = whole_files.read_json(path)
-    missing = {"task", "backbone", "max_length"} - set(document if isinstance(document, dict) else ())
-    if missing:
-        raise InputError(
-            f"{path}: {', '.join(sorted(missing))} missing; use an adapter that sptune fit or train wrote."
-        )
-    return document
+    ((name, text_fields),) = columns.items()
+    return [(name, example) for example in read_unlabeled(input, text_fields)]
 
 
-def _saved_task(adapter: str | Path, text_columns: Sequence[str] | None, label_column: str | None) -> Task:
-    """The adapter's task, for data with these column names; read before anything heavy is loaded."""
-    task = Task.from_dict(_task_document(_adapter_folder(adapter))["task"])
-    return task.with_columns(text_columns or task.text_fields, label_column)
-
-
-def _scores(adapter: str | Path, task: Task, examples: Sequence[Example], monitor: Monitor) -> np.ndarray:
-    """The adapter's class scores (n, classes), in the order of the examples."""
-    monitor.stage("Loading the adapter and its backbone")
-    loaded = load_adapter(adapter)
-    own = loaded.encoder
-    encoder = TaskEncoder(task, own.tokenizer, max_length=own.max_length, causal=own.causal)
-    encoded = encoder.encode(examples)
-    order = by_length(encoded)
-    loader = DataLoader(encoded.select(order), batch_size=32, collate_fn=encoder.collator)
-    monitor.stage("Predicting", len(loader))
-    scores = []
-    for batch in loader:
-        with torch.no_grad():
-            on_device = {name: value.to(loaded.model.device) for name, value in batch.items()}
-            scores.append(encoder.class_scores(loaded.model, on_device).float().cpu())
-        monitor.step()
-    return torch.cat(scores).numpy()[np.argsort(order)]
+def _load(saved: Mapping[str, AdapterFolder], monitor: Monitor) -> AdapterPool:
+    what = "the adapter" if len(saved) == 1 else f"{len(saved)} adapters"
+    monitor.stage(f"Loading {what} and the backbone")
+    return AdapterPool({name: one.path for name, one in saved.items()})

@@ -27,16 +27,20 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return get_base_model() if callable(get_base_model) else model
 
 
-def causal_answer_logits(
-    model: nn.Module, inputs: Mapping[str, torch.Tensor], arguments: set[str] | None
-) -> torch.Tensor:
+def classifier_logits(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """The logits of a sequence classifier, (batch, classes)."""
+    outputs = model(**inputs)
+    return outputs.logits if hasattr(outputs, "logits") else outputs[0]
+
+
+def causal_answer_logits(model: nn.Module, inputs: Mapping[str, Any], arguments: set[str] | None) -> torch.Tensor:
     """The logits after the last real token of each row; rows may be padded on either side.
 
     With left padding, the head is computed only at that position if the model supports it.
 
     Args:
         model: a causal language model.
-        inputs: `input_ids` (batch, length) and the other inputs of the model.
+        inputs: `input_ids` (batch, length) and the other arguments of the model.
         arguments: the argument names of its forward; see `forward_arguments`.
 
     Returns:
@@ -67,7 +71,7 @@ def causal_answer_logits(
     return _at(_logits(model(**inputs, **options)), last, length)
 
 
-def masked_answer_logits(model: nn.Module, inputs: Mapping[str, torch.Tensor], mask_token_id: int) -> torch.Tensor:
+def masked_answer_logits(model: nn.Module, inputs: Mapping[str, Any], mask_token_id: int) -> torch.Tensor:
     """The logits at the mask token of each row; the head is computed only there if possible.
 
     Masked language models have no argument for this, and the head of a large vocabulary costs several layers' time.
@@ -131,12 +135,15 @@ def _at(states: torch.Tensor, positions: torch.Tensor, length: int) -> torch.Ten
     return states[torch.arange(states.shape[0], device=states.device), positions]
 
 
-def _right_padded(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _right_padded(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The same rows, padded on the right."""
     mask = inputs["attention_mask"]
     length = mask.shape[1]
     order = (torch.arange(length, device=mask.device) + mask.int().argmax(-1, keepdim=True)) % length
-    return {name: value.gather(-1, order) if value.shape == mask.shape else value for name, value in inputs.items()}
+    return {
+        name: value.gather(-1, order) if isinstance(value, torch.Tensor) and value.shape == mask.shape else value
+        for name, value in inputs.items()
+    }
 
 
 def _logits(outputs: Any) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
-from sptune.tasks.answer_logits import causal_answer_logits, forward_arguments, masked_answer_logits
+from sptune.tasks.answer_logits import (
+    causal_answer_logits,
+    classifier_logits,
+    forward_arguments,
+    masked_answer_logits,
+)
 from sptune.tasks.label_words import label_token_ids
 from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example
@@ -122,50 +127,40 @@ class TaskEncoder:
         """
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
-        labels = self._class_indices(examples)
+        labels = _class_indices(self.task, examples)
         chunks: list[Dataset] = []
         too_long: list[Example] = []
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
-            columns, rows = self._encode_texts([example.fields for example in chunk])
+            columns, rows = self.encode_texts([example.fields for example in chunk])
             too_long.extend(chunk[row] for row in rows)
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
             if labels is not None:
                 columns["labels"] = labels[start : start + CHUNK]
             chunks.append(Dataset.from_dict(columns))
         self.too_long = len(too_long)
-        if too_long:
-            logger.warning(
-                "%d of %d texts are longer than the maximum of %d tokens (the first: %s); their ends were cut.",
-                len(too_long),
-                len(examples),
-                self.max_length,
-                too_long[0].where,
-            )
+        warn_cut(too_long, len(examples), self.max_length)
         return chunks[0] if len(chunks) == 1 else concatenate_datasets(chunks)
 
-    def _class_indices(self, examples: Sequence[Example]) -> list[int] | None:
-        index = {label: number for number, label in enumerate(self.task.labels)}
-        for example in examples:
-            if example.label is not None and example.label not in index:
-                raise InputError(
-                    f"{example.where}: label {example.label!r} is not a class of task {self.task.name!r} "
-                    f"({', '.join(self.task.labels)}); correct the data or the task's labels."
-                )
-        missing = [example.where for example in examples if example.label is None]
-        if missing and len(missing) < len(examples):
-            raise InputError(
-                f"{len(missing)} of {len(examples)} examples have no label (the first: {missing[0]}); label all or "
-                "none."
-            )
-        return None if missing else [index[example.label] for example in examples if example.label is not None]
+    def encode_texts(self, fields: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
+        """Tokenize texts without labels.
 
-    def _encode_texts(self, fields: Sequence[dict[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
-        """The tokenizer's columns, and the indices of the rows that were cut."""
+        Args:
+            fields: for each row, the text of each text column.
+
+        Returns:
+            `input_ids`, `attention_mask` and, if the tokenizer returns them, `token_type_ids`, a list a row; and the
+            indices of the rows that were cut.
+        """
         clean = [{name: self._clean(text) for name, text in texts.items()} for texts in fields]
         if self._template is None:
             return self._tokenize_plain(clean)
         return self._tokenize_template(self._template, clean)
+
+    def input_length(self, texts: Mapping[str, str]) -> int:
+        """The number of tokens of an input before it is cut."""
+        clean = [{name: self._clean(text) for name, text in texts.items()}]
+        return len(self._tokenize_whole(clean)["input_ids"][0])
 
     def _clean(self, text: str) -> str:
         """Strip the text and break up special tokens that it spells, so that they stay ordinary text."""
@@ -189,23 +184,28 @@ class TaskEncoder:
     def _too_long(self, columns: dict[str, list[Any]]) -> list[int]:
         return [row for row, ids in enumerate(columns["input_ids"]) if len(ids) > self.max_length]
 
-    def _tokenize_plain(self, fields: Sequence[dict[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
-        texts = [[texts[name] for texts in fields] for name in self.task.text_fields]
-        columns = self._tokenize(*texts, truncation=False)
+    def _tokenize_whole(self, fields: Sequence[Mapping[str, str]]) -> dict[str, list[Any]]:
+        """The tokenizer's columns of texts that are not cut."""
+        if self._template is None:
+            return self._tokenize(*self._plain(fields), truncation=False)
+        return self._tokenize([self._template.render(texts, self._answer)[0] for texts in fields], truncation=False)
+
+    def _plain(self, fields: Sequence[Mapping[str, str]]) -> list[list[str]]:
+        return [[texts[name] for texts in fields] for name in self.task.text_fields]
+
+    def _tokenize_plain(self, fields: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
+        columns = self._tokenize_whole(fields)
         rows = self._too_long(columns)
         if rows:
-            cut = self._tokenize(
-                *[[column[row] for row in rows] for column in texts],
-                truncation="longest_first",
-                max_length=self.max_length,
-            )
+            texts = self._plain([fields[row] for row in rows])
+            cut = self._tokenize(*texts, truncation="longest_first", max_length=self.max_length)
             for name, values in cut.items():
                 for row, value in zip(rows, values, strict=True):
                     columns[name][row] = value
         return columns, rows
 
     def _tokenize_template(
-        self, template: Template, fields: Sequence[dict[str, str]]
+        self, template: Template, fields: Sequence[Mapping[str, str]]
     ) -> tuple[dict[str, list[Any]], list[int]]:
         rendered = [template.render(texts, self._answer) for texts in fields]
         columns = self._tokenize([text for text, _ in rendered], truncation=False)
@@ -242,17 +242,37 @@ class TaskEncoder:
         Raises:
             InputError: if the head of the model does not fit the task.
         """
+        return self.read_scores(self.answer_logits(model, batch))
+
+    def answer_logits(self, model: nn.Module, batch: Batch, **options: Any) -> torch.Tensor:
+        """The logits at the answer, (batch, vocabulary), or those of a classifier, (batch, classes).
+
+        Args:
+            model: as in `class_scores`.
+            batch: a batch from the collator.
+            options: passed to the model, such as PEFT's `adapter_names`.
+        """
         arguments = forward_arguments(model)
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", "length")}
+        inputs: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("labels", "length")}
         if arguments is not None and "token_type_ids" not in arguments:
             inputs.pop("token_type_ids", None)
+        inputs |= options
         if self.task.kind == "classifier":
-            return self._classifier_scores(model(**inputs))
+            return classifier_logits(model, inputs)
         if self.causal:
-            logits = causal_answer_logits(model, inputs, arguments)
-        else:
-            assert self._mask_token_id is not None
-            logits = masked_answer_logits(model, inputs, self._mask_token_id)
+            return causal_answer_logits(model, inputs, arguments)
+        assert self._mask_token_id is not None
+        return masked_answer_logits(model, inputs, self._mask_token_id)
+
+    def read_scores(self, logits: torch.Tensor) -> torch.Tensor:
+        """The score of each class in float32, (batch, classes), from the logits of `answer_logits`.
+
+        Raises:
+            InputError: if the head of the model does not fit the task.
+        """
+        if self.task.kind == "classifier":
+            check_classes(logits, self.task)
+            return logits.float()
         if max(self.label_token_ids) >= logits.shape[-1]:
             raise InputError(
                 f"The model scores {logits.shape[-1]} tokens, but a label word is token {max(self.label_token_ids)}; "
@@ -260,15 +280,46 @@ class TaskEncoder:
             )
         return logits[:, list(self.label_token_ids)].float()
 
-    def _classifier_scores(self, outputs: Any) -> torch.Tensor:
-        logits = outputs.logits if hasattr(outputs, "logits") else outputs[0]
-        if logits.ndim != 2 or logits.shape[1] != len(self.task.labels):
+
+def check_classes(logits: torch.Tensor, task: Task) -> None:
+    """Refuse logits of a head that has another number of classes than the task.
+
+    Raises:
+        InputError: the numbers differ.
+    """
+    if logits.ndim != 2 or logits.shape[1] != len(task.labels):
+        raise InputError(
+            f"The model returns scores of shape {tuple(logits.shape)}, but task {task.name!r} has {len(task.labels)} "
+            f"classes; load it with AutoModelForSequenceClassification and num_labels={len(task.labels)}."
+        )
+
+
+def _class_indices(task: Task, examples: Sequence[Example]) -> list[int] | None:
+    index = {label: number for number, label in enumerate(task.labels)}
+    for example in examples:
+        if example.label is not None and example.label not in index:
             raise InputError(
-                f"The model returns scores of shape {tuple(logits.shape)}, but task {self.task.name!r} has "
-                f"{len(self.task.labels)} classes; load it with AutoModelForSequenceClassification and "
-                f"num_labels={len(self.task.labels)}."
+                f"{example.where}: label {example.label!r} is not a class of task {task.name!r} "
+                f"({', '.join(task.labels)}); correct the data or the task's labels."
             )
-        return logits.float()
+    missing = [example.where for example in examples if example.label is None]
+    if missing and len(missing) < len(examples):
+        raise InputError(
+            f"{len(missing)} of {len(examples)} examples have no label (the first: {missing[0]}); label all or none."
+        )
+    return None if missing else [index[example.label] for example in examples if example.label is not None]
+
+
+def warn_cut(too_long: Sequence[Example], count: int, max_length: int) -> None:
+    """Warn that the texts of some of `count` examples were cut."""
+    if too_long:
+        logger.warning(
+            "%d of %d texts are longer than the maximum of %d tokens (the first: %s); their ends were cut.",
+            len(too_long),
+            count,
+            max_length,
+            too_long[0].where,
+        )
 
 
 def _ending_tokens(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -1,5 +1,6 @@
 """Reads labeled text from files or Hugging Face datasets and checks it before a model is loaded."""
 
-from sptune.tasks.data.labeled_data import load_splits, read_labeled, read_unlabeled
+from sptune.tasks.data.labeled_data import load_splits, read_labeled, read_named, read_unlabeled
+from sptune.tasks.data.request_checks import check_request
 
-__all__ = ["load_splits", "read_labeled", "read_unlabeled"]
+__all__ = ["check_request", "load_splits", "read_labeled", "read_named", "read_unlabeled"]

@@ -1,4 +1,4 @@
-"""Loads checked examples: the three splits (`load_splits`) or one file (`read_labeled`, `read_unlabeled`)."""
+"""Loads checked examples: the three splits (`load_splits`) or one file (the others)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sptune.tasks.data.column_checks import check_column_names
 from sptune.tasks.data.error_report import raise_errors
 from sptune.tasks.data.file_reader import open_file
 from sptune.tasks.data.hub_dataset import open_dataset
-from sptune.tasks.data.row_checks import check_rows
+from sptune.tasks.data.row_checks import check_named_rows, check_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.split_roles import openers_of_files, openers_of_splits
 from sptune.tasks.splits import Example, Splits, divide
@@ -192,6 +192,30 @@ def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS)
     """
     source = open_file(path)
     examples = check_rows(source, check_column_names(text_columns, None), None)
+    _raise_errors_and_log_notes(source)
+    return examples
+
+
+def read_named(
+    path: str | Path, name_column: str, text_columns: Mapping[str, Sequence[str]]
+) -> list[tuple[str, Example]]:
+    """Read the texts of one file whose rows are for several adapters.
+
+    Args:
+        path: the file.
+        name_column: the column that names the adapter of each row.
+        text_columns: for each adapter, the columns with its text.
+
+    Returns:
+        The adapter's name and the example of each row, in the order of the file.
+
+    Raises:
+        InputError: all errors of the file in one message.
+    """
+    source = open_file(path)
+    for columns in text_columns.values():
+        check_column_names([*columns, name_column], None)
+    examples = check_named_rows(source, name_column, text_columns)
     _raise_errors_and_log_notes(source)
     return examples
 

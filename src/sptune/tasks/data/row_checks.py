@@ -41,6 +41,35 @@ def check_rows(
     return [example for example in examples if example is not None]
 
 
+def check_named_rows(
+    source: RowSource, name_column: str, text_columns: Mapping[str, Sequence[str]]
+) -> list[tuple[str, Example]]:
+    """Turn rows into examples of several tasks; errors go into `source.errors`.
+
+    Args:
+        source: the rows.
+        name_column: the column that names the task of each row.
+        text_columns: for each name, the columns with its text.
+
+    Returns:
+        The name and the example of each row without errors.
+    """
+    if source.columns is not None and report_header(source, [name_column], source.columns):
+        return []
+    checkers = {name: _RowChecker(source, columns, None, None) for name, columns in text_columns.items()}
+    examples: list[tuple[str, Example]] = []
+    for line, values in source.rows:
+        name = _check_name(values.get(name_column), name_column, checkers, line, source.errors)
+        example = None if name is None else checkers[name].example(line, values)
+        if name is not None and example is not None:
+            examples.append((name, example))
+    for checker in checkers.values():
+        checker.report_missing()
+    if not examples:
+        _report_no_rows(source)
+    return examples
+
+
 class _RowChecker:
     """Checks row by row and remembers the errors that one message reports for many rows."""
 
@@ -69,7 +98,7 @@ class _RowChecker:
         if not self._has_fields(line, values):
             return None
         errors = self.source.errors
-        texts = {column: _check_text(values[column], column, line, errors) for column in self.text_columns}
+        texts = {column: check_text(values[column], column, line, errors) for column in self.text_columns}
         fields = {column: text for column, text in texts.items() if text is not None}
         label = None if self.label_column is None else self._label(line, values[self.label_column], self.label_column)
         if len(fields) < len(texts) or (label is None and self.label_column is not None):
@@ -100,15 +129,16 @@ class _RowChecker:
             return None
         return label
 
+    def report_missing(self) -> None:
+        """Report the columns that rows lack, after the last row."""
+        report_missing_fields(self.source, self._missing, self._count, list(self._seen_columns))
+
     def report(self, train_name: str | None) -> None:
         """Report the errors that concern many rows, after the last row."""
         errors = self.source.errors
-        if not self._count and not errors.count:
-            errors.add(
-                "empty: it has a header but no rows" if self.source.columns else "empty: it has no examples",
-                "Add at least one example, or leave the file out.",
-            )
-        report_missing_fields(self.source, self._missing, self._count, list(self._seen_columns))
+        if not self._count:
+            _report_no_rows(self.source)
+        self.report_missing()
         if self.label_column is not None:
             report_unlabeled_rows(errors, self._unlabeled, self._count, self.label_column)
             report_unknown_labels(
@@ -116,7 +146,27 @@ class _RowChecker:
             )
 
 
-def _check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str | None:
+def _report_no_rows(source: RowSource) -> None:
+    if not source.errors.count:
+        source.errors.add(
+            "empty: it has a header but no rows" if source.columns else "empty: it has no examples",
+            "Add at least one example, or leave the file out.",
+        )
+
+
+def _check_name(value: Any, column: str, names: Collection[str], line: int, errors: ErrorReport) -> str | None:
+    """One of the names; None, and an error in the report, if it is another value."""
+    if isinstance(value, str) and value in names:
+        return value
+    known = f"Write one of {', '.join(map(repr, names))}, or name the adapter that is meant as well."
+    if value is None or value == "":
+        errors.add("names no adapter", known, line=line, field=column)
+    else:
+        errors.add("is not the name of an adapter given", known, line=line, field=column, value=value)
+    return None
+
+
+def check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str | None:
     """A text; None, and an error in the report, if it is blank or not text."""
     if value is None or (isinstance(value, str) and is_blank(value)):
         error, remedy = "empty text", "Write the text, or remove the line."

@@ -1,0 +1,203 @@
+"""Reading the folder of an adapter that a run wrote, without its weights and its backbone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sptune import whole_files
+from sptune.errors import InputError
+from sptune.modeling.loading import BackboneSpec
+from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
+from sptune.tasks import Task
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """The checked content of an adapter folder, except for its weights.
+
+    Attributes:
+        path: the folder itself, also where the run's folder around it was named.
+        config: the content of adapter_config.json.
+        task: the task it was trained for.
+        backbone: the backbone it was trained on.
+        max_length: the maximum number of tokens of an input.
+        sizes: the number of elements of each tensor, from the header of the weights file.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    task: Task
+    backbone: BackboneSpec
+    max_length: int
+    sizes: dict[str, int]
+
+    @classmethod
+    def read(cls, adapter: str | Path) -> AdapterFolder:
+        """Read an adapter folder, or the run's folder around it.
+
+        Raises:
+            InputError: it is not an adapter that a run of sptune wrote, or one of its files is broken.
+        """
+        folder = find_folder(adapter)
+        config = read_config(folder)
+        task, backbone, max_length = _read_task(folder)
+        return cls(folder, config, task, backbone, max_length, read_sizes(folder))
+
+
+def find_folder(adapter: str | Path) -> Path:
+    """The adapter folder, given itself or the run's folder around it.
+
+    Raises:
+        InputError: there is no adapter.
+    """
+    for folder in (Path(adapter), Path(adapter) / ADAPTER_FOLDER):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise InputError(f"{adapter}: holds no adapter (no {CONFIG_FILE}); name the adapter folder that a run wrote.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    Raises:
+        InputError: it is not the configuration of an SPT adapter.
+    """
+    config = whole_files.read_json(folder / CONFIG_FILE)
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "SPT":
+        raise InputError(
+            f"{folder} holds a {kind} adapter, not an SPT adapter; name one that sptune fit or train wrote."
+        )
+    return config
+
+
+def read_task_document(folder: Path) -> dict[str, Any]:
+    """The content of task.json.
+
+    Raises:
+        InputError: it is missing or incomplete.
+    """
+    path = folder / TASK_FILE
+    if not path.exists():
+        raise InputError(
+            f"{folder} holds an adapter without {TASK_FILE}, which says what its classes and its input are; "
+            "use one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
+        )
+    document = whole_files.read_json(path)
+    missing = {"task", "backbone", "max_length"} - set(document if isinstance(document, dict) else ())
+    if missing:
+        raise InputError(
+            f"{path}: {', '.join(sorted(missing))} missing; use an adapter that sptune fit or train wrote."
+        )
+    return document
+
+
+def _read_task(folder: Path) -> tuple[Task, BackboneSpec, int]:
+    document = read_task_document(folder)
+    try:
+        task, backbone = Task.from_dict(document["task"]), BackboneSpec.from_dict(document["backbone"])
+        return task, backbone, int(document["max_length"])
+    except InputError as error:
+        raise InputError(f"{folder / TASK_FILE}: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{folder / TASK_FILE}: a value is missing or has the wrong type ({error}); use an adapter that sptune fit "
+            "or train wrote."
+        ) from None
+
+
+def read_sizes(folder: Path) -> dict[str, int]:
+    """The number of elements of each tensor of the adapter; only the header of the weights file is read.
+
+    Raises:
+        InputError: there is no such file, or it is broken.
+    """
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise InputError(
+            f"{folder}: holds no {WEIGHTS_FILE}; weights in another format are not loaded. Save the adapter with "
+            "save_pretrained, which writes it."
+        )
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            return {key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: cannot be read as safetensors ({error}); save the adapter again.") from None
+
+
+def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
+    """Adapter folders by the names that data and requests use for them.
+
+    Args:
+        adapters: one or several folders; a mapping from names to folders; or texts such as "films=runs/17". Without a
+            name, an adapter has that of its run's folder: runs/films and runs/films/adapter are "films".
+
+    Raises:
+        InputError: no adapter, or two of the same name.
+    """
+    if isinstance(adapters, Mapping):
+        pairs = [(name, Path(folder)) for name, folder in adapters.items()]
+    else:
+        given = [adapters] if isinstance(adapters, str | Path) else adapters
+        pairs = [_named_folder(str(one)) for one in given]
+    if not pairs:
+        raise InputError("No adapter is named; give at least one adapter folder that a run wrote.")
+    named: dict[str, Path] = {}
+    for name, folder in pairs:
+        if not name.strip():
+            raise InputError(f"{folder}: its name is empty; write for example films={folder}.")
+        if name in named:
+            raise InputError(
+                f"{named[name]} and {folder} are both named {name!r}; give each a name of its own, such as "
+                f"{name}2={folder}."
+            )
+        named[name] = folder
+    return named
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, sign, folder = text.partition("=")
+    if sign and not Path(text).exists():
+        return name, Path(folder)
+    place = Path(text).resolve()
+    return (place.parent.name if place.name == ADAPTER_FOLDER else place.name), Path(text)
+
+
+def read_all(folders: Mapping[str, str | Path]) -> dict[str, AdapterFolder]:
+    """Read adapter folders that are to share a backbone.
+
+    Raises:
+        InputError: one is broken, or was trained on another backbone than the first.
+    """
+    adapters = {name: AdapterFolder.read(folder) for name, folder in folders.items()}
+    for other in adapters.values():
+        check_same_backbone(next(iter(adapters.values())), other)
+    return adapters
+
+
+def check_same_backbone(first: AdapterFolder, other: AdapterFolder) -> None:
+    """Refuse an adapter that was trained on another backbone, or with another kind of head.
+
+    Raises:
+        InputError: the two cannot share a model.
+    """
+    # The classes of a classifier belong to the adapter, which brings its own head.
+    one, two = replace(first.backbone, labels=()), replace(other.backbone, labels=())
+    if one == two:
+        return
+    before, after = one.to_dict(), two.to_dict()
+    differing = [name for name in before if before[name] != after[name]]
+    raise InputError(
+        f"{other.path} was trained on another backbone than {first.path} "
+        f"({'; '.join(f'{name}: {after[name]!r}, not {before[name]!r}' for name in differing)}). Adapters that are "
+        "loaded together share one backbone; use this one by itself, or train it on the same backbone."
+    )
