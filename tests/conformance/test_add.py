@@ -77,6 +77,23 @@ def test_each_row_has_gates_of_its_own(attach, family):
             torch.testing.assert_close(_result(network, batch)[row], together[row], atol=1e-5, rtol=1e-4)
 
 
+def test_each_row_has_an_adapter_of_its_own(attach, randomize, family):
+    batch, network = family.batch(), attach(family.build(), family)
+    network.add_adapter("other", SPTConfig(prompt_layers=[0, 3], bottleneck_dim=3, layers_path=family.layers_path))
+    network.set_adapter("other")
+    randomize(network, 7)
+    names, alone = ["other", "default", "__base__"], {}
+    for name in names[:2]:
+        network.set_adapter(name)
+        alone[name] = _result(network, batch)
+    with network.disable_adapter():
+        alone["__base__"] = _result(network, batch)
+    with torch.no_grad():
+        mixed = next(iter(network(**batch, adapter_names=names).to_tuple()))
+    for row, name in enumerate(names):
+        torch.testing.assert_close(mixed[row], alone[name][row], atol=1e-5, rtol=1e-4)
+
+
 def test_trainable_are_generators_alone_and_each_learns(attach, family):
     network = attach(family.build(), family)
     next(iter(network(**family.batch()).to_tuple())).square().mean().backward()

@@ -196,13 +196,6 @@ def test_two_active_adapters_are_refused(build_network, build_config, build_batc
         network(**build_batch(bert))
 
 
-def test_adapters_mixed_in_a_batch_are_refused_not_ignored(build_network, build_config, build_batch, bert):
-    network = build_network(bert)
-    network.add_adapter("other", build_config(bert))
-    with pytest.raises(ValueError, match="adapter_names"):
-        network(**build_batch(bert), adapter_names=["default", "other", "default"])
-
-
 def test_mixed_models_are_refused(build_backbone, build_config, bert):
     with pytest.raises(ValueError, match=r"(?i)mixed|SPT"):
         get_peft_model(build_backbone(bert), build_config(bert), mixed=True)

@@ -12,6 +12,7 @@ from sptune.modeling.forward_context import AdapterSettings, ForwardContext
 
 if TYPE_CHECKING:
     from sptune.modeling.prepend.prepend_attachment import PrependAttachment
+    from sptune.modeling.saved_module import SavedModule
 
 
 class Attachment:
@@ -24,6 +25,8 @@ class Attachment:
     Attributes:
         settings: of its adapters, by name.
         context: what holds in the forward under way, by thread.
+        saved_modules: the wrappers of `modules_to_save`.
+        removed: whether the prompts were taken off the model.
         prepend: what only prompts in front of the text need; None until an adapter has some.
     """
 
@@ -32,6 +35,8 @@ class Attachment:
         self.backbone = backbone
         self.settings: dict[str, AdapterSettings] = {}
         self.context = ForwardContext()
+        self.saved_modules: list[SavedModule] = []
+        self.removed = False
         self.prepend: PrependAttachment | None = None
 
     def settings_of(self, adapter: str) -> AdapterSettings:
@@ -56,5 +61,6 @@ class Attachment:
 
     def remove(self) -> None:
         """Restore the model's methods."""
+        self.removed = True
         if self.prepend is not None:
             self.prepend.remove()

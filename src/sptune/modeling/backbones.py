@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -232,3 +233,14 @@ def frozen_part(model: nn.Module, backbone: Backbone) -> nn.Module:
     inner = getattr(model, "base_model", None)
     holds = isinstance(inner, nn.Module) and any(module is backbone.layers for module in inner.modules())
     return cast(nn.Module, inner) if holds else backbone.base_model
+
+
+def turn_off_dropout(frozen: nn.Module) -> None:
+    """Set evaluation mode in all modules but those that are trained and those that checkpoint gradients."""
+    modules = list(frozen.modules())
+    wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
+    trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
+    for module in modules:
+        # Gradient checkpointing works in training mode only.
+        if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
+            module.training = False

@@ -9,11 +9,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sptune.config import SPTConfig
+
+if TYPE_CHECKING:
+    from sptune.modeling.mixed_batch import MixedBatch
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,10 @@ class ForwardContext(ThreadState):
     Attributes:
         gate_values: gates that replace the adapter's own, (batch or 1, candidates); None for its own.
         adapters: settings that replace those of adapters, by name.
+        mixed_batch: the adapters of the rows of the batch, which replace the active one; None for that one.
     """
 
     def __init__(self) -> None:
         self.gate_values: torch.Tensor | None = None
         self.adapters: dict[str, AdapterSettings] = {}
+        self.mixed_batch: MixedBatch | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +20,7 @@ from sptune.modeling.gates import at_least_float32
 from sptune.modeling.generators import build_generator
 
 if TYPE_CHECKING:
+    from sptune.modeling.mixed_batch import MixedBatch
     from sptune.modeling.prepend.prepended_layer import PrependedLayer
 
 
@@ -137,17 +140,18 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         return self.base_layer
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the block with the prompts of the active adapter, if it has any here."""
+        """Run the block with the prompts of the active adapter, or of each row's adapter, if it has any here."""
+        mixed_batch = self.attachment.context.mixed_batch
+        if mixed_batch is not None:
+            return self._run_mixed(mixed_batch, args, kwargs)
         adapter = self.active_spt_adapter()
         if adapter is not None:
             settings = self.attachment.settings_of(adapter)
             if settings.config.placement == "prepend" and self.prepended is not None:
                 return self.prepended.run(adapter, settings, args, kwargs)
             if self.index in settings.layers:
-                args, kwargs = self._add(adapter, settings, args, kwargs)
-        if self.prepended is not None:
-            return self.prepended.run_bare(args, kwargs)
-        return self.base_layer(*args, **kwargs)
+                args, kwargs = self._change_states(partial(self._add, adapter, settings), args, kwargs)
+        return self._run_bare(args, kwargs)
 
     def active_spt_adapter(self) -> str | None:
         """The adapter whose prompts are used, or None.
@@ -184,10 +188,31 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             )
         return at_least_float32(values[:, settings.layers.index(self.index)].to(self.spt_gate[adapter].device))
 
-    def _add(
-        self, adapter: str, settings: AdapterSettings, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _run_bare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.prepended is not None:
+            return self.prepended.run_bare(args, kwargs)
+        return self.base_layer(*args, **kwargs)
+
+    def _run_mixed(self, mixed_batch: MixedBatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if mixed_batch.has_prompts_at(self.index):
+            args, kwargs = self._change_states(
+                lambda states: mixed_batch.add_offsets(self.index, states, self._cast_input_dtype), args, kwargs
+            )
+        return self._run_bare(args, kwargs)
+
+    def _add(self, adapter: str, settings: AdapterSettings, states: torch.Tensor) -> torch.Tensor:
+        """The states h, (batch, ..., d), with a_i G_i(h) added to them."""
+        generator = self.spt_generator[adapter]
+        offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
+        gate = self.gate(adapter, settings, states.shape[0])
+        if gate is not None:
+            offset = gate.view(-1, *[1] * (states.dim() - 1)).to(offset.dtype) * offset
+        return states + offset.to(states.dtype)
+
+    def _change_states(
+        self, change: Callable[[torch.Tensor], torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of the block with h + a_i G_i(h) in place of the states h."""
+        """The arguments of the block with other states, (batch, ..., d), in place of those given."""
         states = args[0] if args else kwargs[self.states_name]
         width = self.attachment.backbone.hidden_size
         if states.shape[-1] != width:
@@ -197,12 +222,5 @@ class SPTLayer(nn.Module, BaseTunerLayer):
                 "SPTConfig(layers_path='...')."
             )
         device = hooked_device(self.base_layer)
-        if device is not None:
-            states = states.to(device)
-        generator = self.spt_generator[adapter]
-        offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
-        gate = self.gate(adapter, settings, states.shape[0])
-        if gate is not None:
-            offset = gate.view(-1, *[1] * (states.dim() - 1)).to(offset.dtype) * offset
-        states = states + offset.to(states.dtype)
+        states = change(states if device is None else states.to(device))
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, self.states_name: states})

@@ -16,11 +16,12 @@ from torch import nn
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.modeling.attachment import Attachment
-from sptune.modeling.backbones import Backbone, find_backbone, frozen_part, keep_differentiable, unwrapped
+from sptune.modeling.backbones import Backbone, find_backbone, frozen_part, keep_differentiable, turn_off_dropout
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import gate_logits
 from sptune.modeling.layer import CANNOT_MERGE, SPTLayer
-from sptune.modeling.modules_to_save import find_modules_to_save, unwrap_modules, wrap_modules
+from sptune.modeling.mixed_batch import MixedBatch
+from sptune.modeling.modules_to_save import adopt_wrappers, find_modules_to_save, unwrap_modules, wrap_modules
 
 
 class SPTModel(BaseTuner):
@@ -71,6 +72,7 @@ class SPTModel(BaseTuner):
         peft_config = cast(SPTConfig, peft_config)
         # All state is set here and not in the constructor, which does not run for a second adapter.
         attached = _find_attachment(self.model) or Attachment(self.model, _backbone_for(self.model, peft_config))
+        self._attached = attached
         attached.prepare_for(peft_config)
         blocks = attached.backbone.layers
         layers = resolve_prompt_layers(peft_config, len(blocks))
@@ -110,12 +112,22 @@ class SPTModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise InputError(
-                "adapter_names asks for several adapters in one batch, which SPT does not support; split the batch by "
-                "adapter and use set_adapter."
-            )
-        yield
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        attached = self._attachment()
+        mixed_batch = MixedBatch(names, attached, training=self.training)
+        mixed_batch.check_batch(args, kwargs)
+        with attached.context.having(mixed_batch=mixed_batch):
+            yield
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, as in PEFT; in a mixed batch each row has its adapter's name."""
+        mixed_batch = self._attachment().context.mixed_batch
+        if mixed_batch is not None:
+            mixed_batch.check_batch(args, kwargs)
+        return super().forward(*args, **kwargs)
 
     def train(self, mode: bool = True) -> SPTModel:
         """Set training mode, but leave dropout off in the frozen backbone.
@@ -131,7 +143,7 @@ class SPTModel(BaseTuner):
         super().train(mode)
         attached = _find_attachment(self.model)
         if mode and attached is not None:
-            _turn_off_dropout(frozen_part(self.model, attached.backbone))
+            turn_off_dropout(frozen_part(self.model, attached.backbone))
         return self
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -152,6 +164,7 @@ class SPTModel(BaseTuner):
             _wrap_blocks(self._attachment(), range(backbone.num_layers), self.active_adapters, model.training)
         active, trainable = adapter_name in self.active_adapters, not config.inference_mode
         wrap_modules(model, backbone, in_blocks, adapter_name, active=active, trainable=trainable)
+        adopt_wrappers(model, self._attachment())
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # PEFT's method would also cast modules_to_save inside blocks to a dtype that the backbone does not expect.
@@ -260,10 +273,9 @@ class SPTModel(BaseTuner):
         )
 
     def _attachment(self) -> Attachment:
-        attached = _find_attachment(self.model)
-        if attached is None:
+        if self._attached.removed:
             raise InputError("No prompts are attached to this model any more: it was unloaded.")
-        return attached
+        return self._attached
 
     def _active(self) -> str:
         if len(self.active_adapters) != 1:
@@ -350,17 +362,6 @@ def _check_phm_dim(config: SPTConfig, backbone: Backbone) -> None:
             f"phm_dim={config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; choose a "
             "divisor."
         )
-
-
-def _turn_off_dropout(frozen: nn.Module) -> None:
-    """Set evaluation mode in all modules but those that are trained and those that checkpoint gradients."""
-    modules = list(frozen.modules())
-    wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
-    trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
-    for module in modules:
-        # Gradient checkpointing works in training mode only.
-        if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
-            module.training = False
 
 
 def _wrap_blocks(attached: Attachment, layers: Iterable[int], active_adapters: list[str], training: bool) -> None:

@@ -18,8 +18,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from sptune.errors import InputError
+from sptune.modeling.attachment import Attachment
 from sptune.modeling.backbones import Backbone, unwrapped
 from sptune.modeling.layer import SPTLayer
+from sptune.modeling.saved_module import SavedModule
 
 # PEFT adds these names itself for these tasks, and a backbone has only one of them.
 HEADS_OF_TASKS = {
@@ -113,6 +115,13 @@ def wrap_modules(
             model.set_submodule(path, wrapper)
         if active:
             wrapper.set_adapter(adapter_name, inference_mode=not trainable)
+
+
+def adopt_wrappers(model: nn.Module, attachment: Attachment) -> None:
+    """Turn PEFT's new wrappers of modules into ours."""
+    for module in model.modules():
+        if type(module) is ModulesToSaveWrapper:
+            SavedModule.adopt(module, attachment)
 
 
 def unwrap_modules(model: nn.Module) -> None:
