@@ -71,6 +71,10 @@ class SavedModule(ModulesToSaveWrapper):
         return part.out_features == getattr(self.attachment.model.config, "num_labels", None)
 
 
+# PEFT's status of a model and its printed form name the class.
+SavedModule.__name__ = ModulesToSaveWrapper.__name__
+
+
 def run_linears(linears: Sequence[nn.Linear], states: torch.Tensor) -> torch.Tensor:
     """The output of each row's linear layer as one batched product.
 
