@@ -47,6 +47,7 @@ from sptune import SearchConfig
 from sptune.modeling.gates import at_least_float32
 from sptune.runs.output_folder import read_json_lines
 from sptune.search.bilevel_trainer import SPTSearchTrainer
+from sptune.search.gate_sampler import GateSampler
 from sptune.search.layer_selection import select_layers
 from subsets import Problem
 
@@ -62,19 +63,23 @@ class OneLevelTrainer(SPTSearchTrainer):
         self.train_dataset = self.architecture_dataset = train_dataset
 
 
-class CompetingTrainer(SPTSearchTrainer):
+class CompetingGates(GateSampler):
     """DARTS with gates softmax(alpha) over the layers, so that a gate only grows if others shrink."""
 
-    def sample_gates(self, size: int) -> torch.Tensor:
+    def sample(self, size: int) -> torch.Tensor:
         """The gates, (1, candidates), with sum 1."""
-        return torch.softmax(at_least_float32(self.alphas), 0)[None]
+        return torch.softmax(at_least_float32(self.trainer.alphas), 0)[None]
 
-    def gates(self) -> list[float]:
+    def trained(self) -> torch.Tensor:
         """softmax(alpha)."""
-        return torch.softmax(at_least_float32(self.alphas.detach()), 0).tolist()
+        return torch.softmax(at_least_float32(self.trainer.alphas.detach()), 0)
 
 
-TRAINERS = {"spt": SPTSearchTrainer, "one_level": OneLevelTrainer, "competing": CompetingTrainer}
+TRAINERS = {
+    "spt": SPTSearchTrainer,
+    "one_level": OneLevelTrainer,
+    "competing": partial(SPTSearchTrainer, gate_sampler=CompetingGates),
+}
 
 
 def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], folder: Path) -> Row:

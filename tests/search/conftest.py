@@ -105,11 +105,12 @@ def search(build_supernet, build_args, examples, collate):
 
 @pytest.fixture
 def build_trainer(build_supernet, build_args, examples, collate):
-    def build(trainer_class, searcher, network=None, args=None, **fields):
+    def build(trainer_class, searcher, network=None, args=None, gate_sampler=None, **fields):
         config = SearchConfig(searcher=searcher, **{"num_prompt_layers": 2, **fields})
         network = network or build_supernet()
+        own = {} if gate_sampler is None else {"gate_sampler": gate_sampler}
         return trainer_class(
-            network, build_args(**(args or {})), train_dataset=examples, search=config, data_collator=collate
+            network, build_args(**(args or {})), train_dataset=examples, search=config, data_collator=collate, **own
         )
 
     return build

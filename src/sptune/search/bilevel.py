@@ -54,12 +54,12 @@ class BilevelStep:
         return loss
 
     def backward_both(
-        self, backward_architecture: Callable[[], torch.Tensor], backward_weight: Callable[[], torch.Tensor]
+        self, backward_architecture: Callable[[], None], backward_weight: Callable[[], torch.Tensor]
     ) -> torch.Tensor:
         """A micro-batch of each split; gives the loss of the weight split's.
 
         Args:
-            backward_architecture: the backward pass of L_architecture.
+            backward_architecture: adds grad_alpha L_architecture to the gradients of alpha.
             backward_weight: the backward pass of L_weight.
         """
         omega_weight = _take_gradients(self.omega)  # of the micro-batches before

@@ -17,6 +17,7 @@ from sptune.modeling.gates import at_least_float32
 from sptune.renamed import warn_renamed
 from sptune.search.bilevel import BilevelStep
 from sptune.search.consistency import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.gate_sampler import GateSampler
 from sptune.search.supernet_trainer import SupernetTrainer
 from sptune.training.loss_items import batch_size
 
@@ -36,31 +37,35 @@ class SPTSearchTrainer(SupernetTrainer):
     there is no batch of the architecture split and no alpha moves.
 
     In SPT-DARTS each example occurs twice in its batch, under independent layer masks, and a consistency penalty is
-    added to both losses. Subclasses for other searchers define in `sample_gates` the gates of a batch, and in
-    `gate_penalty` what is added to its loss.
+    added to both losses.
 
     Args:
         *args: the arguments of `SupernetTrainer`; with the searcher "spt_darts" training is SPT-DARTS, with all others
             first-order DARTS.
+        gate_sampler: the gates of a batch; those of DARTS by default.
         **kwargs: likewise.
     """
 
-    searchers: tuple[str, ...] = ("darts", "spt_darts")
+    gated = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, gate_sampler: type[GateSampler] = GateSampler, **kwargs: Any) -> None:
+        self.searchers = gate_sampler.searchers
         super().__init__(*args, **kwargs)
+        self.gate_sampler = gate_sampler(self)
         model = cast(nn.Module, self.model)
         alphas = self.tuner.gate_parameters()
-        self._alphas: list[nn.Parameter] = [alphas[layer] for layer in sorted(alphas)]
-        is_alpha = {id(alpha) for alpha in self._alphas}
+        self.alpha_parameters: list[nn.Parameter] = [alphas[layer] for layer in sorted(alphas)]
+        is_alpha = {id(alpha) for alpha in self.alpha_parameters}
         weights = [p for p in model.parameters() if p.requires_grad and id(p) not in is_alpha]
         self._masked = self.search.searcher == "spt_darts"
-        self.bilevel_step = BilevelStep(weights, self._alphas, self.search.mixed_level_weight if self._masked else 0.0)
+        self.bilevel_step = BilevelStep(
+            weights, self.alpha_parameters, self.search.mixed_level_weight if self._masked else 0.0
+        )
         self._architecture_iterator: Iterator[Batch] | None = None
         self._architecture_batches: deque[Batch] = deque()
         self._architecture_items: torch.Tensor | None = None
         # Micro-batches in the current step: the last step of an epoch may have fewer.
-        self._micro_batches = 1
+        self.micro_batches = 1
         self._begin_anew()
 
     @property
@@ -76,8 +81,9 @@ class SPTSearchTrainer(SupernetTrainer):
         return seconds
 
     def passes(self, steps: int) -> float:
-        """One pass for each step, and one more where the gates move."""
-        return steps + math.ceil((steps - self._warmup_steps(steps)) / self.search.gate_interval)
+        """One pass for each step, and those of the architecture step where the gates move."""
+        moving = math.ceil((steps - self.warmup_steps(steps)) / self.search.gate_interval)
+        return steps + self.gate_sampler.architecture_passes * moving
 
     # The step
 
@@ -87,11 +93,11 @@ class SPTSearchTrainer(SupernetTrainer):
         """The backward passes of one micro-batch of each split."""
 
         def backward_weight() -> torch.Tensor:
-            return self._backward("weight", model, inputs, num_items_in_batch)
+            return self.backward("weight", model, inputs, num_items_in_batch)
 
-        def backward_architecture() -> torch.Tensor:
+        def backward_architecture() -> None:
             batch = self._architecture_batches.popleft()
-            return self._backward("architecture", model, batch, self._architecture_items)
+            self.gate_sampler.backward_architecture(model, batch, self._architecture_items)
 
         if self._gates_move():
             loss = self.bilevel_step.backward_both(backward_architecture, backward_weight)
@@ -101,9 +107,10 @@ class SPTSearchTrainer(SupernetTrainer):
             self._finish_step()
         return loss
 
-    def _backward(
+    def backward(
         self, split: str, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
+        """The backward pass of a micro-batch of one split ("weight" or "architecture"); returns its loss."""
         self._split = split
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -122,10 +129,11 @@ class SPTSearchTrainer(SupernetTrainer):
 
     def _gates_move(self) -> bool:
         """Whether the gates move in this step: after the warm-up they do every `gate_interval` steps."""
-        beyond = self.state.global_step - self._warmup_steps(self.state.max_steps)
+        beyond = self.state.global_step - self.warmup_steps(self.state.max_steps)
         return beyond >= 0 and beyond % self.search.gate_interval == 0
 
-    def _warmup_steps(self, steps: int) -> int:
+    def warmup_steps(self, steps: int) -> int:
+        """The number of steps, out of this many, before the gates move."""
         return min(round(self.search.warmup_ratio * steps), steps - 1)
 
     # Losses
@@ -140,7 +148,7 @@ class SPTSearchTrainer(SupernetTrainer):
         """In training, the loss of the search; in evaluation, the loss of the gated network."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        consistency, gates = None, self.sample_gates(batch_size(inputs))
+        consistency, gates = None, self.gate_sampler.sample(batch_size(inputs))
         if self._masked:
             loss, consistency, outputs = self._masked_loss(model, inputs)
         elif gates is None:
@@ -149,32 +157,28 @@ class SPTSearchTrainer(SupernetTrainer):
             with self.tuner.gating(gates):
                 loss, outputs = self._mean_loss(model, inputs)
         share = self._share(inputs, num_items_in_batch)
-        self._record(LOSS_NAMES[self._split], loss * share)
+        self.record(LOSS_NAMES[self._split], loss * share)
         if consistency is not None:
             if self._split == "weight":
-                self._record("consistency", consistency * share)
+                self.record("consistency", consistency * share)
             loss = loss + self.search.consistency_weight * consistency
-        loss = (loss + self.gate_penalty()) * share
+        loss = (loss + self.gate_sampler.penalty()) * share
         return (loss, outputs) if return_outputs else loss
 
-    def sample_gates(self, size: int) -> torch.Tensor | None:
-        """The gates, (size or 1, candidates), of a training batch of `size` examples; None for sigmoid(alpha)."""
-        return None
-
-    def gate_penalty(self) -> torch.Tensor | float:
-        """A penalty that is added to the loss of a training batch."""
-        return 0.0
+    def gates(self) -> list[float]:
+        """The gate of each candidate layer, as training has left it."""
+        return self.gate_sampler.trained().tolist()
 
     @property
     def alphas(self) -> torch.Tensor:
         """The gate parameters, (candidates,), with their gradients."""
-        return torch.cat([alpha.to(self._alphas[0].device) for alpha in self._alphas])
+        return torch.cat([alpha.to(self.alpha_parameters[0].device) for alpha in self.alpha_parameters])
 
     def _masked_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Mean task loss over both runs of each example, their consistency C, and the outputs of the batch of 2B."""
         size = batch_size(inputs)
         twice = repeat_batch(inputs)
-        masks = self._draw_masks(2 * size).to(self._alphas[0].device)
+        masks = self._draw_masks(2 * size).to(self.alpha_parameters[0].device)
         with self.tuner.gating(torch.sigmoid(at_least_float32(self.alphas)) * masks):
             if self.search.consistency == "mse":
                 with self.tuner.record_final_states() as states:
@@ -196,12 +200,12 @@ class SPTSearchTrainer(SupernetTrainer):
 
     def _draw_masks(self, size: int) -> torch.Tensor:
         """Layer masks for `size` runs."""
-        return draw_layer_masks(size, len(self._alphas), self.search.mask_probability, self.draw_generator())
+        return draw_layer_masks(size, len(self.alpha_parameters), self.search.mask_probability, self.draw_generator())
 
     # Optimizer
 
     def _group_options(self, model: nn.Module) -> list[tuple[set[int], dict[str, Any]]]:
-        gates = {id(alpha) for alpha in self._alphas}
+        gates = {id(alpha) for alpha in self.alpha_parameters}
         options = {"lr": self.search.gate_learning_rate, "betas": GATE_BETAS, "weight_decay": 0.0, "gates": True}
         return [*super()._group_options(model), (gates, options)]
 
@@ -240,7 +244,7 @@ class SPTSearchTrainer(SupernetTrainer):
     ) -> tuple[list[Batch], torch.Tensor | int | None]:
         """A step's micro-batches of the weight split; as many of the architecture split are kept for it."""
         samples, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._micro_batches = max(len(samples), 1)
+        self.micro_batches = max(len(samples), 1)
         if self._gates_move():
             if self._architecture_iterator is None:
                 self._architecture_iterator = self._iterate_architecture_batches(self.history.gate_batches)
@@ -268,7 +272,7 @@ class SPTSearchTrainer(SupernetTrainer):
         self._split = "weight"
         self._begin_step()
 
-    def _record(self, name: str, value: torch.Tensor) -> None:
+    def record(self, name: str, value: torch.Tensor) -> None:
         """Add a micro-batch's part to a loss of the step."""
         self._losses[name] = self._losses.get(name, 0) + value.detach()
 

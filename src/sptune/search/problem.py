@@ -75,10 +75,16 @@ class SearchProblem:
         """The layers to choose from."""
         return self.tuner.candidate_layers
 
-    def train_supernet(self, trainer_class: type[SupernetTrainer]) -> Findings:
-        """Train the supernet, then select layers by the criterion of the configuration."""
+    def train_supernet(self, trainer_class: type[SupernetTrainer], **own: Any) -> Findings:
+        """Train the supernet, then select layers by the criterion of the configuration.
+
+        Args:
+            trainer_class: the trainer of the supernet.
+            **own: further arguments of it.
+        """
+        options = {**self.options, **own}
         trainer = trainer_class(
-            self.network, self.args, train_dataset=self.train_dataset, search=self.search, **self.options
+            self.network, self.args, train_dataset=self.train_dataset, search=self.search, **options
         )
         self.tell(str(trainer.plan_activation_cache()))
         if not self.resume:

@@ -47,7 +47,7 @@ class SupernetTrainer(SPTTrainer):
     _rates = "learning_rate, head_learning_rate or gate_learning_rate"
     # The values of `SearchConfig.searcher` that it accepts, and whether it trains gates.
     searchers: tuple[str, ...]
-    gated = True
+    gated = False
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class SupernetTrainer(SPTTrainer):
 
     def gates(self) -> list[float] | None:
         """The gate of each candidate layer, as training has left it; None if it trains none."""
-        return self.tuner.gate_values().tolist() if self.gated else None
+        return None
 
     def row_losses(self, model: nn.Module, inputs: Batch) -> torch.Tensor:
         """The loss of each row of a batch, (batch,); of a language model the mean over the row's labels.

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sptune.search import SPTSearchTrainer
 from sptune.search.searchers.gumbel import binary_concrete
-from sptune.search.searchers.l0 import PENALTY, L0Trainer
+from sptune.search.searchers.l0 import PENALTY, HardConcreteGates
 
 
 def test_binary_concrete_gates_are_open_as_often_as_their_probability_says():
@@ -16,20 +17,20 @@ def test_binary_concrete_gates_are_open_as_often_as_their_probability_says():
 
 
 def test_hard_concrete_gates_are_exactly_closed_or_open_and_pay_for_being_open(build_trainer):
-    trainer = build_trainer(L0Trainer, "l0")
+    trainer = build_trainer(SPTSearchTrainer, "l0", gate_sampler=HardConcreteGates)
     trainer.tuner.set_gate_values([0.1, 0.5, 0.5, 0.9])
-    samples = trainer.sample_gates(4000)
+    samples = trainer.gate_sampler.sample(4000)
     assert samples.shape == (4000, 4)
     opened = (samples > 0).float().mean(0)
     assert (samples == 0).any()
     assert (samples == 1).any()
-    assert trainer.gate_penalty().item() == pytest.approx(PENALTY * opened.sum().item(), rel=0.03)
-    trainer.gate_penalty().backward()
+    assert trainer.gate_sampler.penalty().item() == pytest.approx(PENALTY * opened.sum().item(), rel=0.03)
+    trainer.gate_sampler.penalty().backward()
     assert all(alpha.grad > 0 for alpha in trainer.tuner.gate_parameters().values())
 
 
 def test_hard_concrete_gates_are_stretched_after_training_too(build_trainer):
-    trainer = build_trainer(L0Trainer, "l0")
+    trainer = build_trainer(SPTSearchTrainer, "l0", gate_sampler=HardConcreteGates)
     trainer.tuner.set_gate_values([0.05, 0.5, 0.75, 0.95])
     assert trainer.gates() == pytest.approx([0.0, 0.5, 0.8, 1.0], abs=1e-6)
 

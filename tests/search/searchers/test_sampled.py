@@ -1,15 +1,17 @@
 """`sampled`: sets are drawn as Plackett and Luce say, and the gates learn from the losses of what was drawn."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from sptune.search import SearchConfig, search_prompt_layers
-from sptune.search.searchers.sampled import SampledTrainer, draw_pairs, draw_sets, set_log_probability
+from sptune.search import SearchConfig, SPTSearchTrainer, search_prompt_layers
+from sptune.search.searchers.sampled import SampledSets, draw_pairs, draw_sets, set_log_probability
 
+SampledTrainer = partial(SPTSearchTrainer, gate_sampler=SampledSets)
 P = torch.tensor([0.5, 0.3, 0.15, 0.05])
 
 
@@ -70,8 +72,8 @@ def test_the_gradient_points_to_the_layers_with_lower_losses(trainer, collate, e
     rounds = 400
     for draw in range(rounds):
         trainer.state.global_step = draw
-        trainer._add_alpha_gradient(model, batch)
-    gradient = torch.cat(trainer.bilevel_step.alpha_architecture) / rounds
+        trainer.gate_sampler.backward_architecture(model, batch, None)
+    gradient = torch.cat([alpha.grad for alpha in trainer.alpha_parameters]) / rounds
     assert losses.std(0).max() < 1.4  # so that nothing is clipped by much
     torch.testing.assert_close(gradient, expected, atol=0.02, rtol=0)
 
@@ -82,7 +84,7 @@ def test_rows_are_discrete_networks_of_the_wanted_size(build_supernet, build_arg
     trainer = SampledTrainer(
         build_supernet(), build_args(), train_dataset=examples, search=search, data_collator=collate
     )
-    rows = trainer.sample_gates(50)
+    rows = trainer.gate_sampler.sample(50)
     assert set(rows.unique().tolist()) == {0.0, 1.0}
     assert rows.sum(1).tolist() == [size] * 50
     assert rows.sum(0).min() > 0

@@ -26,7 +26,6 @@ class FairTrainer(SupernetTrainer):
     """
 
     searchers = ("fair", "auto")
-    gated = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -6,20 +6,21 @@ import torch
 
 from sptune.modeling.gates import at_least_float32
 from sptune.search.bilevel_trainer import SPTSearchTrainer
+from sptune.search.gate_sampler import GateSampler
 from sptune.search.problem import Findings, SearchProblem
 
 # Maddison et al. found 2/3 to work for binary variables.
 TEMPERATURE = 2 / 3
 
 
-class GumbelTrainer(SPTSearchTrainer):
+class ConcreteGates(GateSampler):
     """Every example of every batch has its own gates."""
 
     searchers = ("gumbel",)
 
-    def sample_gates(self, size: int) -> torch.Tensor:
+    def sample(self, size: int) -> torch.Tensor:
         """Gates a = sigmoid((alpha + log u - log(1 - u)) / temperature), u uniform in (0, 1), (size, candidates)."""
-        return binary_concrete(self.alphas, size, self.draw_generator())
+        return binary_concrete(self.trainer.alphas, size, self.trainer.draw_generator())
 
 
 def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
@@ -39,4 +40,4 @@ def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator)
 
 def find_layers(problem: SearchProblem) -> Findings:
     """Train gates and weights under sampled gates."""
-    return problem.train_supernet(GumbelTrainer)
+    return problem.train_supernet(SPTSearchTrainer, gate_sampler=ConcreteGates)

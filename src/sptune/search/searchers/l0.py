@@ -8,6 +8,7 @@ import torch
 
 from sptune.modeling.gates import at_least_float32
 from sptune.search.bilevel_trainer import SPTSearchTrainer
+from sptune.search.gate_sampler import GateSampler
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.searchers.gumbel import TEMPERATURE, binary_concrete
 
@@ -17,27 +18,29 @@ LOWEST, HIGHEST = -0.1, 1.1
 PENALTY = 0.02
 
 
-class L0Trainer(SPTSearchTrainer):
+class HardConcreteGates(GateSampler):
     """Gates that are exactly 0 or exactly 1 with a probability above 0, and a penalty on each open gate."""
 
     searchers = ("l0",)
 
-    def sample_gates(self, size: int) -> torch.Tensor:
+    def sample(self, size: int) -> torch.Tensor:
         """Gates a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete, (size, candidates)."""
-        stretched = binary_concrete(self.alphas, size, self.draw_generator()) * (HIGHEST - LOWEST) + LOWEST
-        return stretched.clamp(0, 1)
+        return _stretched(binary_concrete(self.trainer.alphas, size, self.trainer.draw_generator()))
 
-    def gates(self) -> list[float]:
+    def trained(self) -> torch.Tensor:
         """The paper's gates after training, clip(sigmoid(alpha) (1.1 + .1) - .1, 0, 1)."""
-        stretched = self.tuner.gate_values() * (HIGHEST - LOWEST) + LOWEST
-        return stretched.clamp(0, 1).tolist()
+        return _stretched(self.trainer.tuner.gate_values())
 
-    def gate_penalty(self) -> torch.Tensor:
+    def penalty(self) -> torch.Tensor:
         """`PENALTY` times the expected number of open gates, sum_i P(a_i > 0)."""
         shift = TEMPERATURE * math.log(-LOWEST / HIGHEST)
-        return PENALTY * torch.sigmoid(at_least_float32(self.alphas) - shift).sum()
+        return PENALTY * torch.sigmoid(at_least_float32(self.trainer.alphas) - shift).sum()
+
+
+def _stretched(gates: torch.Tensor) -> torch.Tensor:
+    return (gates * (HIGHEST - LOWEST) + LOWEST).clamp(0, 1)
 
 
 def find_layers(problem: SearchProblem) -> Findings:
     """Train gates and weights under sampled gates, with a penalty on open gates."""
-    return problem.train_supernet(L0Trainer)
+    return problem.train_supernet(SPTSearchTrainer, gate_sampler=HardConcreteGates)

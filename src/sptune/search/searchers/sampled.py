@@ -10,6 +10,7 @@ from torch import nn
 
 from sptune.modeling.gates import at_least_float32
 from sptune.search.bilevel_trainer import LOSS_NAMES, SPTSearchTrainer, repeat_batch
+from sptune.search.gate_sampler import GateSampler
 from sptune.search.problem import Findings, SearchProblem
 from sptune.search.supernet_trainer import check_discrete
 from sptune.training.loss_items import batch_size
@@ -22,8 +23,8 @@ MAX_DIFFERENCE = 2.0
 Batch = dict[str, Any]
 
 
-class SampledTrainer(SPTSearchTrainer):
-    """Trains discrete networks that share weights, and the probabilities by which their layers are drawn.
+class SampledSets(GateSampler):
+    """Gates of discrete networks that share weights: 1 at the layers of a set that is drawn, 0 elsewhere.
 
     With p = softmax(alpha), a set S of k layers is drawn without replacement (Plackett and Luce). Weight step: each
     row of the batch draws its own set from (1 - eps) p + eps uniform, so that generators and head learn as discrete
@@ -36,73 +37,55 @@ class SampledTrainer(SPTSearchTrainer):
     """
 
     searchers = ("sampled",)
+    architecture_passes = 2 / 3  # forward only, over twice the rows
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        check_discrete(self)
+    def __init__(self, trainer: SPTSearchTrainer) -> None:
+        super().__init__(trainer)
+        check_discrete(trainer)
 
-    def gates(self) -> list[float]:
-        """softmax(alpha)."""
-        return torch.softmax(at_least_float32(self.alphas.detach()), 0).tolist()
-
-    def passes(self, steps: int) -> float:
-        """One pass for each step, and two thirds of one (forward only, over twice the rows) where the gates move."""
-        return steps + 2 / 3 * (super().passes(steps) - steps)
-
-    def training_step(
-        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        """The weights' backward pass, then the architecture's forward passes, which set the gradients of alpha."""
-        loss = self._backward("weight", model, inputs, num_items_in_batch)
-        if self._gates_move():
-            self._add_alpha_gradient(model, self._architecture_batches.popleft())
-        if self.accelerator.sync_gradients:
-            self._finish_step()
-        return loss
-
-    def sample_gates(self, size: int) -> torch.Tensor:
+    def sample(self, size: int) -> torch.Tensor:
         """(size, candidates): each row 1 at the layers of its set, 0 elsewhere."""
-        p = torch.softmax(at_least_float32(self.alphas.detach()), 0)
+        p = self.trained()
         mixed = (1 - EXPLORATION) * p + EXPLORATION / len(p)
-        order = draw_sets(torch.log(mixed), self._size, size, self.draw_generator())
+        order = draw_sets(torch.log(mixed), self._size, size, self.trainer.draw_generator())
         return torch.zeros(size, len(p), device=p.device).scatter_(1, order, 1.0)
 
-    @property
-    def _size(self) -> int:
-        return self.search.num_prompt_layers or 1
+    def trained(self) -> torch.Tensor:
+        """softmax(alpha)."""
+        return torch.softmax(at_least_float32(self.trainer.alphas.detach()), 0)
 
-    def _add_alpha_gradient(self, model: nn.Module, batch: Batch) -> None:
-        """Add this micro-batch's part to g_alpha."""
-        with self.caching.reading(batch) as batch:
-            self._add_pairs(model, cast(Batch, self._prepare_inputs(batch)))
+    def backward_architecture(
+        self, model: nn.Module, batch: Batch, num_items_in_batch: torch.Tensor | int | None
+    ) -> None:
+        """Add this micro-batch's part of g_alpha, from forward passes alone, to the gradients of alpha."""
+        with self.trainer.caching.reading(batch) as batch:
+            gradient = self._alpha_gradient(model, cast(Batch, self.trainer._prepare_inputs(batch)))
+        # No backward pass averages it over the processes.
+        parts = self.trainer.accelerator.reduce(gradient / self.trainer.micro_batches, "mean").split(1)
+        for alpha, part in zip(self.trainer.alpha_parameters, parts, strict=True):
+            alpha.grad = part.to(alpha) if alpha.grad is None else alpha.grad + part.to(alpha)
 
-    def _add_pairs(self, model: nn.Module, inputs: Batch) -> None:
-        count, device = batch_size(inputs), self._alphas[0].device
-        log_p = torch.log_softmax(at_least_float32(self.alphas), 0)
-        order = draw_pairs(len(log_p), self._size, count, self.draw_generator()).to(device)
-        gates = torch.zeros(2 * count, len(log_p), device=device).scatter_(1, order, 1.0)
+    def _alpha_gradient(self, model: nn.Module, inputs: Batch) -> torch.Tensor:
+        """The part of g_alpha, (candidates,), of a micro-batch."""
+        trainer, count = self.trainer, batch_size(inputs)
+        log_p = torch.log_softmax(at_least_float32(trainer.alphas), 0)
+        order = draw_pairs(len(log_p), self._size, count, trainer.draw_generator()).to(log_p.device)
+        gates = torch.zeros(2 * count, len(log_p), device=log_p.device).scatter_(1, order, 1.0)
         was_training = model.training
         model.eval()  # the sets are compared, not the dropout of the head
-        with torch.no_grad(), self.compute_loss_context_manager(), self.tuner.gating(gates):
-            losses = self.row_losses(model, repeat_batch(inputs)).to(device)
+        with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.tuner.gating(gates):
+            losses = trainer.row_losses(model, repeat_batch(inputs)).to(log_p.device)
         model.train(was_training)
+        trainer.record(LOSS_NAMES["architecture"], losses.mean() / trainer.micro_batches)
         difference = (losses[:count] - losses[count:]).clamp(-MAX_DIFFERENCE, MAX_DIFFERENCE)
         log_probability = set_log_probability(log_p, order)
         surrogate = (0.5 * difference * (log_probability[:count] - log_probability[count:])).mean()
-        parts = torch.autograd.grad(surrogate / self._micro_batches, self._alphas)
-        before = self.bilevel_step.alpha_architecture
-        self.bilevel_step.alpha_architecture = [
-            part if known is None else known + part for known, part in zip(before, parts, strict=True)
-        ]
-        self._record(LOSS_NAMES["architecture"], losses.mean() / self._micro_batches)
+        parts = torch.autograd.grad(surrogate, trainer.alpha_parameters)
+        return torch.cat([part.to(log_p.device) for part in parts])
 
-    def _finish_step(self) -> None:
-        gradients = self.bilevel_step.alpha_architecture
-        if gradients[0] is not None:
-            # No backward pass has averaged them over the processes.
-            mean = self.accelerator.reduce(torch.cat([cast(torch.Tensor, one) for one in gradients]), "mean")
-            self.bilevel_step.alpha_architecture = list(mean.split(1))
-        super()._finish_step()
+    @property
+    def _size(self) -> int:
+        return self.trainer.search.num_prompt_layers or 1
 
 
 def draw_sets(log_weights: torch.Tensor, size: int, number: int, generator: torch.Generator) -> torch.Tensor:
@@ -164,4 +147,4 @@ def set_log_probability(log_p: torch.Tensor, order: torch.Tensor) -> torch.Tenso
 
 def find_layers(problem: SearchProblem) -> Findings:
     """Train discrete networks on shared weights, and the probabilities of their layers by paired losses."""
-    return problem.train_supernet(SampledTrainer)
+    return problem.train_supernet(SPTSearchTrainer, gate_sampler=SampledSets)
