@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sptune.compare.methods import RENAMED_METHODS
 from sptune.compare.summary import interval, interval_within, machine, mean_of_means
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
@@ -28,7 +29,7 @@ LABELS = {
     "dora": "DoRA",
     "vera": "VeRA",
     "ln-tuning": "LayerNorm tuning",
-    "head": "linear probe",
+    "linear-probe": "linear probe",
     "bitfit": "BitFit",
     "ia3": "IA3",
     "static-prompts": "static prompts, all layers",
@@ -70,7 +71,7 @@ def method_of(row: Row) -> str:
 
     Rows have had a `from_layer` since `compare` knows more than one placement.
     """
-    name = str(row["method"])
+    name = RENAMED_METHODS.get(row["method"], str(row["method"]))
     if name.startswith("spt") and not name.startswith("spt-prepend") and "from_layer" not in row:
         return name.replace("spt", "spt-prepend", 1)
     return name

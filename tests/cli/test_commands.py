@@ -115,7 +115,7 @@ def test_config_is_read_and_the_command_line_goes_before_it(
 ) -> None:
     code, out, _ = call(
         ["train", "--config", str(run / "config.yaml"), "--prompt-layers", "0,2", "--max-steps", "4",
-         "--no-head-baseline", "--output", str(tmp_path / "again"), "--json"], capsys,
+         "--no-linear-probe", "--output", str(tmp_path / "again"), "--json"], capsys,
     )  # fmt: skip
     result = json.loads(out)
     assert code == 0
@@ -168,7 +168,7 @@ def test_the_users_own_words_are_not_taken_for_options(tmp_path: Path, capsys: p
 def test_failed_run_leaves_with_1(
     data: dict[str, str], masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rates = ["--learning-rate", "1e30", "--head-learning-rate", "1e30", "--no-head-baseline"]
+    rates = ["--learning-rate", "1e30", "--head-learning-rate", "1e30", "--no-linear-probe"]
     code, _, err = call(
         ["train", "--model", masked_lm, *flags(data), *TINY, *rates, "--max-steps", "4", "--prompt-layers", "all",
          "--output", str(tmp_path / "run")], capsys,
@@ -192,7 +192,7 @@ def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    steps = ["--searcher", "fair", "--search-steps", "200", "--max-steps", "4", "--no-head-baseline"]
+    steps = ["--searcher", "fair", "--search-steps", "200", "--max-steps", "4", "--no-linear-probe"]
     command = [sys.executable, "-m", "sptune", "fit", "--output", str(folder)]
     process = subprocess.Popen(
         [*command, "--model", masked_lm, *flags(data), *TINY, *steps, "--keep-checkpoints", "--no-activation-cache"],

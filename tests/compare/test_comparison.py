@@ -18,7 +18,7 @@ from transformers import BertForMaskedLM, LlamaForSequenceClassification
 from sptune.cli.commands import main
 from sptune.compare import METHODS, Study, compare
 from sptune.compare import comparison as comparing
-from sptune.compare.methods import ADAPTERS, HEAD, WEIGHTS, ZERO_SHOT
+from sptune.compare.methods import ADAPTERS, LINEAR_PROBE, WEIGHTS, ZERO_SHOT
 from sptune.compare.networks import AdaLoraSteps, attach, trained_parameters
 from sptune.compare.run_log import RunLog
 from sptune.compare.study_run import execute
@@ -29,7 +29,7 @@ from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor
 
 SMALL = {"bottleneck_dim": 4}
-ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, HEAD, ZERO_SHOT)]
+ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, LINEAR_PROBE, ZERO_SHOT)]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def parts(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
     """A study of prompts, LoRA and the head on one small task."""
     return {
         "methods": {"spt": {**SMALL, "searcher": "fair", "search_steps": 2, "learning_rates": 1e-2},
-                    "lora": {"learning_rates": [1e-3, 1e-2]}, "head": {"learning_rates": 1e-2}},
+                    "lora": {"learning_rates": [1e-3, 1e-2]}, "linear-probe": {"learning_rates": 1e-2}},
         "tasks": {"words": data},
         "options": {"model": masked_lm, "max_steps": 4, "batch_size": 8},
         "seeds": [0, 1],
@@ -85,7 +85,7 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
         assert ("with AMX" in row["processor"]) is torch.cpu._is_amx_tile_supported()  # not where it is read from
         assert row["bf16"] is False
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert [line["method"] for line in summary] == ["spt", "lora", "head"]
+    assert [line["method"] for line in summary] == ["spt", "lora", "linear-probe"]
     assert [line["runs"] for line in summary] == [2, 2, 2]
     own = [row["test"]["score"] for row in rows if row["method"] == "spt"]
     assert summary[0]["scores"]["words"] == pytest.approx(sum(own) / 2)
@@ -93,7 +93,7 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     tables = [line.strip("|").split("|") for line in (tmp_path / "summary.md").read_text().splitlines() if "|" in line]
     scores, costs = ([[cell.strip() for cell in line] for line in part] for part in (tables[:5], tables[5:]))
     assert scores[0] == ["method", "words", "sd", "minus spt (95 % interval)", "runs"]
-    assert [line[0] for line in scores[2:]] == [line[0] for line in costs[2:]] == ["spt", "lora", "head"]
+    assert [line[0] for line in scores[2:]] == [line[0] for line in costs[2:]] == ["spt", "lora", "linear-probe"]
     assert [line[1] for line in scores[2:]] == [f"{line['scores']['words']:.4f}" for line in summary]
     assert len({len(line) for line in costs}) == 1
     kept = {path.name for path in tmp_path.iterdir()}
@@ -122,10 +122,10 @@ def test_the_same_run_gives_the_same_scores(parts: dict[str, Any], tmp_path: Pat
 
 
 def test_a_failed_run_is_recorded_and_the_rest_goes_on(parts: dict[str, Any], tmp_path: Path) -> None:
-    parts["methods"] = {"head": {"learning_rates": 1e-2}, "lora": {"learning_rates": 1e-3, "r": -1}}
+    parts["methods"] = {"linear-probe": {"learning_rates": 1e-2}, "lora": {"learning_rates": 1e-3, "r": -1}}
     comparison = compare(parts, tmp_path)
     states = {(row["method"], row["seed"]): row for row in read_rows(tmp_path)}
-    assert [states["head", seed]["state"] for seed in (0, 1)] == ["done", "done"]
+    assert [states["linear-probe", seed]["state"] for seed in (0, 1)] == ["done", "done"]
     failure = states["lora", 0]
     assert failure["state"] == "failed"
     assert "PEFT refuses LORA" in failure["error"]
@@ -134,7 +134,7 @@ def test_a_failed_run_is_recorded_and_the_rest_goes_on(parts: dict[str, Any], tm
     lines = (tmp_path / "runs.jsonl").read_text()
     compare(parts, tmp_path)
     assert (tmp_path / "runs.jsonl").read_text() == lines
-    compare(parts, tmp_path, retry_failed=True, only=["head"])
+    compare(parts, tmp_path, retry_failed=True, only=["linear-probe"])
     assert (tmp_path / "runs.jsonl").read_text() == lines, "those of other methods stay"
     log = RunLog(tmp_path)
     cured = {**failure, "state": "failed", "error": "the disk was full"}
@@ -381,12 +381,13 @@ def test_verbalizers_are_compared_with_zero_shot_and_need_no_head(
     words = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
     tasks = {"words": {**data, **words, "model": causal_lm, "max_steps": 2, "batch_size": 8}}
     methods = {
-        name: {"learning_rates": 1e-3} for name in ("lora", "prompt-tuning", "prefix-tuning", "zero-shot", "head")
+        name: {"learning_rates": 1e-3}
+        for name in ("lora", "prompt-tuning", "prefix-tuning", "zero-shot", "linear-probe")
     }
     methods["static-prompts"] = {"learning_rates": 1e-2}
     comparison = compare({"methods": methods, "tasks": tasks, "seeds": [0], "against": "lora"}, tmp_path)
     states = {row["method"]: row["state"] for row in comparison.rows}
-    assert states.pop("head") == "skipped"
+    assert states.pop("linear-probe") == "skipped"
     assert set(states.values()) == {"done"}, [row.get("error") for row in comparison.rows]
     zero = next(row for row in comparison.rows if row["method"] == "zero-shot")
     assert zero["parameters"] == {"trainable": 0, "added": 0}
@@ -399,7 +400,7 @@ def test_a_missing_library_is_told_before_anything_is_trained(
 
     both = {**parts["methods"], "houlsby": None}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    told = r"houlsby: needs the library adapters.*--methods spt,lora,head\).*pip install"
+    told = r"houlsby: needs the library adapters.*--methods spt,lora,linear-probe\).*pip install"
     with pytest.raises(InputError, match=told):
         compare({**parts, "methods": both}, tmp_path / "out")
     with pytest.raises(InputError, match="only: do these in an environment"):
@@ -412,11 +413,11 @@ def test_a_missing_library_is_told_before_anything_is_trained(
 
 def test_some_methods_of_a_study_can_be_done_elsewhere(parts: dict[str, Any], tmp_path: Path) -> None:
     """Such as those of a library that does not go with this environment; the summary is of the whole study."""
-    parts["methods"] = {"spt": parts["methods"]["spt"], "head": {"learning_rates": 1e-2}, "houlsby": None}
-    part = compare(parts, tmp_path, only=["head"])
+    parts["methods"] = {"spt": parts["methods"]["spt"], "linear-probe": {"learning_rates": 1e-2}, "houlsby": None}
+    part = compare(parts, tmp_path, only=["linear-probe"])
     assert [line.runs for line in part.summary] == [0, 2, 0]
     assert [line.runs for line in compare(parts, tmp_path, only=["spt"]).summary] == [2, 2, 0]
-    with pytest.raises(InputError, match="'lora' is none of the study's methods, which are spt, head, houlsby"):
+    with pytest.raises(InputError, match="'lora' is none of the study's methods, which are spt, linear-probe, houlsby"):
         compare(parts, tmp_path, only=["lora"])
 
 
@@ -467,12 +468,12 @@ def test_prompts_that_do_not_fit_the_backbone_are_told_before_anything_is_traine
         ({"prompt_layers": [1, 1]}, "names a layer twice"),
         ({"selection": "gates"}, "selection='gates' does not fit searcher='auto'"),
     ):
-        parts["methods"] = {"head": None, "mine": {"method": "spt", **settings}}
+        parts["methods"] = {"linear-probe": None, "mine": {"method": "spt", **settings}}
         with pytest.raises(InputError, match=f"mine on words: .*{message}"):
             compare(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     parts["methods"]["mine"] = {"method": "spt", "prompt_layers": [7]}
-    assert compare({**parts, "seeds": [0]}, tmp_path / "out", only=["head"]).summary[0].runs == 1
+    assert compare({**parts, "seeds": [0]}, tmp_path / "out", only=["linear-probe"]).summary[0].runs == 1
 
 
 def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
@@ -483,7 +484,7 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     file = tmp_path / "words.jsonl"
     file.write_text("\n".join([*lines, odd]) + "\n")
     study = tmp_path / "mine.yaml"
-    parts = {"methods": {name: {"learning_rates": 1e-3} for name in ("head", "zero-shot")},
+    parts = {"methods": {name: {"learning_rates": 1e-3} for name in ("linear-probe", "zero-shot")},
              "tasks": {"words": {"train_file": str(file)}}, "seeds": [0],
              "options": {"model": masked_lm, "max_steps": 1}}  # fmt: skip
     study.write_text(yaml.safe_dump(parts))
@@ -495,9 +496,9 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
         assert not left.value.code, captured.err
         return " ".join((captured.err + captured.out).split())
 
-    first = told("--methods", "head, zero-shot")
+    first = told("--methods", "linear-probe, zero-shot")
     assert "words: The class 'godo' has 1" in first
-    row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "head")
+    row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "linear-probe")
     assert f"Test examples: words {row['test']['examples']}." in first
     assert "is left to do" not in first
     again = told()
@@ -505,7 +506,7 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     assert "zero-shot needs label words" in again
     assert "Other runs in the folder" not in again
     assert "words: The class" not in again
-    assert "Nothing of head is left to do." in told("--methods", "head")
+    assert "Nothing of linear-probe is left to do." in told("--methods", "linear-probe")
     study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
     assert re.search(r"Other runs in the folder.*: 2;", told())
 
@@ -522,25 +523,26 @@ def test_the_command_line_compares_on_the_users_own_files(
     with pytest.raises(SystemExit):
         main([*command, "--dry-run", "--json"])
     plans = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {(plan["method"], plan["options"]["max_steps"]) for plan in plans} == {("lora", 2), ("head", 2)}
+    assert {(plan["method"], plan["options"]["max_steps"]) for plan in plans} == {("lora", 2), ("linear-probe", 2)}
     assert not any("prompt_layers" in plan["options"] for plan in plans)
     with pytest.raises(SystemExit) as left:
         main([*command, "--output", str(tmp_path / "out")])
     captured = capsys.readouterr()
     assert not left.value.code, captured.err
     assert "minus lora (95 % interval)" in captured.out
-    assert "head on train, seed 0" in captured.err
+    assert "linear-probe on train, seed 0" in captured.err
+    assert "Note: The method 'head' is now 'linear-probe'; the old name will be removed." in captured.err
     assert "8 of 8 runs ended" in captured.err
     costs = captured.out[captured.out.index("rates") :].splitlines()
     assert {
         line.split()[0]: float(line.split()[-1]) in METHODS[line.split()[0]].learning_rates for line in costs[1:3]
     } == {
         "lora": True,
-        "head": True,
+        "linear-probe": True,
     }
     assert len(read_rows(tmp_path / "out")) == 8
     told = {line["method"] for line in json.loads((tmp_path / "out" / "summary.json").read_text()) if line["outermost"]}
-    assert {name for name in ("lora", "head") if f"{name} (train)" in captured.out} == told
+    assert {name for name in ("lora", "linear-probe") if f"{name} (train)" in captured.out} == told
     with pytest.raises(SystemExit) as left:
         main([*command])
     assert left.value.code == 2
@@ -566,7 +568,7 @@ def test_ctrl_c_names_the_run_that_was_under_way(
     parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump({**parts, "methods": {"head": {"learning_rates": 1e-2}}}))
+    file.write_text(yaml.safe_dump({**parts, "methods": {"linear-probe": {"learning_rates": 1e-2}}}))
 
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -575,7 +577,7 @@ def test_ctrl_c_names_the_run_that_was_under_way(
     with pytest.raises(SystemExit) as left:
         main(["compare", "--study", str(file), "--output", str(tmp_path / "out")])
     assert left.value.code == 130
-    assert "Interrupted (head on words, seed 0, rate 0.01)" in " ".join(capsys.readouterr().err.split())
+    assert "Interrupted (linear-probe on words, seed 0, rate 0.01)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_ray_does_the_same_runs(parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

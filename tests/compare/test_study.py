@@ -73,7 +73,7 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"methods": ["lora", "lroa"]}, "'lroa' is an unknown method. Did you mean 'lora'?"),
         ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is an unknown method"),
         ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
-        ({"methods": {"head": {"rank": 3}}}, "'rank' is no setting of 'head'"),
+        ({"methods": {"linear-probe": {"rank": 3}}}, "'rank' is no setting of 'linear-probe'"),
         ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),
         ({"methods": {"lora": {"lora_alfa": 3}}}, "'lora_alfa' is no setting of 'lora'. Did you mean 'lora_alpha'?"),
         ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
@@ -100,12 +100,12 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
         ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
         ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
-        ({"options": {"head_baseline": False}}, "is decided by the comparison itself. Leave it out"),
+        ({"options": {"linear_probe": False}}, "is decided by the comparison itself. Leave it out"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
         ({"methods": {"spt": {"prompt_layers": "midle"}}}, "choose one of search, all, middle, first or a list"),
         ({"seeds": 3}, "give a list such as"),
-        ({"against": "head"}, "none of the methods (spt, lora)"),
+        ({"against": "linear-probe"}, "none of the methods (spt, lora)"),
         ({"method": ["lora"]}, "no part of a study; parts are: methods"),
     ],
 )
@@ -216,6 +216,19 @@ def test_rows_from_before_options_were_renamed_are_known(parts: dict[str, Any]) 
     assert old[1] == "3941d8efe37b4d04"
 
 
+def test_methods_keep_their_rows_when_they_are_renamed(parts: dict[str, Any]) -> None:
+    def study(name: str, **more: Any) -> Study:
+        return Study.from_mapping({**parts, "methods": ["spt", name], **more}, "study")
+
+    with pytest.warns(FutureWarning, match="'head' is now 'linear-probe'"):
+        old = study("head", against="head")
+    new = study("linear-probe", against="linear-probe")
+    assert old == new
+    assert [spec.id for spec in old.final_runs({})] == [spec.id for spec in new.final_runs({})]
+    with pytest.raises(InputError, match="twice; leave 'linear-probe' out"), pytest.warns(FutureWarning):
+        Study.from_mapping({**parts, "methods": ["head", "linear-probe"]}, "study")
+
+
 def test_a_setting_of_the_search_is_part_of_a_run_only_where_it_is_given(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "methods": {"spt": {"searcher": "spt_darts"}}}, "study")
     assert "consistency" not in study.final_runs({})[0].lasting_options()
@@ -299,13 +312,13 @@ def test_runs_of_before_are_still_known(parts: dict[str, Any]) -> None:
     """Rows of published studies are found by these hashes."""
     study = Study.from_mapping(
         {
-            "methods": ["lora", "ia3", "head"], "seeds": [0],
+            "methods": ["lora", "ia3", "linear-probe"], "seeds": [0],
             "tasks": {"sst2": {"task": "sst2", "model": "a-model", "few_shot": 500}},
         },
         "study",
     )  # fmt: skip
     known = {spec.name: spec.id for spec in study.final_runs({})}
-    assert known == {"lora": "42ee61e19c740e99", "ia3": "b8a8eed7dae4b0e2", "head": "0eb59ccfb0fb94c7"}
+    assert known == {"lora": "42ee61e19c740e99", "ia3": "b8a8eed7dae4b0e2", "linear-probe": "0eb59ccfb0fb94c7"}
     assert next(spec.id for spec in study.tuning_runs() if spec.name == "lora") == "6fe5ddf8fe514060"
 
 

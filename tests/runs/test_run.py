@@ -198,7 +198,7 @@ def test_search_alone_writes_only_the_search(options: dict[str, Any], tmp_path: 
 
 
 def test_train_takes_given_layers(options: dict[str, Any], tmp_path: Path) -> None:
-    run = train(**options, output_dir=tmp_path / "run", prompt_layers=[0, 2], head_baseline=False)
+    run = train(**options, output_dir=tmp_path / "run", prompt_layers=[0, 2], linear_probe=False)
     assert run.prompt_layers == [0, 2]
     assert "baseline" not in run.metrics
     assert {path.name for path in run.output_dir.iterdir()} == {
@@ -218,7 +218,7 @@ class Notes(Monitor):
 
 def test_the_price_of_a_search_and_the_cache_are_told(options: dict[str, Any], tmp_path: Path) -> None:
     notes = Notes()
-    fit(**options, output_dir=tmp_path / "run", candidate_layers=[1, 2], head_baseline=False, monitor=notes)
+    fit(**options, output_dir=tmp_path / "run", candidate_layers=[1, 2], linear_probe=False, monitor=notes)
     assert any(text.startswith("Training the supernet will take about") for text in notes.texts)
     assert sum(text.startswith("Activation cache: layer") for text in notes.texts) == 2
 
@@ -231,14 +231,14 @@ def test_a_deep_backbone(
 ) -> None:
     steps = {"search_steps": 1, "max_steps": 1}
     changes = {**steps, "model": deep_lm, "searcher": searcher}
-    run = fit(**{**options, **changes}, output_dir=tmp_path / "run", head_baseline=False)
+    run = fit(**{**options, **changes}, output_dir=tmp_path / "run", linear_probe=False)
     assert run.prompt_layers == layers or (layers is None and all(layer % 2 == 0 for layer in run.prompt_layers))
 
 
 def test_few_examples_are_not_searched_on_by_default(options: dict[str, Any], tmp_path: Path) -> None:
     del options["searcher"]
     notes = Notes()
-    run = fit(**options, num_prompt_layers=2, output_dir=tmp_path / "run", head_baseline=False, monitor=notes)
+    run = fit(**options, num_prompt_layers=2, output_dir=tmp_path / "run", linear_probe=False, monitor=notes)
     assert run.prompt_layers == [1, 2]
     assert any(text.startswith("48 training examples are too few for a search") for text in notes.texts)
     assert not (run.output_dir / "search.png").exists()
@@ -298,13 +298,13 @@ def test_a_processor_without_bfloat16_leaves_it_off(
     for bf16 in (False, True):
         assert not any("bfloat16" in text for text in notes.texts)
         folder = tmp_path / f"bf16-{bf16}"
-        train(**options, output_dir=folder, prompt_layers=[2], head_baseline=False, bf16=bf16, monitor=notes)
+        train(**options, output_dir=folder, prompt_layers=[2], linear_probe=False, bf16=bf16, monitor=notes)
         predictions.append(read_lines(folder / "predictions.jsonl"))
     assert predictions[0] == predictions[1]
     assert yaml.safe_load((folder / "config.yaml").read_text())["bf16"] is False
     assert any("bf16 is left off" in text for text in notes.texts)
     assert not any("dtype" in text for text in notes.texts)
-    settings = {**options, "prompt_layers": [2], "head_baseline": False, "max_steps": 1}
+    settings = {**options, "prompt_layers": [2], "linear_probe": False, "max_steps": 1}
     train(**settings, output_dir=tmp_path / "weights", dtype="bfloat16", monitor=notes)
     assert any("dtype is bfloat16" in text and "float32" in text for text in notes.texts)
 
@@ -312,7 +312,7 @@ def test_a_processor_without_bfloat16_leaves_it_off(
 @pytest.mark.usefixtures("processor_with_bfloat16")
 def test_a_run_in_bf16_leaves_the_next_one_as_it_was(options: dict[str, Any], tmp_path: Path) -> None:
     runs = [
-        train(**options, output_dir=tmp_path / name, prompt_layers=[2], head_baseline=False, bf16=name == "short")
+        train(**options, output_dir=tmp_path / name, prompt_layers=[2], linear_probe=False, bf16=name == "short")
         for name in ("before", "short", "after")
     ]
     before, short, after = (
@@ -357,7 +357,7 @@ def test_no_stage_takes_other_steps_than_were_announced(options: dict[str, Any],
 
 
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
-    run = fit(**{**options, "searcher": "middle"}, output_dir=tmp_path / "run", head_baseline=False)
+    run = fit(**{**options, "searcher": "middle"}, output_dir=tmp_path / "run", linear_probe=False)
     assert run.prompt_layers == [1]
     assert not (run.output_dir / "search.png").exists()
 
@@ -433,7 +433,7 @@ def test_a_mean_pooled_classifier_is_a_backbone_with_a_new_head(
 
 def test_baseline_leaves_no_trace(options: dict[str, Any], tmp_path: Path) -> None:
     with_baseline = train(**options, output_dir=tmp_path / "with", prompt_layers=[1])
-    without = train(**options, output_dir=tmp_path / "without", prompt_layers=[1], head_baseline=False)
+    without = train(**options, output_dir=tmp_path / "without", prompt_layers=[1], linear_probe=False)
     assert with_baseline.metrics["test"] == without.metrics["test"]
     rows = [read_lines(run.output_dir / "predictions.jsonl") for run in (with_baseline, without)]
     assert rows[0] == rows[1]
@@ -476,11 +476,11 @@ def test_finished_run_has_nothing_to_resume(finished: Any) -> None:
 
 def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    train(**options, output_dir=folder, prompt_layers=[0], head_baseline=False)
+    train(**options, output_dir=folder, prompt_layers=[0], linear_probe=False)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds a run already .*--resume.*--overwrite"):
-        train(**options, output_dir=folder, prompt_layers=[1], head_baseline=False)
-    run = train(**options, output_dir=folder, prompt_layers=[1], head_baseline=False, overwrite=True)
+        train(**options, output_dir=folder, prompt_layers=[1], linear_probe=False)
+    run = train(**options, output_dir=folder, prompt_layers=[1], linear_probe=False, overwrite=True)
     assert run.prompt_layers == [1]
     assert (folder / "notes.txt").read_text() == "mine"
 
@@ -488,7 +488,7 @@ def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str
 def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path: Path) -> None:
     """Such as its own predictions, to train on them."""
     folder = tmp_path / "run"
-    train(**options, output_dir=folder, prompt_layers=[0], head_baseline=False)
+    train(**options, output_dir=folder, prompt_layers=[0], linear_probe=False)
     labeled = folder / "predictions.jsonl"
     before = labeled.read_text()
     with pytest.raises(InputError, match=r"predictions\.jsonl: would be removed .*name another output folder"):
@@ -562,7 +562,7 @@ def test_wrong_options_are_refused(
     change: dict[str, Any], message: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        fit(**{**options, **change}, output_dir=tmp_path / "run", head_baseline=False)
+        fit(**{**options, **change}, output_dir=tmp_path / "run", linear_probe=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -573,7 +573,7 @@ def test_the_classes_of_a_folder_are_those_that_its_files_name(options: dict[str
     (folder / "train.csv").write_text("\n".join(["text,label", *rows]))
     for name in ("train_file", "validation_file", "test_file"):
         del options[name]
-    options |= {"searcher": "all", "max_steps": 1, "search_steps": None, "head_baseline": False}
+    options |= {"searcher": "all", "max_steps": 1, "search_steps": None, "linear_probe": False}
     classes = []
     for number, data in enumerate(({"dataset": str(folder)}, {"train_file": str(folder / "train.csv")})):
         fit(**options, **data, output_dir=tmp_path / str(number))
@@ -661,7 +661,7 @@ def test_a_backbone_that_would_be_partly_random_is_refused(
 def test_diverged_training_says_so(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(SptuneError, match="learning_rate"):
         train(
-            **options, output_dir=tmp_path, prompt_layers=[0], head_baseline=False, learning_rate=1e30,
+            **options, output_dir=tmp_path, prompt_layers=[0], linear_probe=False, learning_rate=1e30,
             head_learning_rate=1e30,
         )  # fmt: skip
 

@@ -111,13 +111,16 @@ def test_nesting_and_old_names_are_checked(values: dict[str, Any], message: str)
 def test_old_names_hold_with_a_warning() -> None:
     with pytest.warns(FutureWarning, match="'prefix_cache' is now 'activation_cache'"):
         assert not RunOptions(prefix_cache=False).activation_cache
+    with pytest.warns(FutureWarning, match="'head_baseline' is now 'linear_probe'"):
+        assert not RunOptions(head_baseline=False).linear_probe
     with pytest.warns(FutureWarning, match="'data' is now 'dataset'"):
         assert RunOptions.from_mapping({"data": "glue"}, "run.yaml").dataset == "glue"
 
 
 def test_the_file_of_an_old_run_is_read_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    old = {"data": "glue", "prefix_cache_dtype": "float16", "placement": "add", "prompt_layers": None,
-           "consistency": None, "gate_interval": None, "selection": "sets", "versions": {"sptune": "0.1"}}  # fmt: skip
+    old = {"data": "glue", "prefix_cache_dtype": "float16", "head_baseline": True, "placement": "add",
+           "prompt_layers": None, "consistency": None, "gate_interval": None, "selection": "sets",
+           "versions": {"sptune": "0.1"}}  # fmt: skip
     made = RunOptions.from_mapping(old, "config.yaml")
     assert (made.dataset, made.activation_cache_dtype, made.search.selection) == ("glue", "float16", "sets")
     assert not recwarn

@@ -9,6 +9,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from sptune.cli.terminal import Stages, messages
 from sptune.errors import InputError, SptuneError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+PACKAGE = Path(__file__).parent.parent
 
 app = typer.Typer(
     help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
@@ -44,13 +46,30 @@ def _global_options(
     """Options before the command; Typer calls this before any command runs."""
 
 
+@contextlib.contextmanager
+def _old_names_as_notes() -> Iterator[None]:
+    """Shows sptune's warnings about old names as notes, without the place in its code."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, FutureWarning) and Path(filename).is_relative_to(PACKAGE):
+            messages.print(f"[yellow]Note:[/] {escape(str(message))}", soft_wrap=True)
+        else:
+            shown(message, category, filename, *args, **kwargs)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def with_exit_codes(function: Callable[..., None]) -> Callable[..., None]:
     """Turns sptune's errors into a message and an exit code."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with _old_names_as_notes():
+                function(*args, **kwargs)
         except SptuneError as error:
             # What is wrong with a study file is said in the file's own words.
             message = str(error) if kwargs.get("study") else in_flags(str(error))

@@ -85,6 +85,7 @@ def _compare(
     with running(f"the same command; what is done in {output} is not repeated" if output else None) as stages:
         from sptune.compare import Study
         from sptune.compare import compare as run_study
+        from sptune.compare.comparison import methods_of
 
         if study is not None and options:
             named = ", ".join(FLAGS[name] for name in options)
@@ -96,6 +97,7 @@ def _compare(
         if seeds is not None:
             values["seeds"] = _integers("--seeds", seeds)
         wanted = Study.from_mapping(values, str(study) if study is not None else ORIGIN)
+        only = methods_of(wanted, only)
         if dry_run:
             print_study(wanted, only, as_json)
             return

@@ -191,9 +191,6 @@ def _run_outcome(row: dict[str, Any]) -> str:
 
 def print_study(study: Study, only: list[str] | None, as_json: bool) -> None:
     """What a study would do; nothing of it is loaded."""
-    from sptune.compare.comparison import check_methods
-
-    check_methods(study, only)
     methods = {name: method for name, method in study.methods.items() if only is None or name in only}
     specs = [spec for spec in (*study.tuning_runs(), *study.final_runs({})) if spec.name in methods]
     if as_json:

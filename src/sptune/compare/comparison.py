@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sptune import whole_files
-from sptune.compare.methods import ADAPTERS, PROMPTS
+from sptune.compare.methods import ADAPTERS, PROMPTS, with_new_name
 from sptune.compare.networks import lowest_layer
 from sptune.compare.pictures import plot_layers, plot_scores, searching
 from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
@@ -80,8 +80,8 @@ def compare(
         InputError: the study or its data cannot be right.
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
-    folder, watcher = Path(output_dir), watcher or Watcher()
-    _check_call(study, folder, only)
+    folder, watcher, only = Path(output_dir), watcher or Watcher(), methods_of(study, only)
+    _check_call(folder)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
     left = study.pending([row for row in begun if row["run"] not in failed], only)
@@ -100,12 +100,11 @@ def compare(
     return _conclude(study, folder, log)
 
 
-def _check_call(study: Study, folder: Path, only: Sequence[str] | None) -> None:
+def _check_call(folder: Path) -> None:
     if processes().num_processes > 1:
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
         )
-    check_methods(study, only)
     check_output(folder)
 
 
@@ -157,18 +156,22 @@ def check_output(folder: Path) -> None:
         )
 
 
-def check_methods(study: Study, only: Sequence[str] | None) -> None:
-    """Refuse to do methods that the study has not.
+def methods_of(study: Study, only: Sequence[str] | None) -> list[str] | None:
+    """The methods to run now by their present names; None for all.
 
     Raises:
-        InputError: which one.
+        InputError: the study has no such method.
     """
-    unknown = [name for name in only or () if name not in study.methods]
+    if only is None:
+        return None
+    only = [name if name in study.methods else with_new_name(name) for name in only]
+    unknown = [name for name in only if name not in study.methods]
     if unknown:
         raise InputError(
             f"{unknown[0]!r} is none of the study's methods, which are {', '.join(study.methods)}; write it into the "
             "study."
         )
+    return only
 
 
 def check_libraries(study: Study, left: Sequence[RunSpec], only: Sequence[str] | None) -> None:

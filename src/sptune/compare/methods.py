@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,11 @@ from typing import Any
 from sptune.errors import InputError
 from sptune.runs.run_options import PROMPT_OPTIONS
 
-PROMPTS, PEFT, ADAPTERS, WEIGHTS, HEAD, ZERO_SHOT = "prompts", "peft", "adapters", "weights", "head", "zero-shot"
+PROMPTS, PEFT, ADAPTERS, WEIGHTS = "prompts", "peft", "adapters", "weights"
+LINEAR_PROBE, ZERO_SHOT = "linear-probe", "zero-shot"
+
+# Old names by which methods go for one more version.
+RENAMED_METHODS = {"head": "linear-probe"}
 
 GENERATOR_RATES = (2e-3, 5e-3, 1e-2)
 # As others published them: prompts made anew, not changed pieces of the text.
@@ -71,7 +76,7 @@ _TABLE = (
         "the same with prompts in front of the text",
     ),
     Method("zero-shot", ZERO_SHOT, (1.0,), {}, "the language model as it is; verbalizer tasks only"),
-    Method("head", HEAD, (3e-3, 1e-2, 3e-2), {}, "a linear probe: the head of a classifier on the frozen backbone"),
+    Method("linear-probe", LINEAR_PROBE, (3e-3, 1e-2, 3e-2), {}, "the head of a classifier on the frozen backbone"),
     Method("full", WEIGHTS, (2e-5, 5e-5, 2e-4), {"train": "all"}, "all weights of the backbone"),
     Method("bitfit", WEIGHTS, (1e-3, 3e-3, 1e-2), {"train": "bias"}, "BitFit: the biases of the backbone"),
     Method("lora", PEFT, LORA_RATES, LORA, "LoRA (PEFT)"),
@@ -170,7 +175,15 @@ _TABLE = (
 )
 METHODS = {method.name: method for method in _TABLE}
 
-DEFAULT_METHODS = ("spt", "lora", "prompt-tuning", "bitfit", "head", "zero-shot")
+DEFAULT_METHODS = ("spt", "lora", "prompt-tuning", "bitfit", "linear-probe", "zero-shot")
+
+
+def with_new_name(name: str) -> str:
+    """The present name of a method; an old one gives a `FutureWarning`."""
+    new = RENAMED_METHODS.get(name, name)
+    if new != name:
+        warnings.warn(f"The method {name!r} is now {new!r}; the old name will be removed.", FutureWarning, 3)
+    return new
 
 
 def _number(value: Any) -> Any:
@@ -219,7 +232,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         InputError: no such method or setting, or learning rates that are not numbers above 0.
     """
     changes = dict(changes or {})
-    base_name = str(changes.pop("method", name))
+    base_name = with_new_name(str(changes.pop("method", name)))
     if base_name not in METHODS:
         close = difflib.get_close_matches(base_name, METHODS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -231,7 +244,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         isinstance(rate, float | int) and not isinstance(rate, bool) and rate > 0 for rate in rates
     ):
         raise InputError(f"{where}: learning_rates={list(rates)!r} of {name!r} is not allowed; give numbers above 0.")
-    takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: ("train",), HEAD: (), ZERO_SHOT: ()}
+    takers = {PROMPTS: PROMPT_OPTIONS, PEFT: _peft_fields(base), WEIGHTS: ("train",), LINEAR_PROBE: (), ZERO_SHOT: ()}
     unknown = [key for key in changes if key not in takers.get(base.kind, changes)]  # adapters knows its own
     if unknown:
         takes = ("method", "learning_rates", *takers[base.kind])

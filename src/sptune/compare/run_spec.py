@@ -11,14 +11,15 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sptune.compare.methods import HEAD, PROMPTS, Method
+from sptune.compare.methods import LINEAR_PROBE, PROMPTS, Method
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
 from sptune.runs.option_mappings import RENAMED, SEARCH_FIELDS
 from sptune.runs.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, RunOptions, all_options
 
-# The names by which rows know options that have been renamed since.
+# The names by which rows know options and kinds of methods that have been renamed since.
 ROW_NAMES = {new: old for old, new in RENAMED.items()}
+ROW_KINDS = {LINEAR_PROBE: "head"}
 
 Row = dict[str, Any]
 
@@ -59,7 +60,7 @@ class RunSpec:
         content = {key: _content(given.pop(key), nested=key == "dataset") for key in PLACES if key in given}
         given["activation_cache"] = options.activation_cache
         about = {
-            "kind": self.method.kind,
+            "kind": ROW_KINDS.get(self.method.kind, self.method.kind),
             "settings": {} if self.method.kind == PROMPTS else dict(self.method.settings),  # they are options
             "tuning": self.tuning,
             "content": {ROW_NAMES.get(key, key): value for key, value in content.items()},
@@ -74,8 +75,8 @@ class RunSpec:
             InputError: they cannot be right.
         """
         prompts = self.method.settings if self.method.kind == PROMPTS else {"prompt_layers": "middle"}
-        varied: dict[str, Any] = {"seed": self.seed, "learning_rate": self.learning_rate, "head_baseline": False}
-        if self.method.kind == HEAD:
+        varied: dict[str, Any] = {"seed": self.seed, "learning_rate": self.learning_rate, "linear_probe": False}
+        if self.method.kind == LINEAR_PROBE:
             varied["head_learning_rate"] = self.learning_rate
         where = f"{self.name} on {self.task}"
         return RunOptions.from_mapping({**self.options, **prompts, **varied, "output_dir": str(folder)}, where)

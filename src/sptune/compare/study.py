@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method
+from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method, with_new_name
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
@@ -91,6 +91,7 @@ class Study:
                 "draws that no result is reported on, so change one of them."
             )
         against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
+        against = against if against in methods else with_new_name(against)
         if against not in methods:
             raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
         study = cls(methods, tasks, seeds, tuning_seeds, against)
@@ -257,13 +258,16 @@ def _methods(given: Any, where: str) -> dict[str, Method]:
         if not all(isinstance(name, str) for name in given):
             raise InputError(f"{where}: methods={given!r} is not allowed; list names, or map names to their settings.")
         given = dict.fromkeys(given)
-    changes = _mapping(given, f"{where}: methods")
-    for name in changes:
+    methods: dict[str, Method] = {}
+    for name, own in _mapping(given, f"{where}: methods").items():
         if "," in str(name):
             raise InputError(f"{where}: the name {name!r} has a comma, which separates names in --methods.")
-    return {
-        str(name): find_method(str(name), _mapping(own, f"{where}: {name}"), where) for name, own in changes.items()
-    }
+        changes = _mapping(own, f"{where}: {name}")
+        new = str(name) if "method" in changes else with_new_name(str(name))
+        if new in methods:
+            raise InputError(f"{where}: methods name {new!r} twice; leave {str(name)!r} out.")
+        methods[new] = find_method(new, changes, where)
+    return methods
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

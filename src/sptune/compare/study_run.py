@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from sptune.compare.methods import HEAD, ZERO_SHOT
+from sptune.compare.methods import LINEAR_PROBE, ZERO_SHOT
 from sptune.compare.networks import attach, saved_bytes, trained_parameters
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.modeling.loading import CLASSIFIER
@@ -109,14 +109,14 @@ def _about(spec: RunSpec) -> Row:
 def _measured(spec: RunSpec, folder: Path) -> Row:
     plan = prepare("compare", spec.run_options(folder), Quiet())
     is_classifier = plan.spec.head == CLASSIFIER
-    if spec.method.kind in (HEAD, ZERO_SHOT) and is_classifier != (spec.method.kind == HEAD):
+    if spec.method.kind in (LINEAR_PROBE, ZERO_SHOT) and is_classifier != (spec.method.kind == LINEAR_PROBE):
         needs, has = ("a classifier", "read from label words") if not is_classifier else ("label words", "a classifier")
         return {"state": SKIPPED, "error": f"{spec.name} needs {needs}, and {spec.task} is {has}."}
     job = stages.load(plan)
     splits = ("validation",) if spec.tuning else ("validation", "test")
     timer = Timer()
     network = None
-    if spec.method.kind in (HEAD, ZERO_SHOT):
+    if spec.method.kind in (LINEAR_PROBE, ZERO_SHOT):
         results = (stages.linear_probe if is_classifier else stages.zero_shot)(job, splits, [timer])
         parameters = {"trainable": results["parameters"], "added": 0}
         size = 4 * results["parameters"]

@@ -15,6 +15,7 @@ from sptune.search.search_config import SearchConfig
 RENAMED = {
     "data": "dataset",
     "data_config": "dataset_config",
+    "head_baseline": "linear_probe",
     "prefix_cache": "activation_cache",
     "prefix_cache_memory": "activation_cache_memory",
     "prefix_cache_dtype": "activation_cache_dtype",

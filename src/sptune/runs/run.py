@@ -126,7 +126,7 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
         if not options.resume and processes().is_main_process:
             outputs.release_folder(folder)
         raise
-    reference = _reference(job) if plan.options.head_baseline and verb != "search" else None
+    reference = _reference(job) if plan.options.linear_probe and verb != "search" else None
     result, network = stages.search_layers(job) if verb != "train" else (None, None)
     if verb == "search":
         assert result is not None

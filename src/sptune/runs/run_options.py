@@ -174,7 +174,7 @@ class RunOptions:
         choices=DTYPES,
     )
     gradient_checkpointing: bool = _option(False, "Training", "Trade time for memory in the backward pass.")
-    head_baseline: bool = _option(
+    linear_probe: bool = _option(
         True,
         "Training",
         "Also train a linear probe (label words: evaluate zero-shot), and report the gain over it.",
@@ -327,7 +327,7 @@ def _options_of(config: Any, names: tuple[str, ...], group: str, verbs: tuple[st
 
 
 # What a comparison varies from run to run, besides the options of prompts and their search.
-VARIED = ("learning_rate", "seed", "head_baseline")
+VARIED = ("learning_rate", "seed", "linear_probe")
 PROMPT_OPTIONS = tuple(name for name, one in all_options().items() if one.group in PROMPT_GROUPS)
 # The options that have an effect only with a search.
 SEARCH_OPTIONS = tuple(name for name, one in all_options().items() if one.verbs == SEARCHING)
