@@ -1,12 +1,13 @@
 """Halving and exhaustive search train discrete networks, each with its own weights."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
 from sptune.errors import InputError
-from sptune.search.searchers import exhaustive, halving
+from sptune.search.searchers import SEARCHERS, halving
 
 
 @pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
@@ -53,6 +54,6 @@ def test_exhaustive_takes_the_set_with_the_lowest_loss(search):
 
 
 def test_exhaustive_refuses_what_would_take_forever(search, monkeypatch):
-    monkeypatch.setattr(exhaustive, "MAX_SETS", 5)
+    monkeypatch.setitem(SEARCHERS, "exhaustive", dataclasses.replace(SEARCHERS["exhaustive"], max_sets=5))
     with pytest.raises(InputError, match="would train 6 networks for 2 of 4 layers"):
         search("exhaustive")

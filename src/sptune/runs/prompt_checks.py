@@ -12,8 +12,7 @@ from sptune.modeling.loading import text_config
 from sptune.prompt_config import PromptConfig
 from sptune.runs.run_options import RunOptions
 from sptune.search.layer_selection import fixed_layers, layers_to_find
-from sptune.search.searchers import FIXED_SETTINGS
-from sptune.search.searchers.exhaustive import check_sets
+from sptune.search.searchers import FIXED_SETTINGS, check_sets
 
 
 def candidate_layers(options: RunOptions, config: PretrainedConfig) -> list[int]:
@@ -38,8 +37,7 @@ def check_prompts(options: RunOptions, config: PretrainedConfig) -> None:
     if options.prompts.searching and search.searcher not in FIXED_SETTINGS and search.threshold is None:
         candidates = len(candidate_layers(options, config))
         number = layers_to_find(search, size, candidates, str(options.prompts.placement))
-        if search.searcher == "exhaustive":
-            check_sets(number, candidates)
+        check_sets(search.searcher, number, candidates)
 
 
 def _check_layers(options: RunOptions, config: PretrainedConfig) -> None:

@@ -21,8 +21,7 @@ from sptune.runs.option_mappings import NESTED, PROMPT_FIELDS, RENAMED, SEARCH_F
 from sptune.runs.option_types import Option
 from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
-
-DTYPES = ("float32", "bfloat16", "float16")
+from sptune.training.cache_settings import DTYPES
 
 # Options that may name a local file or folder to read.
 PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sptune.training.cache_fingerprint import as_bytes
-from sptune.training.cache_settings import size_in_words
+from sptune.training.cache_plan import size_in_words
 from sptune.training.token_table import TokenTable
 
 # Folders of earlier versions have this name, too.

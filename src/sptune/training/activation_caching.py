@@ -21,7 +21,8 @@ from sptune.modeling.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbon
 from sptune.modeling.model import SPTModel
 from sptune.training.activation_cache import ActivationCache, cache_folders
 from sptune.training.cache_fingerprint import fingerprint
-from sptune.training.cache_settings import GIB, ActivationCachePlan, ActivationCacheSettings
+from sptune.training.cache_plan import GIB, ActivationCachePlan
+from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.frozen_layers import dtype_below, first_trained_layer, without_dropout_below
 from sptune.training.numbered_examples import ROW, NumberedCollator, number_examples

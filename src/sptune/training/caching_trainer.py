@@ -11,7 +11,8 @@ from transformers.trainer_utils import TrainOutput
 
 from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
-from sptune.training.cache_settings import ActivationCachePlan, ActivationCacheSettings
+from sptune.training.cache_plan import ActivationCachePlan
+from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.numbered_examples import ROW
 
 Batch = dict[str, Any]

@@ -27,7 +27,8 @@ from sptune.modeling.targets import before_first_target
 from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
-from sptune.training.cache_settings import ActivationCachePlan, ActivationCacheSettings
+from sptune.training.cache_plan import ActivationCachePlan
+from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import has_all_steps, last_checkpoint, trainer_state
 from sptune.training.data_order import EpochSampler, PersistentWorkers, draw_as_new_workers, workers_for_one_pass
 from sptune.training.divergence import DivergenceCheck

@@ -7,9 +7,12 @@ a `SearchProblem`, trains networks if it needs any, and returns `Findings`.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from sptune.errors import InputError
 
 if TYPE_CHECKING:
     from sptune.search.problem import Findings, SearchProblem
@@ -39,6 +42,7 @@ class Searcher:
         settings: the fields of `SearchConfig` that have an effect with this searcher and not with all.
         relaxed: whether its supernet has gates between 0 and 1 that are independent of each other, as a threshold and
             `visibility="always"` require.
+        max_sets: the largest number of sets of layers that it searches; None without a limit.
     """
 
     fixed: bool = False
@@ -48,6 +52,7 @@ class Searcher:
     criteria: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     relaxed: bool = False
+    max_sets: int | None = None
 
     def trains(self, examples: int, spare: int) -> bool:
         """Whether it trains networks.
@@ -64,7 +69,7 @@ _DISCRETE = ("sets", "greedy", "perturbation")
 SEARCHERS = {
     "auto": Searcher(min_examples=MIN_EXAMPLES, min_spare=1, criteria=_DISCRETE),
     "darts": Searcher(criteria=SELECTION_CRITERIA, settings=_GATES, relaxed=True),
-    "exhaustive": Searcher(),
+    "exhaustive": Searcher(max_sets=100),
     "fair": Searcher(criteria=_DISCRETE),
     "gumbel": Searcher(criteria=SELECTION_CRITERIA, settings=_GATES, relaxed=True),
     "halving": Searcher(),
@@ -80,6 +85,25 @@ SEARCHERS = {
     "first": Searcher(fixed=True, trained=False),
 }
 FIXED_SETTINGS = tuple(name for name, searcher in SEARCHERS.items() if searcher.fixed)
+
+
+def check_sets(searcher: str, size: int, candidates: int) -> None:
+    """Refuse a search among more sets than the searcher takes.
+
+    Args:
+        searcher: its name.
+        size: layers in a set.
+        candidates: how many layers there are to choose from.
+
+    Raises:
+        InputError: there are more.
+    """
+    count, most = math.comb(candidates, size), SEARCHERS[searcher].max_sets
+    if most is not None and count > most:
+        raise InputError(
+            f"searcher={searcher!r} would train {count} networks for {size} of {candidates} layers, more than {most}; "
+            "choose fewer layers or candidates, or another searcher."
+        )
 
 
 def load_searcher(name: str) -> Callable[[SearchProblem], Findings]:
