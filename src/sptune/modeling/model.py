@@ -73,20 +73,8 @@ class SPTModel(BaseTuner):
         # All state is set here and not in the constructor, which does not run for a second adapter.
         attached = _find_attachment(self.model) or Attachment(self.model, _backbone_for(self.model, peft_config))
         self._attached = attached
-        attached.prepare_for(peft_config)
-        blocks = attached.backbone.layers
-        layers = resolve_prompt_layers(peft_config, len(blocks))
-        known = attached.settings.get(adapter_name)
-        if known is not None and known.config is not peft_config:
-            # A second get_peft_model on the same backbone replaces the adapter of that name, at other layers too.
-            for block in _prompted(attached):
-                block.drop(adapter_name)
-        attached.settings[adapter_name] = AdapterSettings(tuple(layers), peft_config)
-        prepend = peft_config.placement == "prepend"
-        _wrap_blocks(attached, range(len(blocks)) if prepend else layers, self.active_adapters, parent.training)
-        for block in _prompted(attached) if prepend else ():
-            block.prepare_prepend()
-        block = cast(SPTLayer, blocks[int(target_name)])
+        _set_layers(attached, adapter_name, peft_config, self.active_adapters, parent.training)
+        block = cast(SPTLayer, attached.backbone.layers[int(target_name)])
         block.update_layer(adapter_name, peft_config)
 
     @classmethod
@@ -362,6 +350,24 @@ def _check_phm_dim(config: SPTConfig, backbone: Backbone) -> None:
             f"phm_dim={config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; choose a "
             "divisor."
         )
+
+
+def _set_layers(
+    attached: Attachment, adapter_name: str, config: SPTConfig, active_adapters: list[str], training: bool
+) -> None:
+    """Wrap the blocks that an adapter needs, and note its layers."""
+    attached.prepare_for(config)
+    layers = resolve_prompt_layers(config, attached.backbone.num_layers)
+    known = attached.settings.get(adapter_name)
+    if known is not None and known.config is not config:
+        # A second get_peft_model on the same backbone replaces the adapter of that name, at other layers too.
+        for block in _prompted(attached):
+            block.drop(adapter_name)
+    attached.settings[adapter_name] = AdapterSettings(tuple(layers), config)
+    prepend = config.placement == "prepend"
+    _wrap_blocks(attached, range(attached.backbone.num_layers) if prepend else layers, active_adapters, training)
+    for block in _prompted(attached) if prepend else ():
+        block.prepare_prepend()
 
 
 def _wrap_blocks(attached: Attachment, layers: Iterable[int], active_adapters: list[str], training: bool) -> None:
