@@ -49,7 +49,8 @@ def _command(title: str, command: Any) -> str:
     for option in command.params:
         if option.param_type_name == "option" and not option.hidden:
             panels.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(_option(option))
-    arguments = "".join(f" {one.make_metavar()}" for one in command.params if one.param_type_name == "argument")
+    positional = [one for one in command.params if one.param_type_name == "argument"]
+    arguments = "".join(f" {one.name.upper()}{'...' if one.nargs == -1 else ''}" for one in positional)
     lines = [f"## {title}", "", command.help or "", "", "```text", f"{title}{arguments} [OPTIONS]", "```"]
     for panel, rows in panels.items():
         lines += ["", f"**{panel}**", "", "| option | meaning |", "| --- | --- |", *rows]

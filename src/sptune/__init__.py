@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sptune.errors import InputError, SptuneError
     from sptune.modeling.mean_pooling import MeanPooledClassifier
     from sptune.modeling.model import SPTModel, discretize
+    from sptune.runs.adapter_pool import AdapterPool
     from sptune.runs.inference import evaluate, predict
     from sptune.runs.run import Run, fit
     from sptune.search.bilevel_trainer import SPTSearchTrainer
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ActivationCacheSettings",
     "ActivationCachingTrainer",
+    "AdapterPool",
     "InputError",
     "MeanPooledClassifier",
     "Run",
@@ -46,6 +48,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "ActivationCacheSettings": "sptune.training.cache_settings",
         "ActivationCachingTrainer": "sptune.training.caching_trainer",
+        "AdapterPool": "sptune.runs.adapter_pool",
         "InputError": "sptune.errors",
         "MeanPooledClassifier": "sptune.modeling.mean_pooling",
         "Run": "sptune.runs.run",

@@ -35,3 +35,7 @@ class TooLongError(InputError):
     def __init__(self, length: int, maximum: int, unit: str = "tokens") -> None:
         self.length, self.maximum, self.unit = length, maximum, unit
         super().__init__(f"The text has {length:,} {unit}, and at most {maximum:,} are read; shorten or split it.")
+
+
+class TakenNameError(InputError):
+    """An adapter of this name is loaded already."""

@@ -86,6 +86,8 @@ def _write_data(folder: Path) -> None:
     classes = ("negative", "neutral", "positive")
     three = [(text, classes[number % 3]) for number, (text, _) in enumerate(_sentences(60))]
     _write_csv(folder / "sentiment.csv", ["text", "label"], three)
+    mixed = [{"adapter": "stars", "review": reviews[0][0]}, {"adapter": "sentiment", "text": three[0][0]}]
+    _write_lines(folder / "mixed.jsonl", mixed)
     own = [{"review": text, "stars": stars} for text, stars in reviews[:60]]
     _write_lines(folder / "reviews" / "train.jsonl", own)
     hub = [{"text": text, "label": stars} for text, stars in reviews[:60]]

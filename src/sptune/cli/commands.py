@@ -98,6 +98,34 @@ def predict(
             print(json.dumps(row, ensure_ascii=False))
 
 
+@app.command()
+@with_exit_codes
+def serve(
+    adapters: Annotated[
+        list[str], typer.Argument(help="Adapter folders that runs wrote, on one backbone; also as NAME=FOLDER.")
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8000,
+    replicas: Annotated[int, typer.Option(help="Processes with the backbone and all adapters.")] = 1,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder from which requests may add adapters. Default: none are added.")
+    ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port of Ray's metrics, for Prometheus. Default: any that is free.")
+    ] = None,
+) -> None:
+    """Serve adapters over HTTP with Ray Serve (needs the extra 'serve'). Ctrl-C stops it."""
+    from sptune.serve.server import check_installed, serving, wait_for_end
+
+    check_installed()
+    with running() as stages:
+        stages.stage("Starting Ray Serve and loading the backbone")
+        with serving(adapters, host=host, port=port, replicas=replicas, root=root, metrics_port=metrics_port) as url:
+            stages.stage(f"Serving at {url}")
+            wait_for_end()
+            stages.stage("Stopping")
+
+
 @app.command(name="inspect")
 @with_exit_codes
 def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:

@@ -1,0 +1,118 @@
+"""A server of tiny adapters, started as users start it, and a client."""
+
+import json
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tiny_adapters import write_tiny_adapter
+from tiny_runs import masked_lm  # noqa: F401
+
+pytest.importorskip("ray.serve")
+
+NUM_ADAPTERS = 32
+START_SECONDS = 300
+
+
+@dataclass
+class Server:
+    """A running `sptune serve`.
+
+    Attributes:
+        process: the command.
+        url: where it answers.
+        adapters: the folder of each adapter that it started with, by name.
+        root: the folder that adapters may be added from.
+    """
+
+    process: subprocess.Popen[str]
+    url: str
+    adapters: dict[str, Path]
+    root: Path
+
+    def request(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """The status and the JSON of an answer; `body` is sent as JSON unless it is bytes."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        given = {"Content-Type": "application/json", **headers}
+        asked = urllib.request.Request(self.url + path, data, given, method=method)
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            content = error.read()
+            is_json = error.headers.get_content_type() == "application/json"
+            return error.code, json.loads(content) if is_json else content.decode()
+
+    def classify(self, adapter: Any, text: Any) -> tuple[int, Any]:
+        """The answer to a text."""
+        return self.request("POST", "/classify", {"adapter": adapter, "text": text})
+
+    def replicas(self) -> list[int]:
+        """The ids of the processes that hold the model."""
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if "ServeReplica" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory, masked_lm: str) -> Iterator[Server]:  # noqa: F811
+    """Two replicas with 32 adapters of two and three classes, and one that reads pairs."""
+    folder = tmp_path_factory.mktemp("served")
+    adapters = {
+        f"adapter-{number}": write_tiny_adapter(
+            folder / f"adapter-{number}", masked_lm, number, labels=("good", "bad", "so so")[: 2 + number % 2]
+        )
+        for number in range(NUM_ADAPTERS - 1)
+    }
+    adapters["pairs"] = write_tiny_adapter(folder / "pairs", masked_lm, 99, text_fields=("one", "two"))
+    root = tmp_path_factory.mktemp("root")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sptune", "serve", *map(str, adapters.values()), "--port", str(port),
+               "--replicas", "2", "--root", str(root)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_for(process, "Serving at")
+        yield Server(process, f"http://127.0.0.1:{port}", adapters, root)
+    finally:
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+        _, alive = psutil.wait_procs(children, 60)
+        assert not alive
+    assert process.returncode == 0
+
+
+def _wait_for(process: subprocess.Popen[str], text: str) -> None:
+    """Read what a process prints on standard error until it prints a text."""
+    lines: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.put(line)
+        lines.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    printed = ""
+    while text not in printed:
+        line = lines.get(timeout=START_SECONDS)
+        assert line is not None, printed
+        printed += line

@@ -1,0 +1,68 @@
+"""Replicas that share a store: each serves what the store holds, whenever it started."""
+
+from pathlib import Path
+
+import pytest
+
+from tiny_adapters import write_tiny_adapter
+
+pytest.importorskip("ray.serve")
+
+from sptune.errors import InputError, TakenNameError, UnknownAdapterError
+from sptune.serve.adapter_store import AdapterStore
+from sptune.serve.replica import Replica
+
+
+@pytest.fixture
+def store(tmp_path: Path, masked_lm: str) -> Path:
+    """A store with two adapters."""
+    adapters = {name: write_tiny_adapter(tmp_path / name, masked_lm, seed) for seed, name in enumerate(("one", "two"))}
+    (tmp_path / "store").mkdir()
+    AdapterStore.create(tmp_path / "store", adapters)
+    return tmp_path / "store"
+
+
+def versions(replica: Replica) -> dict[str, int]:
+    """The version of each adapter that a replica serves."""
+    return {one["name"]: one["version"] for one in replica.adapters()}
+
+
+def test_all_replicas_follow_a_change(store: Path, tmp_path: Path) -> None:
+    first, second = Replica(str(store), None), Replica(str(store), None)
+    assert versions(first) == versions(second) == {"one": 1, "two": 2}
+    first.add("three", tmp_path / "one")
+    second.replace("two", tmp_path / "one")
+    first.remove("one")
+    assert versions(first) == versions(second) == versions(Replica(str(store), None)) == {"two": 4, "three": 3}
+    with pytest.raises(TakenNameError):
+        second.add("three", tmp_path / "one")
+    for change in (lambda: second.remove("one"), lambda: second.replace("one", tmp_path / "one")):
+        with pytest.raises(UnknownAdapterError, match="loaded are: three, two"):
+            change()
+
+
+def test_a_replica_starts_although_no_adapter_is_left(store: Path, tmp_path: Path) -> None:
+    first = Replica(str(store), None)
+    for name in ("one", "two"):
+        first.remove(name)
+    second = Replica(str(store), None)
+    assert versions(second) == {}
+    second.add("again", tmp_path / "two")
+    assert versions(first) == {"again": 3}
+
+
+def test_a_change_of_the_folder_changes_nothing_that_is_served(store: Path, tmp_path: Path) -> None:
+    first = Replica(str(store), None)
+    answer = first._classify([("one", "a lovely film")])
+    (tmp_path / "one" / "adapter_model.safetensors").write_bytes(b"nothing")
+    assert Replica(str(store), None)._classify([("one", "a lovely film")]) == answer
+    with pytest.raises(InputError, match=f"{tmp_path / 'one'}.*cannot be read as safetensors"):
+        first.replace("two", tmp_path / "one")
+    assert versions(first) == {"one": 1, "two": 2}
+
+
+def test_a_wrong_text_costs_the_others_of_its_batch_nothing(store: Path) -> None:
+    answers = Replica(str(store), None)._classify([("one", "it"), ("one", ""), ("none", "it"), ("two", "it")])
+    assert [answer["text"] for answer in (answers[0], answers[3])] == ["it", "it"]
+    assert isinstance(answers[1], InputError)
+    assert isinstance(answers[2], UnknownAdapterError)
