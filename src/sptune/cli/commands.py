@@ -17,6 +17,22 @@ from sptune.cli.terminal import print_json, print_run, results, shown
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")]
+PromptColumn = Annotated[
+    str | None, typer.Option("--prompt-column", help="Column with the prompt. Default: as in training.")
+]
+MessagesColumn = Annotated[
+    str | None, typer.Option("--messages-column", help="Column with lists of messages. Default: as in training.")
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", help="Maximum length of a written text in tokens. Default: as in training."),
+]
+AdaptersOption = Annotated[
+    list[str],
+    typer.Option(
+        "--adapter", help="Adapter folder that a run wrote; with --adapter-column several, also as NAME=FOLDER."
+    ),
+]
 AdapterOption = Annotated[Path, typer.Option("--adapter", help="Adapter folder that a run wrote.")]
 
 
@@ -29,11 +45,17 @@ def evaluate(
         list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
     ] = None,
     label_column: Annotated[str | None, typer.Option(help="Column with the label. Default: as in training.")] = None,
+    prompt_column: PromptColumn = None,
+    completion_column: Annotated[
+        str | None, typer.Option(help="Column with the completion. Default: as in training.")
+    ] = None,
+    messages_column: MessagesColumn = None,
+    max_new_tokens: MaxNewTokens = None,
     output: Annotated[Path | None, typer.Option(help="Write predictions here, as JSON Lines.")] = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Score an adapter on labeled data."""
+    """Score an adapter on labeled data, or on prompts with completions."""
     with running() as stages:
         from sptune.runs import inference
 
@@ -42,6 +64,10 @@ def evaluate(
             test_file,
             text_columns=text_column,
             label_column=label_column,
+            prompt_column=prompt_column,
+            completion_column=completion_column,
+            messages_column=messages_column,
+            max_new_tokens=max_new_tokens,
             output=output,
             overwrite=overwrite,
             monitor=stages,  # type: ignore[arg-type]
@@ -56,13 +82,8 @@ def evaluate(
 @app.command()
 @with_exit_codes
 def predict(
-    adapter: Annotated[
-        list[str],
-        typer.Option(
-            "--adapter", help="Adapter folder that a run wrote; with --adapter-column several, also as NAME=FOLDER."
-        ),
-    ],
-    input: Annotated[Path, typer.Option("--input", help="Texts: .jsonl, .csv, .tsv or .parquet.")],
+    adapter: AdaptersOption,
+    input: Annotated[Path, typer.Option("--input", help="Texts or prompts: .jsonl, .csv, .tsv or .parquet.")],
     output: Annotated[
         Path | None, typer.Option(help="Write predictions here, as JSON Lines. Default: print them.")
     ] = None,
@@ -73,10 +94,13 @@ def predict(
     text_column: Annotated[
         list[str] | None, typer.Option(help="Column with the text; twice for pairs. Default: as in training.")
     ] = None,
+    prompt_column: PromptColumn = None,
+    messages_column: MessagesColumn = None,
+    max_new_tokens: MaxNewTokens = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict the class of new texts."""
+    """Predict the class of new texts, or write what follows prompts."""
     with running() as stages:
         from sptune.runs import inference
 
@@ -86,6 +110,9 @@ def predict(
             output,
             adapter_column=adapter_column,
             text_columns=text_column,
+            prompt_column=prompt_column,
+            messages_column=messages_column,
+            max_new_tokens=max_new_tokens,
             overwrite=overwrite,
             monitor=stages,  # type: ignore[arg-type]
         )

@@ -295,9 +295,27 @@ def _print_layers(found: SearchResult) -> None:
 
 
 def _print_scores(metrics: dict[str, Any]) -> None:
+    measured = metrics["test"]
+    if "perplexity" in measured:
+        _print_table(metrics, ["loss", "perplexity"])
+        results.print(
+            f"Test examples: {measured['examples']:,}; of {measured['generated_examples']:,} generated texts "
+            f"{measured['exact_match']:.1%} match exactly, ROUGE-L {measured['rouge_l']:.3f}"
+        )
+        return
+    _print_table(metrics, [name for name in ("accuracy", "f1", "mean") if name in measured])
     from scipy import stats
 
-    names = [name for name in ("accuracy", "f1", "mean") if name in metrics["test"]]
+    accuracy, count = measured["accuracy"], measured["examples"]
+    # Wilson's, which does not shrink to a point where all of a few examples are right.
+    interval = stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+    results.print(
+        f"Test examples: {count:,} (95 % interval of the accuracy: {interval.low:.4f} to {interval.high:.4f})"
+    )
+
+
+def _print_table(metrics: dict[str, Any], names: list[str]) -> None:
+    """Metrics on validation and test data, next to those of the linear probe or of zero-shot."""
     table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in names), box=None)
     rows = [("prompts", metrics)]
     if "baseline" in metrics:
@@ -311,12 +329,6 @@ def _print_scores(metrics: dict[str, Any]) -> None:
             style="bold" if title == "prompts" else "",
         )
     results.print(table)
-    accuracy, count = metrics["test"]["accuracy"], metrics["test"]["examples"]
-    # Wilson's, which does not shrink to a point where all of a few examples are right.
-    interval = stats.binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
-    results.print(
-        f"Test examples: {count:,} (95 % interval of the accuracy: {interval.low:.4f} to {interval.high:.4f})"
-    )
 
 
 def shown(value: Any) -> str:

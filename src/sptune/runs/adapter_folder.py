@@ -14,7 +14,9 @@ from sptune import whole_files
 from sptune.errors import InputError
 from sptune.modeling.loading import BackboneSpec
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
+from sptune.runs.task_kinds import AnyTask, task_from_document
 from sptune.tasks import Task
+from sptune.tasks.generation_task import GenerationTask
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -31,14 +33,30 @@ class AdapterFolder:
         backbone: the backbone it was trained on.
         max_length: the maximum number of tokens of an input.
         sizes: the number of elements of each tensor, from the header of the weights file.
+        max_new_tokens: the maximum number of tokens of a text that it writes; None if it predicts classes.
     """
 
     path: Path
     config: dict[str, Any]
-    task: Task
+    task: AnyTask
     backbone: BackboneSpec
     max_length: int
     sizes: dict[str, int]
+    max_new_tokens: int | None = None
+
+    @property
+    def class_task(self) -> Task:
+        """The task of an adapter that predicts classes.
+
+        Raises:
+            InputError: it writes text.
+        """
+        if isinstance(self.task, GenerationTask):
+            raise InputError(
+                f"{self.path}: this adapter writes text, and several adapters together predict classes only; use it "
+                "alone (sptune predict --adapter), or in Python with PeftModel.from_pretrained and generate."
+            )
+        return self.task
 
     @classmethod
     def read(cls, adapter: str | Path) -> AdapterFolder:
@@ -49,8 +67,8 @@ class AdapterFolder:
         """
         folder = find_folder(adapter)
         config = read_config(folder)
-        task, backbone, max_length = _read_task(folder)
-        return cls(folder, config, task, backbone, max_length, read_sizes(folder))
+        task, backbone, max_length, max_new_tokens = _read_task(folder)
+        return cls(folder, config, task, backbone, max_length, read_sizes(folder), max_new_tokens)
 
 
 def find_folder(adapter: str | Path) -> Path:
@@ -101,11 +119,12 @@ def read_task_document(folder: Path) -> dict[str, Any]:
     return document
 
 
-def _read_task(folder: Path) -> tuple[Task, BackboneSpec, int]:
+def _read_task(folder: Path) -> tuple[AnyTask, BackboneSpec, int, int | None]:
     document = read_task_document(folder)
     try:
-        task, backbone = Task.from_dict(document["task"]), BackboneSpec.from_dict(document["backbone"])
-        return task, backbone, int(document["max_length"])
+        task, backbone = task_from_document(document["task"]), BackboneSpec.from_dict(document["backbone"])
+        new_tokens = document.get("max_new_tokens")
+        return task, backbone, int(document["max_length"]), None if new_tokens is None else int(new_tokens)
     except InputError as error:
         raise InputError(f"{folder / TASK_FILE}: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError) as error:

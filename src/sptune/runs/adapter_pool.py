@@ -15,9 +15,9 @@ from peft import PeftModel
 from sptune.errors import InputError, UnknownAdapterError
 from sptune.modeling.loading import is_causal, load_backbone, load_config, load_tokenizer
 from sptune.runs.adapter_folder import AdapterFolder, check_same_backbone, named_folders, read_all
+from sptune.runs.class_evaluation import prediction_rows
 from sptune.runs.class_scores import LoadedAdapter, batch_scores, class_scores, tokenize
 from sptune.runs.progress import Monitor, processes
-from sptune.runs.run_results import prediction_rows
 from sptune.tasks import Example, TaskEncoder, check_request
 
 Text = str | Mapping[str, str]
@@ -137,7 +137,7 @@ class AdapterPool:
 
     def _prepare(self, folder: AdapterFolder) -> LoadedAdapter:
         """An adapter under a new key, whose weights are not loaded yet."""
-        encoder = TaskEncoder(folder.task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
+        encoder = TaskEncoder(folder.class_task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
         return LoadedAdapter(folder, next(self._keys), encoder)
 
     def _load(self, folder: AdapterFolder) -> LoadedAdapter:

@@ -39,7 +39,7 @@ class LoadedAdapter:
     @property
     def task(self) -> Task:
         """The task it was trained for."""
-        return self.folder.task
+        return self.folder.class_task
 
 
 def class_scores(

@@ -13,9 +13,12 @@ from sptune.runs import adapter_folder
 from sptune.runs import output_folder as outputs
 from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
+from sptune.runs.class_evaluation import prediction_rows
 from sptune.runs.progress import Monitor
-from sptune.runs.run_results import prediction_rows
-from sptune.tasks import Example, compute_metrics, read_labeled, read_named, read_unlabeled
+from sptune.runs.task_kinds import Columns, check_max_new_tokens, read_examples
+from sptune.runs.text_writer import load_writer
+from sptune.tasks import Example, compute_metrics, read_named, read_unlabeled
+from sptune.tasks.generation_task import GenerationTask
 
 
 def evaluate(
@@ -24,17 +27,25 @@ def evaluate(
     *,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    messages_column: str | None = None,
+    max_new_tokens: int | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     monitor: Monitor | None = None,
 ) -> dict[str, Any]:
-    """Score an adapter on labeled data.
+    """Score an adapter on labeled data, or on prompts with completions.
 
     Args:
         adapter: an adapter folder that `fit` or `train` wrote.
         test_file: .jsonl, .csv, .tsv or .parquet.
         text_columns: columns with the text, where they are not called as in training.
         label_column: column with the label, likewise.
+        prompt_column: column with the prompt, likewise.
+        completion_column: column with the completion, likewise.
+        messages_column: column with lists of messages, likewise.
+        max_new_tokens: maximum length of a generated text in tokens. Default: as in training.
         output: where to write the predictions, as JSON Lines; None not to write them.
         overwrite: the file may be there already.
         monitor: receives progress events.
@@ -47,16 +58,27 @@ def evaluate(
     """
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
-    saved = AdapterFolder.read(adapter)
-    task = saved.task.with_columns(text_columns or saved.task.text_fields, label_column)
-    examples = read_labeled(test_file, task.text_fields, task.label_field, labels=task.labels)
-    monitor = monitor or Monitor()
+    columns = Columns(text_columns, label_column, prompt_column, completion_column, messages_column)
+    metrics, rows = _evaluate(AdapterFolder.read(adapter), columns, test_file, max_new_tokens, monitor or Monitor())
+    if output is not None:
+        outputs.write_json_lines(Path(output), rows)
+    return metrics
+
+
+def _evaluate(
+    saved: AdapterFolder, columns: Columns, test_file: str | Path, max_new_tokens: int | None, monitor: Monitor
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Metrics, and a prediction for each example."""
+    task = columns.of(saved.task)
+    check_max_new_tokens(task, max_new_tokens)
+    examples = read_examples(task, test_file, answered=True)
+    if isinstance(task, GenerationTask):
+        return load_writer(saved, task, examples, max_new_tokens, monitor).evaluate(examples)
     pool = _load({"adapter": saved}, monitor)
     scores = np.stack(pool.class_scores([("adapter", example) for example in examples], monitor))
-    if output is not None:
-        outputs.write_json_lines(Path(output), prediction_rows(task, examples, scores))
     labels = [task.labels.index(example.label or "") for example in examples]
-    return {**compute_metrics(task, scores.argmax(-1), labels), "examples": len(examples)}
+    metrics = {**compute_metrics(task, scores.argmax(-1), labels), "examples": len(examples)}
+    return metrics, list(prediction_rows(task, examples, scores))
 
 
 def predict(
@@ -66,24 +88,30 @@ def predict(
     *,
     adapter_column: str | None = None,
     text_columns: Sequence[str] | None = None,
+    prompt_column: str | None = None,
+    messages_column: str | None = None,
+    max_new_tokens: int | None = None,
     overwrite: bool = False,
     monitor: Monitor | None = None,
 ) -> list[dict[str, Any]]:
-    """Predict the class of unlabeled texts.
+    """Predict the class of unlabeled texts, or write what follows prompts.
 
     Args:
         adapter: an adapter folder that `fit` or `train` wrote. With `adapter_column` several of one backbone: a mapping
             from names to folders, or what else `sptune.runs.adapter_folder.named_folders` takes.
-        input: texts: .jsonl, .csv, .tsv or .parquet.
+        input: texts or prompts: .jsonl, .csv, .tsv or .parquet.
         output: where to write the predictions, as JSON Lines; None not to write them.
         adapter_column: the column that names the adapter of each row.
         text_columns: columns with the text, where they are not called as in training.
+        prompt_column: column with the prompt, likewise.
+        messages_column: column with lists of messages, likewise; a last turn of the assistant is written anew.
+        max_new_tokens: maximum length of a generated text in tokens. Default: as in training.
         overwrite: `output` may be there already.
         monitor: receives progress events.
 
     Returns:
         One entry for each text, in the order of the file: its adapter if there is a column for it, its text columns,
-        "prediction" and "scores".
+        "prediction" and "scores"; of a model that writes "prompt" and "generated".
 
     Raises:
         InputError: an adapter or the data cannot be right, or `output` must not be written.
@@ -91,11 +119,8 @@ def predict(
     if output is not None:
         outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
     saved = read_all(named_folders(adapter))
-    examples = _read_texts(saved, input, adapter_column, text_columns)
-    monitor = monitor or Monitor()
-    rows = _load(saved, monitor).predict_examples(examples, monitor)
-    if adapter_column is not None:
-        rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
+    columns = Columns(text_columns, prompt_column=prompt_column, messages_column=messages_column)
+    rows = _predict(saved, input, adapter_column, columns, max_new_tokens, monitor or Monitor())
     if output is not None:
         outputs.write_json_lines(Path(output), rows)
     return rows
@@ -137,6 +162,31 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
     }
 
 
+def _predict(
+    saved: Mapping[str, AdapterFolder],
+    input: str | Path,
+    adapter_column: str | None,
+    columns: Columns,
+    max_new_tokens: int | None,
+    monitor: Monitor,
+) -> list[dict[str, Any]]:
+    """A prediction for each text, with the adapter's name if there is a column for it."""
+    only = next(iter(saved.values()))
+    task = columns.of(only.task)
+    if len(saved) == 1 and adapter_column is None and isinstance(task, GenerationTask):
+        check_max_new_tokens(task, max_new_tokens)
+        prompts = read_examples(task, input, answered=False)
+        return load_writer(only, task, prompts, max_new_tokens, monitor).predict(prompts)
+    for one in saved.values():
+        columns.of(one.class_task)
+        check_max_new_tokens(one.class_task, max_new_tokens)
+    examples = _read_texts(saved, input, adapter_column, columns.text_columns)
+    rows = _load(saved, monitor).predict_examples(examples, monitor)
+    if adapter_column is not None:
+        rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
+    return rows
+
+
 def _read_texts(
     saved: Mapping[str, AdapterFolder],
     input: str | Path,
@@ -145,7 +195,8 @@ def _read_texts(
 ) -> list[tuple[str, Example]]:
     """The adapter and the example of each row."""
     columns = {
-        name: one.task.with_columns(text_columns or one.task.text_fields).text_fields for name, one in saved.items()
+        name: one.class_task.with_columns(text_columns or one.class_task.text_fields).text_fields
+        for name, one in saved.items()
     }
     if adapter_column is not None:
         return read_named(input, adapter_column, columns)

@@ -20,6 +20,8 @@ def check_ranges(options: RunOptions) -> None:
     for name in (
         "few_shot",
         "max_length",
+        "max_new_tokens",
+        "generated_examples",
         "search_steps",
         "max_steps",
         "batch_size",
@@ -48,11 +50,42 @@ def check_combinations(options: RunOptions) -> None:
         raise InputError("resume continues a run and overwrite replaces it; give only one of them.")
     if options.epochs is not None and options.max_steps is not None:
         raise InputError(f"epochs={options.epochs} and max_steps={options.max_steps} exclude each other; give one.")
+    _check_kind(options)
     _check_data(options)
     searcher = options.search.searcher
     if options.prompts.visibility == "always" and not SEARCHERS[searcher].relaxed:
         raise InputError(
             f"visibility='always' has no effect with searcher={searcher!r}; leave it out, or search with spt_darts."
+        )
+
+
+# The kind of tasks that write text; the module sptune.tasks.generation_task, which names it, takes seconds to import.
+GENERATE = "generate"
+# Options of tasks with classes, and of tasks that write text.
+CLASS_OPTIONS = (
+    "task", "text_columns", "label_column", "labels", "template", "label_words", "head_pooling", "head_learning_rate",
+)  # fmt: skip
+TEXT_OPTIONS = ("prompt_column", "completion_column", "messages_column", "max_new_tokens", "generated_examples")
+
+
+def _check_kind(options: RunOptions) -> None:
+    """Refuse options of another kind of task."""
+    writes = options.task_kind == GENERATE
+    for name in CLASS_OPTIONS if writes else TEXT_OPTIONS:
+        value = getattr(options, name)
+        if value is None or value in ([], {}):
+            continue
+        if writes:
+            raise InputError(
+                f"{name}={value!r} is of tasks that predict classes, and task_kind='generate' writes text; leave it "
+                "out. The data are in the columns prompt and completion (prompt_column, completion_column), or in "
+                "messages (messages_column)."
+            )
+        raise InputError(f"{name}={value!r} is of models that write text; add task_kind='generate', or leave it out.")
+    if options.messages_column and (options.prompt_column or options.completion_column):
+        raise InputError(
+            f"messages_column={options.messages_column!r} holds both prompt and completion; leave out prompt_column "
+            "and completion_column, or leave out messages_column."
         )
 
 

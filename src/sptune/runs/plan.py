@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune.errors import InputError
 from sptune.modeling.loading import (
+    CAUSAL_LM,
     CLASSIFIER,
     BackboneSource,
     BackboneSpec,
@@ -19,15 +21,19 @@ from sptune.modeling.loading import (
     load_config,
     load_tokenizer,
     longest_input,
+    text_config,
 )
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs import output_folder as outputs
+from sptune.runs.evaluation import Evaluation
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.resolution import resolved
 from sptune.runs.run_options import PLACES, RunOptions
 from sptune.runs.task_data import read_data
-from sptune.tasks import Splits, Task, TaskEncoder
+from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
+from sptune.tasks import Splits, Task
+from sptune.tasks.generation_task import GenerationTask
 
 
 @dataclass(frozen=True)
@@ -41,18 +47,20 @@ class Plan:
         splits: checked data.
         spec: the backbone and its head.
         tokenizer: the backbone's.
-        encoder: turns examples into batches and batches into class scores.
+        encoder: turns examples into batches.
+        evaluation: what is measured and predicted.
         clock: counts seconds by stage.
         monitor: receives progress events.
     """
 
     options: RunOptions
     folder: Path
-    task: Task
-    splits: Splits
+    task: AnyTask
+    splits: Splits[Any]
     spec: BackboneSpec
     tokenizer: PreTrainedTokenizerBase
-    encoder: TaskEncoder
+    encoder: AnyEncoder
+    evaluation: Evaluation
     clock: Clock
     monitor: Monitor
 
@@ -92,14 +100,10 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         config = load_config(source)
         check_supported(config, options.prompts.placement, options.prompts.layers_path)
         check_prompts(options, config)
-        spec = _choose_head(task, options, config, source)
-        if spec.head == CLASSIFIER:
-            if task.kind == "verbalizer" and options.task_kind is None:
-                monitor.note(f"{source.model} has no language-model head for label words; a classifier is trained.")
-            task = task.as_classifier()
+        task, spec = _with_head(task, options, config, source, monitor)
         tokenizer = load_tokenizer(source)
         max_length = longest_input(config, tokenizer, options.max_length)
-        encoder = TaskEncoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
+        encoder = build_encoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
     for note in splits.notes:
         monitor.note(note)
     asked_for_bf16 = options.bf16
@@ -109,7 +113,8 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
-    return Plan(options, folder, task, splits, spec, tokenizer, encoder, clock, monitor)
+    evaluation = run_evaluation(encoder, options)
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor)
 
 
 def _check_folder(options: RunOptions) -> Path:
@@ -136,6 +141,32 @@ def _note_missing_kernels(options: RunOptions, asked_for_bf16: bool, monitor: Mo
         monitor.note(
             "dtype is bfloat16, for which PyTorch has no kernels on this CPU: float32 takes a fraction of the time."
         )
+
+
+def _with_head(
+    task: AnyTask, options: RunOptions, config: PretrainedConfig, source: BackboneSource, monitor: Monitor
+) -> tuple[AnyTask, BackboneSpec]:
+    """The task as it is trained, and the backbone with the head that it needs."""
+    if isinstance(task, GenerationTask):
+        return task, _writing_head(config, source)
+    spec = _choose_head(task, options, config, source)
+    if spec.head != CLASSIFIER:
+        return task, spec
+    if task.kind == "verbalizer" and options.task_kind is None:
+        monitor.note(f"{source.model} has no language-model head for label words; a classifier is trained.")
+    return task.as_classifier(), spec
+
+
+def _writing_head(config: PretrainedConfig, source: BackboneSource) -> BackboneSpec:
+    """The head of a causal language model, which writes text."""
+    head = language_head(config, source)
+    if head != CAUSAL_LM:
+        kind = text_config(config).model_type
+        raise InputError(
+            f"{source.model} is of type {kind!r} and cannot write text: task_kind='generate' needs a causal language "
+            "model, such as GPT-2, Llama or Qwen. Name one (model), or predict classes (leave out task_kind)."
+        )
+    return BackboneSpec(source, head)
 
 
 def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, source: BackboneSource) -> BackboneSpec:

@@ -14,8 +14,9 @@ from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.runs.progress import has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import candidate_layers
 from sptune.runs.run_options import RunOptions
+from sptune.runs.task_kinds import AnyTask, resolved_task
 from sptune.search.searchers import FIXED_SETTINGS
-from sptune.tasks import Task
+from sptune.tasks.generation_task import GenerationTask
 
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
 DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
@@ -27,7 +28,7 @@ SEARCH_SHARE, MAX_SEARCH_STEPS = 0.25, 150
 
 
 def resolved(
-    options: RunOptions, task: Task, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
+    options: RunOptions, task: AnyTask, spec: BackboneSpec, config: PretrainedConfig, max_length: int, examples: int
 ) -> RunOptions:
     """The options with every choice made that the user left open, so that the same run can be repeated.
 
@@ -45,18 +46,17 @@ def resolved(
         "model": spec.source.model,
         "gguf_file": spec.source.gguf_file,
         "head_pooling": spec.pooling,
-        "task_kind": task.kind,
         "max_length": max_length,
         "bf16": options.bf16 and has_bfloat16_kernels(),
         "epochs": None,
         "max_steps": steps,
         "learning_rate": options.learning_rate
         or (DEFAULT_STATIC_RATE if options.prompts.generator == "static" else DEFAULT_RATE),
-        "head_learning_rate": options.head_learning_rate
-        or (DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE),
+        **resolved_task(task, options),
     }
-    if not options.from_hub:
-        chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
+    if not isinstance(task, GenerationTask):
+        own = DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE
+        chosen["head_learning_rate"] = options.head_learning_rate or own
     for name in ("train_file", "validation_file", "test_file", "dataset"):
         path = getattr(options, name)
         if path and Path(path).exists():

@@ -84,9 +84,10 @@ class RunOptions:
     task_kind: str | None = _option(
         None,
         "Data",
-        "'verbalizer' (label words read by the language-model head) or 'classifier' (a trained head). "
-        "Default: verbalizer for a task with a template on a language model, else classifier.",
-        choices=("verbalizer", "classifier"),
+        "'verbalizer' (label words read by the language-model head), 'classifier' (a trained head) or 'generate' (a "
+        "causal model writes text). Default: verbalizer for a task with a template on a language model, else "
+        "classifier.",
+        choices=("verbalizer", "classifier", "generate"),
     )
     train_file: str | None = _option(None, "Data", "Training data: .jsonl, .csv, .tsv or .parquet.")
     validation_file: str | None = _option(None, "Data", "Validation data. Default: split off from the training data.")
@@ -114,11 +115,27 @@ class RunOptions:
     label_words: dict[str, str] = _option(  # noqa: RUF009
         dict, "Data", "Label word of a class, such as 'positive=great'; once for each class.", flag="label-word"
     )
+    prompt_column: str | None = _option(None, "Data", "generate: column with the prompt. Default: 'prompt'.")
+    completion_column: str | None = _option(
+        None, "Data", "generate: column with the completion. Default: 'completion'."
+    )
+    messages_column: str | None = _option(
+        None,
+        "Data",
+        "generate: column with lists of chat messages, instead of prompts and completions. Default: 'messages', if "
+        "there is no column 'prompt'.",
+    )
     few_shot: int | None = _option(
         None, "Data", "Train on this many examples only, drawn in proportion to the classes."
     )
     max_length: int | None = _option(
         None, "Data", "Maximum input length in tokens. Default: the backbone's, at most 512."
+    )
+    max_new_tokens: int | None = _option(
+        None, "Data", "generate: maximum length of a written text in tokens. Default: 128.", verbs=TRAINING
+    )
+    generated_examples: int | None = _option(
+        None, "Data", "generate: write completions for this many test examples. Default: 200.", verbs=TRAINING
     )
 
     preset: str | None = _option(

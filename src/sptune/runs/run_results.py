@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftModel
 
 from sptune import whole_files
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
 from sptune.runs.progress import processes
 from sptune.runs.stages import SPLITS, Job
 from sptune.search.search_result import SearchResult
-from sptune.tasks import Example, Task
 from sptune.training.trainer import SPTTrainer
 
 # Enough of a large training set to see how well it was learned.
@@ -45,7 +42,7 @@ def evaluate_and_save(
     plan = job.plan
     with plan.clock.stage("evaluate"):
         plan.monitor.stage("Evaluating")
-        results, scores = _evaluate(job, trainer)
+        results, rows = _evaluate(job, trainer)
     metrics = _metrics(job, network, trainer, results, reference)
     if result is not None:
         metrics["search"] = {
@@ -56,21 +53,21 @@ def evaluate_and_save(
         }
     if job.is_main:
         plan.monitor.stage("Saving")
-        _save(job, network, metrics, scores)
+        _save(job, network, metrics, rows)
         clean_up(job)
     processes().wait_for_everyone()
     return metrics
 
 
-def _evaluate(job: Job, trainer: SPTTrainer) -> tuple[dict[str, dict[str, Any]], np.ndarray]:
-    """Metrics by split, and the class scores (n, classes) of the test data."""
+def _evaluate(job: Job, trainer: SPTTrainer) -> tuple[dict[str, Metrics], Rows]:
+    """Metrics by split, and the predictions of the test data."""
+    plan = job.plan
     seen = job.encoded["train"]
     if len(seen) > MAX_TRAIN_EVALUATED:
-        seen = seen.shuffle(seed=job.plan.options.seed).select(range(MAX_TRAIN_EVALUATED))
+        seen = seen.shuffle(seed=plan.options.seed).select(range(MAX_TRAIN_EVALUATED))
     results = stages.evaluate_splits(job, trainer, {**job.encoded, "train": seen}, SPLITS[:2])
-    scores, labels = stages.class_scores(trainer, job.encoded["test"])
-    results["test"] = {**stages.task_metrics(job.plan, scores, labels), "examples": len(labels)}
-    return results, scores
+    test, rows = plan.evaluation.test(trainer, job.encoded["test"], job.test_order, plan.splits.test, plan.monitor)
+    return {**results, "test": test}, rows
 
 
 def _metrics(
@@ -88,26 +85,36 @@ def _metrics(
         "seed": job.plan.options.seed,
         "prompt_layers": tuner.candidate_layers,
         **results,
-        **({"baseline": reference, "gain": _gain(results, reference)} if reference else {}),
+        **({"baseline": reference, "gain": _gain(job, results, reference)} if reference else {}),
         "parameters": _parameters(network),
         "training": {
             "steps": trainer.state.global_step,
             "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
-            "best_validation_score": trainer.state.best_metric,
+            f"best_validation_{job.plan.evaluation.best_metric}": trainer.state.best_metric,
         },
     }
 
 
-def _save(job: Job, network: PeftModel, metrics: dict[str, Any], scores: np.ndarray) -> None:
+def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows) -> None:
     """Write adapter, predictions and metrics, to which sizes and times are added."""
     plan = job.plan
-    document = {"task": plan.task.to_dict(), "backbone": plan.spec.to_dict(), "max_length": plan.options.max_length}
+    document = {
+        "task": plan.task.to_dict(),
+        "backbone": plan.spec.to_dict(),
+        "max_length": plan.options.max_length,
+        **plan.evaluation.document(),
+    }
+    base = plan.spec.to_dict()
     card = model_card(
-        plan.spec.to_dict(), plan.spec.python(), plan.spec.source.python_tokenizer(), plan.task.to_dict(), metrics
+        base,
+        plan.spec.python(),
+        plan.spec.source.python_tokenizer(),
+        plan.task.name,
+        plan.evaluation.card_parts(base, metrics),
+        metrics,
     )
     adapter = plan.folder / outputs.ADAPTER_FOLDER
     metrics["adapter_bytes"] = outputs.write_adapter(adapter, network, document, card)
-    rows = prediction_rows(plan.task, plan.splits.test, scores[np.argsort(job.test_order)])
     outputs.write_json_lines(plan.folder / outputs.PREDICTIONS_FILE, rows)
     seconds = plan.clock.seconds
     metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
@@ -117,16 +124,9 @@ def _save(job: Job, network: PeftModel, metrics: dict[str, Any], scores: np.ndar
     whole_files.write_json(plan.folder / outputs.METRICS_FILE, metrics)
 
 
-def _gain(results: dict[str, dict[str, Any]], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """By how much each metric of validation and test is above that of the linear probe or of zero-shot."""
-    return {
-        split: {
-            name: round(results[split][name] - value, 6)
-            for name, value in reference[split].items()
-            if name != "examples"
-        }
-        for split in SPLITS[1:]
-    }
+def _gain(job: Job, results: dict[str, Metrics], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """By how much each metric of validation and test is better than that of the linear probe or of zero-shot."""
+    return {split: job.plan.evaluation.gain(results[split], reference[split]) for split in SPLITS[1:]}
 
 
 def _parameters(network: PeftModel) -> dict[str, int]:
@@ -145,25 +145,6 @@ def _parameters(network: PeftModel) -> dict[str, int]:
         "head": trainable - generators,
         "total": trainable + frozen,
     }
-
-
-def prediction_rows(task: Task, examples: Sequence[Example], scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One entry for each example: its text, its label if it has one, the predicted class, and a probability for each.
-
-    Args:
-        task: the task, which names the classes.
-        examples: the texts.
-        scores: class scores (n, classes).
-    """
-    probabilities = torch.softmax(torch.as_tensor(scores, dtype=torch.float64), -1).numpy()
-    for example, probability in zip(examples, probabilities, strict=True):
-        label = {} if example.label is None else {"label": example.label}
-        yield {
-            **example.fields,
-            **label,
-            "prediction": task.labels[int(probability.argmax())],
-            "scores": {name: round(float(value), 6) for name, value in zip(task.labels, probability, strict=True)},
-        }
 
 
 def clean_up(job: Job) -> None:

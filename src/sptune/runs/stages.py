@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import time
@@ -21,16 +19,16 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from sptune import whole_files
 from sptune.config import SPTConfig
-from sptune.errors import SptuneError
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
 from sptune.runs import output_folder as outputs
+from sptune.runs.class_evaluation import by_length
+from sptune.runs.evaluation import quiet_stdout
 from sptune.runs.plan import Plan
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
-from sptune.tasks import compute_metrics
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.data_order import grouping_by_length
 from sptune.training.linear_probe import LinearProbe, probe_scores
@@ -88,24 +86,19 @@ def load(plan: Plan) -> Job:
     """Load what a plan names.
 
     Raises:
-        InputError: the backbone cannot be loaded or cannot take prompts.
+        InputError: an example does not fit the maximum length, or the backbone cannot be loaded or take prompts.
     """
-    with plan.clock.stage("load"):
-        plan.monitor.stage(f"Loading {plan.spec.source.model}")
-        set_seed(plan.options.seed)
-        backbone, absent = load_backbone(plan.spec, plan.tokenizer)
-        find_backbone(backbone, plan.options.prompts.layers_path, plan.options.prompts.placement)
     with plan.clock.stage("encode"):
         plan.monitor.stage("Turning text into tokens")
         encoded = {name: plan.encoder.encode(getattr(plan.splits, name)) for name in SPLITS}
         orders = {name: by_length(encoded[name]) for name in SPLITS[1:]}
         encoded |= {name: encoded[name].select(order) for name, order in orders.items()}
+    with plan.clock.stage("load"):
+        plan.monitor.stage(f"Loading {plan.spec.source.model}")
+        set_seed(plan.options.seed)
+        backbone, absent = load_backbone(plan.spec, plan.tokenizer)
+        find_backbone(backbone, plan.options.prompts.layers_path, plan.options.prompts.placement)
     return Job(plan, backbone, absent, encoded, orders["test"])
-
-
-def by_length(encoded: Any) -> np.ndarray:
-    """Where the rows of encoded data come from when the shortest stands first."""
-    return np.argsort(encoded["length"], kind="stable")
 
 
 # -- stages -------------------------------------------------------------------------------------------------------
@@ -117,7 +110,7 @@ def zero_shot(
     """What the language model answers without any training.
 
     Args:
-        job: a verbalizer task.
+        job: a task of a language model.
         splits: what it is evaluated on.
         callbacks: besides the one that counts steps.
     """
@@ -158,7 +151,7 @@ def linear_probe(
     trainer = make_trainer(
         job, alone, arguments, encoded, None if alone.pools_once else collator, probe_scores, callbacks
     )
-    with _quiet_stdout():
+    with quiet_stdout():
         trainer.train()
     results = evaluate_splits(job, trainer, encoded, splits)
     parameters = sum(parameter.numel() for parameter in alone.parameters())
@@ -181,7 +174,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
         plan.monitor.stage(title, plan.search_steps if searches and how.criterion else None)
-        with _quiet_stdout():
+        with quiet_stdout():
             result = search_prompt_layers(
                 network,
                 job.encoded["train"],
@@ -236,7 +229,7 @@ def train_network(job: Job, network: nn.Module, title: str, callbacks: Sequence[
         if isinstance(getattr(network, "base_model", None), SPTModel):
             plan.monitor.note(str(trainer.plan_activation_cache()))
         plan.monitor.stage(title, plan.max_steps)
-        with _quiet_stdout():
+        with quiet_stdout():
             trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
     return trainer
 
@@ -271,7 +264,8 @@ def training_arguments(
     more: dict[str, Any] = {}
     if evaluate:
         more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
-        more |= {"metric_for_best_model": "score", "greater_is_better": True}
+        evaluation = job.plan.evaluation
+        more |= {"metric_for_best_model": evaluation.best_metric, "greater_is_better": evaluation.greater_is_better}
     if name != "baseline":
         more |= grouping_by_length()
     if name != "baseline" and options.gradient_checkpointing:
@@ -281,7 +275,7 @@ def training_arguments(
         output_dir=str(job.plan.checkpoints / name),
         max_steps=steps,
         per_device_train_batch_size=options.batch_size,
-        per_device_eval_batch_size=max(options.batch_size, 32),
+        per_device_eval_batch_size=max(options.batch_size, job.plan.evaluation.min_batch_size),
         gradient_accumulation_steps=options.gradient_accumulation_steps,
         learning_rate=learning_rate or options.learning_rate or 0.0,
         weight_decay=options.weight_decay,
@@ -315,20 +309,22 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SPTTrainer:
     """A trainer on the job's data and scores, or on those of a linear probe."""
+    how = job.plan.evaluation.trainer_options()
     if encoded is None:
-        encoded, collator, class_scores = job.encoded, job.plan.encoder.collator, job.plan.encoder.class_scores
+        encoded, collator = job.encoded, job.plan.encoder.collator
+    else:
+        how["class_scores"] = class_scores
     return SPTTrainer(
         model=model,
         args=arguments,
         train_dataset=encoded["train"],
         eval_dataset=encoded["validation"],
         data_collator=collator,
-        compute_metrics=lambda outcome: task_metrics(job.plan, outcome.predictions, outcome.label_ids),
-        class_scores=class_scores,
         head_learning_rate=job.plan.options.head_learning_rate,
         head_modules=job.head_modules,
         activation_cache=_activation_cache(job),
         callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
+        **how,
     )
 
 
@@ -339,11 +335,6 @@ def _activation_cache(job: Job) -> ActivationCacheSettings | None:
     return ActivationCacheSettings(options.activation_cache_memory, options.activation_cache_dtype)
 
 
-def _quiet_stdout() -> contextlib.AbstractContextManager[Any]:
-    """Keeps what transformers prints of its logs out of the results on standard output."""
-    return contextlib.redirect_stdout(io.StringIO())
-
-
 def _last_checkpoint(plan: Plan, name: str) -> str | None:
     folder = plan.checkpoints / name
     return get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
@@ -352,32 +343,6 @@ def _last_checkpoint(plan: Plan, name: str) -> str | None:
 # -- results ------------------------------------------------------------------------------------------------------
 
 
-def task_metrics(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics for class scores (n, classes).
-
-    Raises:
-        SptuneError: the scores are no numbers.
-    """
-    if not np.isfinite(scores).all():
-        options = plan.options
-        raise SptuneError(
-            "Training diverged: the class scores are no longer numbers. Lower learning_rate (it was "
-            f"{options.learning_rate:g}) or head_learning_rate (it was {options.head_learning_rate:g})."
-        )
-    return compute_metrics(plan.task, scores.argmax(-1), labels)
-
-
-def class_scores(trainer: SPTTrainer, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Class scores (n, classes) and labels (n,)."""
-    with _quiet_stdout():
-        outcome = trainer.predict(dataset)
-    return np.asarray(outcome.predictions), np.asarray(outcome.label_ids)
-
-
 def evaluate_splits(job: Job, trainer: SPTTrainer, encoded: Encoded, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Metrics of splits, each with its number of examples."""
-    results = {}
-    for name in names:
-        scores, labels = class_scores(trainer, encoded[name])
-        results[name] = {**task_metrics(job.plan, scores, labels), "examples": len(labels)}
-    return results
+    return {name: job.plan.evaluation.measure(trainer, encoded[name]) for name in names}

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sptune.errors import InputError
 from sptune.runs.run_options import RunOptions
-from sptune.tasks import BENCHMARK_TASKS, Splits, Task, benchmark_task, load_benchmark, load_splits
+from sptune.runs.task_kinds import AnyTask
+from sptune.tasks import BENCHMARK_TASKS, Example, Splits, Task, benchmark_task, load_benchmark, load_splits
+from sptune.tasks.data.generation_data import load_prompt_splits
 from sptune.tasks.data.lookalike_names import lookalike_key, spell_out
+from sptune.tasks.generation_task import GENERATE, GenerationExample, GenerationTask
 from sptune.tasks.template import Template
 
 
-def read_data(options: RunOptions) -> tuple[Task, Splits]:
+def read_data(options: RunOptions) -> tuple[AnyTask, Splits[Any]]:
     """The task and its checked data: a benchmark task's from the hub, or the user's own.
 
     Raises:
         InputError: what is wrong with the data.
     """
+    if options.task_kind == GENERATE:
+        return _read_prompts(options)
     columns = tuple(options.text_columns)
     if options.task is not None:
         task = benchmark_task(options.task)
@@ -52,14 +58,39 @@ def read_data(options: RunOptions) -> tuple[Task, Splits]:
     return task, splits
 
 
-def _load_own(
-    options: RunOptions, columns: tuple[str, ...], label_column: str, labels: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], Splits]:
+def _read_prompts(options: RunOptions) -> tuple[GenerationTask, Splits[GenerationExample]]:
+    """Prompts with completions, or conversations."""
+    _need_data(options)
+    return load_prompt_splits(
+        options.dataset or Path(options.train_file or "").stem,
+        train_file=options.train_file,
+        validation_file=options.validation_file,
+        test_file=options.test_file,
+        dataset=options.dataset,
+        dataset_config=options.dataset_config,
+        prompt_column=options.prompt_column,
+        completion_column=options.completion_column,
+        messages_column=options.messages_column,
+        few_shot=options.few_shot,
+        seed=options.seed,
+    )
+
+
+def _need_data(options: RunOptions) -> None:
     if not options.train_file and not options.dataset:
+        others = "" if options.task_kind == GENERATE else (
+            f", or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})"
+        )  # fmt: skip
         raise InputError(
             "There are no data to train on: give a train_file (and validation_file, test_file if you have them), a "
-            f"Hugging Face dataset (dataset), or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})."
+            f"Hugging Face dataset (dataset){others}."
         )
+
+
+def _load_own(
+    options: RunOptions, columns: tuple[str, ...], label_column: str, labels: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Splits[Example]]:
+    _need_data(options)
     return load_splits(
         train_file=options.train_file,
         validation_file=options.validation_file,

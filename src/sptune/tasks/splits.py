@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Generic, Protocol, TypeVar
 
 from sptune.errors import InputError
 from sptune.stratified import allot
@@ -31,9 +32,38 @@ class Example:
     label: str | None
     where: str
 
+    @property
+    def stratum(self) -> Hashable:
+        """The class, within which splits are drawn."""
+        return self.label
+
+    @property
+    def text(self) -> Hashable:
+        """The input, which should not occur in two splits."""
+        return tuple(self.fields.values())
+
+
+class SplitExample(Protocol):
+    """An example of any kind of task, as far as splits depend on it."""
+
+    @property
+    def where(self) -> str:
+        """The location in the data."""
+
+    @property
+    def stratum(self) -> Hashable:
+        """The group within which splits are drawn; None if there are no groups."""
+
+    @property
+    def text(self) -> Hashable:
+        """The input, which should not occur in two splits."""
+
+
+AnyExample = TypeVar("AnyExample", bound=SplitExample)
+
 
 @dataclass
-class Splits:
+class Splits(Generic[AnyExample]):
     """The data of a run.
 
     Attributes:
@@ -43,9 +73,9 @@ class Splits:
         notes: which splits were split off from others, and warnings about the data.
     """
 
-    train: list[Example]
-    validation: list[Example]
-    test: list[Example]
+    train: list[AnyExample]
+    validation: list[AnyExample]
+    test: list[AnyExample]
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,7 +102,7 @@ def split_stratified(
     return [index for index in range(len(labels)) if index not in taken], sorted(taken)
 
 
-def few_shot(examples: Sequence[Example], count: int, *, seed: int) -> tuple[list[Example], list[Example]]:
+def few_shot(examples: Sequence[AnyExample], count: int, *, seed: int) -> tuple[list[AnyExample], list[AnyExample]]:
     """Draw `count` examples in all, in proportion to the classes, with at least one of each class.
 
     Args:
@@ -86,11 +116,12 @@ def few_shot(examples: Sequence[Example], count: int, *, seed: int) -> tuple[lis
     Raises:
         InputError: if there are fewer examples or more classes than `count`.
     """
-    labels: list[Hashable] = [example.label for example in examples]
+    labels: list[Hashable] = [example.stratum for example in examples]
     counts = Counter(labels)
     if not len(counts) <= count <= len(examples):
+        of_classes = "" if None in counts else f" of {len(counts)} classes"
         raise InputError(
-            f"few_shot={count} does not fit: there are {len(examples)} training examples of {len(counts)} classes. "
+            f"few_shot={count} does not fit: there are {len(examples)} training examples{of_classes}. "
             f"Choose a number from {len(counts)} to {len(examples)}."
         )
     drawn = _draw(labels, _allot(counts, count, dict(counts), least=1), seed)
@@ -118,7 +149,14 @@ def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int
     return {index for label, indices in places.items() for index in generator.sample(indices, numbers[label])}
 
 
-def divide(examples: Mapping[str, list[Example]], *, few_shot_count: int | None, seed: int, source: str) -> Splits:
+def divide(
+    examples: Mapping[str, list[AnyExample]],
+    *,
+    few_shot_count: int | None,
+    seed: int,
+    source: str,
+    notes: Sequence[str] = (),
+) -> Splits[AnyExample]:
     """Complete the three splits; missing ones are split off from the training data.
 
     By default, a fifth of the training data becomes the test split and a tenth the validation split. With
@@ -130,6 +168,7 @@ def divide(examples: Mapping[str, list[Example]], *, few_shot_count: int | None,
         few_shot_count: the number of training examples, or None for all.
         seed: the seed of all random choices.
         source: the name of the training data, for messages.
+        notes: on the data, which come before those on the splits.
 
     Returns:
         The splits.
@@ -144,12 +183,13 @@ def divide(examples: Mapping[str, list[Example]], *, few_shot_count: int | None,
         splits = _divide_few_shot(train, validation, test, few_shot_count, seed, source)
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         splits.notes.extend(_weaknesses(name, split, splits.train))
+    splits.notes[:0] = notes
     return splits
 
 
 def _divide_all(
-    train: list[Example], validation: list[Example] | None, test: list[Example] | None, seed: int, source: str
-) -> Splits:
+    train: list[AnyExample], validation: list[AnyExample] | None, test: list[AnyExample] | None, seed: int, source: str
+) -> Splits[AnyExample]:
     notes: list[str] = []
     whole = len(train)
     if test is None:
@@ -161,16 +201,16 @@ def _divide_all(
 
 
 def _divide_few_shot(
-    train: list[Example],
-    validation: list[Example] | None,
-    test: list[Example] | None,
+    train: list[AnyExample],
+    validation: list[AnyExample] | None,
+    test: list[AnyExample] | None,
     count: int,
     seed: int,
     source: str,
-) -> Splits:
+) -> Splits[AnyExample]:
     train, pool = few_shot(train, count, seed=seed)
     _, pool = _repeats(train, pool)
-    notes = [f"Training on {len(train)} examples of {source}, drawn in proportion to the classes."]
+    notes = [f"Training on {len(train)} examples of {source}, drawn {_how_drawn(train)}."]
     if validation is None:
         most = len(pool) if test is not None else len(pool) // 2
         pool, validation = _split_off(pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0)
@@ -182,26 +222,29 @@ def _divide_few_shot(
 
 
 def _split_off(
-    examples: list[Example],
+    examples: list[AnyExample],
     size: int | Fraction,
     seed: int,
     name: str,
     source: str,
     notes: list[str],
     keep: int = 1,
-) -> tuple[list[Example], list[Example]]:
-    stay, taken = split_stratified([example.label for example in examples], size, seed=seed, keep=keep)
+) -> tuple[list[AnyExample], list[AnyExample]]:
+    stay, taken = split_stratified([example.stratum for example in examples], size, seed=seed, keep=keep)
     rest = [examples[index] for index in stay]
     repeated, split = _repeats(rest, [examples[index] for index in taken])
     rest.extend(repeated)
     _need(split, name, source, None)
-    notes.append(
-        f"No {name} data given: {len(split)} examples of {source} were split off, in proportion to the classes."
-    )
+    notes.append(f"No {name} data given: {len(split)} examples of {source} were split off, {_how_drawn(split)}.")
     return rest, split
 
 
-def _weaknesses(name: str, examples: list[Example], train: list[Example]) -> list[str]:
+def _how_drawn(examples: Sequence[SplitExample]) -> str:
+    grouped = any(example.stratum is not None for example in examples)
+    return "in proportion to the classes" if grouped else "at random"
+
+
+def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) -> list[str]:
     """Notes on a split whose scores mislead: it shares texts with the training data, or has only one class."""
     notes = []
     repeated, _ = _repeats(train, examples)
@@ -210,13 +253,13 @@ def _weaknesses(name: str, examples: list[Example], train: list[Example]) -> lis
             f"{len(repeated)} of {len(examples)} {name} texts also occur in the training data (the first: "
             f"{repeated[0].where}): the {name} score is too optimistic."
         )
-    classes = {example.label for example in examples}
-    if len(classes) == 1:
+    classes = {example.stratum for example in examples}
+    if len(classes) == 1 and None not in classes:
         notes.append(f"All {len(examples)} {name} examples are of the class {classes.pop()!r}: scores mean little.")
     return notes
 
 
-def _need(examples: list[Example], name: str, source: str, few_shot_count: int | None) -> None:
+def _need(examples: list[AnyExample], name: str, source: str, few_shot_count: int | None) -> None:
     if not examples:
         after = f" after few_shot={few_shot_count}" if few_shot_count else ""
         raise InputError(
@@ -225,8 +268,8 @@ def _need(examples: list[Example], name: str, source: str, few_shot_count: int |
         )
 
 
-def _repeats(train: list[Example], examples: list[Example]) -> tuple[list[Example], list[Example]]:
+def _repeats(train: list[AnyExample], examples: list[AnyExample]) -> tuple[list[AnyExample], list[AnyExample]]:
     """The examples whose texts also occur in the training data, and the others."""
-    texts = {tuple(example.fields.values()) for example in train}
-    repeated = [example for example in examples if tuple(example.fields.values()) in texts]
-    return repeated, [example for example in examples if tuple(example.fields.values()) not in texts]
+    texts = {example.text for example in train}
+    repeated = [example for example in examples if example.text in texts]
+    return repeated, [example for example in examples if example.text not in texts]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from sptune.tasks.answer_logits import (
 )
 from sptune.tasks.label_words import label_token_ids
 from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
+from sptune.tasks.special_tokens import broken_up, ending_tokens, special_token_pattern
 from sptune.tasks.splits import Example
 from sptune.tasks.task import Task
 from sptune.tasks.template import Template
@@ -77,7 +77,7 @@ class TaskEncoder:
             self.label_token_ids = label_token_ids(tokenizer, task, causal)
             if causal:
                 # The model answers after the last token, so the tokenizer must not add tokens after the template.
-                self._ending = _ending_tokens(tokenizer)
+                self._ending = ending_tokens(tokenizer)
             elif tokenizer.mask_token_id is None:
                 raise InputError(
                     f"The tokenizer {type(tokenizer).__name__} has no mask token, so its model is not a masked "
@@ -86,7 +86,7 @@ class TaskEncoder:
             else:
                 self._answer = tokenizer.mask_token
                 self._mask_token_id = tokenizer.mask_token_id
-        self._special = _special_token_pattern(tokenizer)
+        self._special = special_token_pattern(tokenizer)
         self._check_room()
 
     def _input_template(self) -> Template | None:
@@ -164,7 +164,7 @@ class TaskEncoder:
 
     def _clean(self, text: str) -> str:
         """Strip the text and break up special tokens that it spells, so that they stay ordinary text."""
-        return self._special.sub(lambda found: found[0][0] + " " + found[0][1:], text).strip()
+        return broken_up(text, self._special).strip()
 
     def _tokenize(self, *texts: list[str], **options: Any) -> dict[str, list[Any]]:
         takes_types = not self.causal and "token_type_ids" in self.tokenizer.model_input_names
@@ -320,17 +320,3 @@ def warn_cut(too_long: Sequence[Example], count: int, max_length: int) -> None:
             max_length,
             too_long[0].where,
         )
-
-
-def _ending_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The number of special tokens that the tokenizer adds after a text."""
-    special = tokenizer("it", return_special_tokens_mask=True)["special_tokens_mask"]
-    return len(special) - max(index for index, flag in enumerate(special) if not flag) - 1
-
-
-def _special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    tokens = {token for token in [*tokenizer.all_special_tokens, *added] if len(token) > 1}
-    if not tokens:
-        return re.compile(r"(?!)")
-    return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))

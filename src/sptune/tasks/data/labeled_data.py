@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from sptune.errors import InputError
 from sptune.renamed import renamed_argument
 from sptune.tasks.data.class_checks import (
     check_class_names,
@@ -20,10 +19,9 @@ from sptune.tasks.data.class_checks import (
 from sptune.tasks.data.column_checks import check_column_names
 from sptune.tasks.data.error_report import raise_errors
 from sptune.tasks.data.file_reader import open_file
-from sptune.tasks.data.hub_dataset import open_dataset
 from sptune.tasks.data.row_checks import check_named_rows, check_rows
 from sptune.tasks.data.row_source import RowSource
-from sptune.tasks.data.split_roles import openers_of_files, openers_of_splits
+from sptune.tasks.data.split_roles import open_roles
 from sptune.tasks.splits import Example, Splits, divide
 
 logger = logging.getLogger(__name__)
@@ -73,45 +71,12 @@ def load_splits(
     text_columns = check_column_names(text_columns, label_column)
     known = None if labels is None else check_class_names(labels)
     files = (train_file, validation_file, test_file)
-    sources, notes = _open_sources(files, dataset, dataset_config, split_names or {}, text_columns, label_column)
+    columns, notes = [*text_columns, label_column], list[str]()
+    openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, [label_column], notes)
+    sources = {role: open_split() for role, open_split in openers.items()}
     classes, examples = _check_sources(sources, text_columns, label_column, known, notes)
-    splits = divide(examples, few_shot_count=few_shot, seed=seed, source=_source_name(sources["train"]))
-    splits.notes[:0] = notes
-    return classes, splits
-
-
-def _open_sources(
-    files: tuple[str | Path | None, str | Path | None, str | Path | None],
-    dataset: str | None,
-    dataset_config: str | None,
-    split_names: Mapping[str, str | None],
-    text_columns: Sequence[str],
-    label_column: str,
-) -> tuple[dict[str, list[RowSource]], list[str]]:
-    """Open the files, or the splits of the dataset.
-
-    Returns:
-        The sources by role, and notes.
-    """
-    train_file, validation_file, test_file = files
-    notes: list[str] = []
-    if dataset is not None and not any(file is not None for file in files):
-        splits, notes = open_dataset(dataset, dataset_config, [*text_columns, label_column])
-        openers = openers_of_splits(dataset, splits, split_names, label_column, notes)
-    elif dataset is None and train_file is not None:
-        openers = openers_of_files(train_file, validation_file, test_file)
-    else:
-        raise _conflict(dataset, train_file)
-    return {role: open_split() for role, open_split in openers.items()}, notes
-
-
-def _conflict(dataset: str | None, train_file: str | Path | None) -> InputError:
-    if (dataset is None) == (train_file is None):
-        return InputError(
-            "Give either files (train_file, and optionally validation_file and test_file) or a Hugging Face dataset "
-            "(dataset)."
-        )
-    return InputError("validation_file and test_file go with train_file, not with dataset; leave one or the other out.")
+    source = _source_name(sources["train"])
+    return classes, divide(examples, few_shot_count=few_shot, seed=seed, source=source, notes=notes)
 
 
 def _check_sources(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sptune.tasks.data.column_checks import report_header, report_missing_fields
 from sptune.tasks.data.error_report import ErrorReport, describe_type
@@ -11,6 +12,8 @@ from sptune.tasks.data.label_checks import check_label, is_missing, report_unkno
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_source import RepeatedValues, RowSource
 from sptune.tasks.splits import Example
+
+Checked = TypeVar("Checked")
 
 
 def check_rows(
@@ -33,11 +36,16 @@ def check_rows(
     Returns:
         The examples of the rows without errors.
     """
-    checker = _RowChecker(source, text_columns, label_column, known_labels)
+    return checked_examples(_LabeledRows(source, text_columns, label_column, known_labels, train_name))
+
+
+def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
+    """The examples of all rows without errors; errors go into the checker's source."""
+    source = checker.source
     if source.columns is not None and report_header(source, checker.columns, source.columns):
         return []
     examples = [checker.example(line, values) for line, values in source.rows]
-    checker.report(train_name)
+    checker.report()
     return [example for example in examples if example is not None]
 
 
@@ -56,7 +64,7 @@ def check_named_rows(
     """
     if source.columns is not None and report_header(source, [name_column], source.columns):
         return []
-    checkers = {name: _RowChecker(source, columns, None, None) for name, columns in text_columns.items()}
+    checkers = {name: _LabeledRows(source, columns, None, None, None) for name, columns in text_columns.items()}
     examples: list[tuple[str, Example]] = []
     for line, values in source.rows:
         name = _check_name(values.get(name_column), name_column, checkers, line, source.errors)
@@ -70,40 +78,30 @@ def check_named_rows(
     return examples
 
 
-class _RowChecker:
-    """Checks row by row and remembers the errors that one message reports for many rows."""
+class RowChecker(abc.ABC, Generic[Checked]):
+    """Checks row by row and remembers the errors that one message reports for many rows.
 
-    def __init__(
-        self,
-        source: RowSource,
-        text_columns: Sequence[str],
-        label_column: str | None,
-        known_labels: Collection[str] | None,
-    ) -> None:
+    Args:
+        source: the rows.
+        columns: the columns that every row must have.
+    """
+
+    def __init__(self, source: RowSource, columns: Sequence[str]) -> None:
         self.source = source
-        self.text_columns = text_columns
-        self.label_column = label_column
-        self.known_labels = known_labels
-        self.columns = [*text_columns, *([] if label_column is None else [label_column])]
-        self._count = 0
+        self.columns = list(columns)
+        self.count = 0
         self._seen_columns: dict[str, None] = {}
         self._missing: dict[str, list[int]] = {column: [] for column in self.columns}
-        self._unlabeled: list[tuple[int, Any]] = []
-        self._unknown: list[tuple[int, str]] = []
 
-    def example(self, line: int, values: Mapping[str, Any]) -> Example | None:
+    def example(self, line: int, values: Mapping[str, Any]) -> Checked | None:
         """The example of a row; None if the row has an error."""
-        self._count += 1
+        self.count += 1
         self._seen_columns.update(dict.fromkeys(values))
-        if not self._has_fields(line, values):
-            return None
-        errors = self.source.errors
-        texts = {column: check_text(values[column], column, line, errors) for column in self.text_columns}
-        fields = {column: text for column, text in texts.items() if text is not None}
-        label = None if self.label_column is None else self._label(line, values[self.label_column], self.label_column)
-        if len(fields) < len(texts) or (label is None and self.label_column is not None):
-            return None
-        return Example(fields, label, errors.locate(line))
+        return self.make_example(line, values) if self._has_fields(line, values) else None
+
+    @abc.abstractmethod
+    def make_example(self, line: int, values: Mapping[str, Any]) -> Checked | None:
+        """The example of a row that has all columns; None if it has an error."""
 
     def _has_fields(self, line: int, values: Mapping[str, Any]) -> bool:
         """Whether the row has each column exactly once."""
@@ -117,6 +115,46 @@ class _RowChecker:
             self.source.errors.add("occurs more than once in this object", "Keep one of them.", line=line, field=column)
         return not repeated
 
+    def report_missing(self) -> None:
+        """Report the columns that rows lack, after the last row."""
+        report_missing_fields(self.source, self._missing, self.count, list(self._seen_columns))
+
+    def report(self) -> None:
+        """Report the errors that concern many rows, after the last row."""
+        if not self.count:
+            _report_no_rows(self.source)
+        self.report_missing()
+
+
+class _LabeledRows(RowChecker[Example]):
+    """Checks rows with texts and, unless `label_column` is None, a label; see `check_rows`."""
+
+    def __init__(
+        self,
+        source: RowSource,
+        text_columns: Sequence[str],
+        label_column: str | None,
+        known_labels: Collection[str] | None,
+        train_name: str | None,
+    ) -> None:
+        super().__init__(source, [*text_columns, *([] if label_column is None else [label_column])])
+        self.text_columns = text_columns
+        self.label_column = label_column
+        self.known_labels = known_labels
+        self.train_name = train_name
+        self._unlabeled: list[tuple[int, Any]] = []
+        self._unknown: list[tuple[int, str]] = []
+
+    def make_example(self, line: int, values: Mapping[str, Any]) -> Example | None:
+        """Its texts and label."""
+        errors = self.source.errors
+        texts = {column: check_text(values[column], column, line, errors) for column in self.text_columns}
+        fields = {column: text for column, text in texts.items() if text is not None}
+        label = None if self.label_column is None else self._label(line, values[self.label_column], self.label_column)
+        if len(fields) < len(texts) or (label is None and self.label_column is not None):
+            return None
+        return Example(fields, label, errors.locate(line))
+
     def _label(self, line: int, value: Any, column: str) -> str | None:
         """The class name of a label; None if it is missing, unknown or not a label."""
         class_names = self.source.class_names.get(column)
@@ -129,21 +167,13 @@ class _RowChecker:
             return None
         return label
 
-    def report_missing(self) -> None:
-        """Report the columns that rows lack, after the last row."""
-        report_missing_fields(self.source, self._missing, self._count, list(self._seen_columns))
-
-    def report(self, train_name: str | None) -> None:
-        """Report the errors that concern many rows, after the last row."""
-        errors = self.source.errors
-        if not self._count:
-            _report_no_rows(self.source)
-        self.report_missing()
+    def report(self) -> None:
+        """Also report missing and unknown labels."""
+        super().report()
         if self.label_column is not None:
-            report_unlabeled_rows(errors, self._unlabeled, self._count, self.label_column)
-            report_unknown_labels(
-                errors, self._unknown, self._count, self.label_column, self.known_labels or (), train_name
-            )
+            errors, column = self.source.errors, self.label_column
+            report_unlabeled_rows(errors, self._unlabeled, self.count, column)
+            report_unknown_labels(errors, self._unknown, self.count, column, self.known_labels or (), self.train_name)
 
 
 def _report_no_rows(source: RowSource) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sptune.errors import InputError
 from sptune.tasks.data.file_reader import open_file
-from sptune.tasks.data.hub_dataset import SplitOpener
+from sptune.tasks.data.hub_dataset import SplitOpener, open_dataset
 from sptune.tasks.data.label_checks import is_missing
 from sptune.tasks.data.row_source import RowSource
 
@@ -17,6 +17,44 @@ SPLIT_NAMES = {
     "validation": ("validation", "dev", "valid", "val"),
     "test": ("test",),
 }
+
+
+def open_roles(
+    files: tuple[str | Path | None, str | Path | None, str | Path | None],
+    dataset: str | None,
+    dataset_config: str | None,
+    split_names: Mapping[str, str | None],
+    columns: Sequence[str],
+    answer_columns: Sequence[str],
+    notes: list[str],
+) -> dict[str, SplitOpener]:
+    """Functions that open the files, or the splits of a dataset, by role.
+
+    Args:
+        files: training, validation and test data, unless `dataset` is given.
+        dataset: as in `open_dataset`.
+        dataset_config: as in `open_dataset`.
+        split_names: as in `openers_of_splits`.
+        columns: the columns to read.
+        answer_columns: as in `openers_of_splits`.
+        notes: receives notes on the dataset.
+
+    Raises:
+        InputError: if not exactly one source of the training data is given, or a split is not clear.
+    """
+    train_file, validation_file, test_file = files
+    if dataset is not None and not any(file is not None for file in files):
+        splits, more = open_dataset(dataset, dataset_config, list(columns))
+        notes.extend(more)
+        return openers_of_splits(dataset, splits, split_names, answer_columns, notes)
+    if dataset is None and train_file is not None:
+        return openers_of_files(train_file, validation_file, test_file)
+    if (dataset is None) == (train_file is None):
+        raise InputError(
+            "Give either files (train_file, and optionally validation_file and test_file) or a Hugging Face dataset "
+            "(dataset)."
+        )
+    raise InputError("validation_file and test_file go with train_file, not with dataset; leave one or the other out.")
 
 
 def openers_of_files(
@@ -48,7 +86,7 @@ def openers_of_splits(
     name: str,
     splits: Mapping[str, SplitOpener],
     split_names: Mapping[str, str | None],
-    label_column: str,
+    answer_columns: Sequence[str],
     notes: list[str],
 ) -> dict[str, SplitOpener]:
     """The splits of a dataset by role.
@@ -60,7 +98,7 @@ def openers_of_splits(
         name: the dataset, for messages.
         splits: all splits by name.
         split_names: the split for a role, where its name is not in `SPLIT_NAMES`; None for no split.
-        label_column: the column with the label.
+        answer_columns: the columns with what is predicted, of which the dataset may have one.
         notes: receives notes on splits that are not used.
 
     Raises:
@@ -68,7 +106,7 @@ def openers_of_splits(
     """
     chosen = _choose_splits(name, list(splits), split_names)
     for role in ("test", "validation"):
-        if role in chosen and (reason := _why_unused(splits[chosen[role]](), label_column)):
+        if role in chosen and (reason := _why_unused(splits[chosen[role]](), answer_columns)):
             split = chosen.pop(role)
             notes.append(f"{reason.format(split=f'{name}[{split}]')}: it is not used.")
             if role == "test" and "validation" in chosen:
@@ -102,14 +140,14 @@ def _choose_splits(name: str, available: Sequence[str], split_names: Mapping[str
     return chosen
 
 
-def _why_unused(files: Sequence[RowSource], label_column: str) -> str | None:
+def _why_unused(files: Sequence[RowSource], answer_columns: Sequence[str]) -> str | None:
     """Why a split cannot be used: it has no rows, or its labels are withheld, as in the test data of benchmarks."""
     is_empty = True
     for file in files:
-        class_names = file.class_names.get(label_column)
         for _, values in file.rows:
             is_empty = False
-            if label_column not in values or not is_missing(values[label_column], class_names):
+            column = next((one for one in answer_columns if one in values), None)
+            if column is None or not is_missing(values[column], file.class_names.get(column)):
                 return None
     if is_empty:
         return "{split} has no rows" if all(file.columns and not file.errors.count for file in files) else None

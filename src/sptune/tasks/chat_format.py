@@ -1,0 +1,96 @@
+"""ChatFormat: turns conversations into text by a tokenizer's chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from sptune.errors import InputError
+from sptune.tasks.generation_task import ASSISTANT, GenerationExample, Message
+from sptune.tasks.special_tokens import broken_up, special_token_pattern
+
+# A template with this block says which tokens are the assistant's.
+ASSISTANT_BLOCK = re.compile(r"\{%-?\s*generation\b")
+
+
+class ChatFormat:
+    """Turns conversations into text and tokens by the chat template of a tokenizer.
+
+    Args:
+        tokenizer: the backbone's.
+
+    Attributes:
+        stop_token_id: the token that ends the assistant's turn; None if the template writes no special token there.
+
+    Raises:
+        InputError: if the tokenizer has no chat template, or the template cannot be used.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if not tokenizer.chat_template:
+            raise InputError(
+                "The tokenizer has no chat template, so messages cannot be turned into text. Choose a model that was "
+                "tuned on instructions, or write your data as columns 'prompt' and 'completion'."
+            )
+        self.tokenizer = tokenizer
+        self._special = special_token_pattern(tokenizer)
+        self._marks_assistant = ASSISTANT_BLOCK.search(str(tokenizer.chat_template)) is not None
+        probe = GenerationExample((Message("user", "a"),), "b", "a conversation of one question and one answer")
+        answer = self.texts(probe)[1]
+        after = tokenizer(answer[answer.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+        special = set(tokenizer.all_special_ids)
+        self.stop_token_id = next((token for token in after if token in special), None)
+
+    def texts(self, example: GenerationExample) -> tuple[str, str]:
+        """The text of the prompt, up to where the assistant begins to write, and the text of its turn.
+
+        The second is empty if the completion is unknown.
+
+        Raises:
+            InputError: if the template refuses the conversation, or changes what precedes an answer.
+        """
+        prompt = self._render(example.prompt, example, add_generation_prompt=True)
+        if example.completion is None:
+            return prompt, ""
+        whole = self._render((*example.prompt, Message(ASSISTANT, example.completion)), example)
+        if not whole.startswith(prompt):
+            raise InputError(
+                f"{example.where}: the chat template writes the conversation before the assistant's turn in another "
+                "way once this turn is there, so the turn cannot be learned alone. Write your data as columns "
+                "'prompt' and 'completion', or choose another model."
+            )
+        return prompt, whole[len(prompt) :]
+
+    def assistant_tokens(self, example: GenerationExample) -> tuple[list[int], list[int]] | None:
+        """Tokens of the whole conversation, and 1 for those of any turn of the assistant.
+
+        None if the template does not mark these turns, or the conversation has only one.
+        """
+        turns = [turn for turn in example.prompt if isinstance(turn, Message) and turn.role == ASSISTANT]
+        if not self._marks_assistant or not turns or example.completion is None:
+            return None
+        messages = self._plain((*example.prompt, Message(ASSISTANT, example.completion)))
+        encoded: Any = self.tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        mask = list(encoded["assistant_masks"])
+        return (list(encoded["input_ids"]), mask) if any(mask) else None
+
+    def _render(self, messages: Any, example: GenerationExample, **options: Any) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(self._plain(messages), tokenize=False, **options)
+        except (jinja2.exceptions.TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{example.where}: the chat template of the tokenizer refuses this conversation "
+                f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); write its roles in the order "
+                "that the template expects, or choose another model."
+            ) from error
+        return str(text)
+
+    def _plain(self, messages: Sequence[Message]) -> list[dict[str, str]]:
+        """The messages as the template takes them; special tokens that they spell stay ordinary text."""
+        return [{"role": one.role, "content": broken_up(one.content, self._special)} for one in messages]

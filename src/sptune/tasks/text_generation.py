@@ -1,0 +1,94 @@
+"""What a model writes after prompts, and its loss on completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from sptune.tasks.generation_encoder import GenerationEncoder
+from sptune.tasks.generation_metrics import completion_losses
+from sptune.tasks.generation_task import GenerationExample
+
+BATCH_SIZE = 16
+
+
+def generate_texts(
+    model: Any,
+    encoder: GenerationEncoder,
+    examples: Sequence[GenerationExample],
+    max_new_tokens: int,
+    step: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Let a model write after each prompt, always the most likely next token.
+
+    Args:
+        model: a causal language model with `generate`, with or without an adapter.
+        encoder: of the task.
+        examples: the prompts.
+        max_new_tokens: the maximum length of a text in tokens, less where the model takes no more positions.
+        step: called after each batch.
+
+    Returns:
+        The texts in the order of the examples, without prompts and special tokens.
+    """
+    prompts = encoder.encode_prompts(examples)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    limit = getattr(model.config, "max_position_embeddings", None)
+    texts = [""] * len(prompts)
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), BATCH_SIZE):
+        places = order[start : start + BATCH_SIZE]
+        batch = encoder.collator([{"input_ids": prompts[place]} for place in places], left=True)
+        length = batch["input_ids"].shape[1]
+        room = max_new_tokens if limit is None else max(1, min(max_new_tokens, limit - length))
+        with torch.no_grad():
+            written = model.generate(
+                **{name: value.to(model.device) for name, value in batch.items()},
+                max_new_tokens=room,
+                do_sample=False,
+                num_beams=1,
+                eos_token_id=encoder.stop_token_ids,
+                pad_token_id=encoder.collator.pad_token_id,
+            )
+        for place, tokens in zip(places, written[:, length:].tolist(), strict=True):
+            texts[place] = encoder.decode(_before_stop(tokens, encoder.stop_token_ids))
+        step()
+    model.train(was_training)
+    return texts
+
+
+def batches_to_generate(examples: Sequence[GenerationExample]) -> int:
+    """The number of batches in which `generate_texts` writes."""
+    return -(-len(examples) // BATCH_SIZE)
+
+
+def measure_losses(
+    model: Any, encoder: GenerationEncoder, examples: Sequence[GenerationExample], step: Callable[[], None]
+) -> np.ndarray:
+    """The summed loss of each completion's tokens, and their number, (n, 2); see `completion_losses`.
+
+    Args:
+        model: a causal language model.
+        encoder: of the task.
+        examples: with completions.
+        step: called after each batch.
+    """
+    encoded = encoder.encode(examples)
+    losses = []
+    for start in range(0, len(encoded), BATCH_SIZE):
+        batch = encoder.collator([encoded[place] for place in range(start, min(start + BATCH_SIZE, len(encoded)))])
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        with torch.no_grad():
+            losses.append(completion_losses(model(**batch).logits, batch["labels"]).cpu())
+        step()
+    return torch.cat(losses).numpy()
+
+
+def _before_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    """The tokens up to the first that ends the text; padding follows it."""
+    end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[:end]
