@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_submodules
 from peft import get_peft_model
 
 from sptune import MeanPooledClassifier
@@ -111,3 +112,20 @@ def test_a_copy_stands_alone(build_network, build_batch, some_case, copy_of):
             parameter.zero_()
         assert torch.equal(twin.forward(**batch).logits, expected)
         assert torch.equal(twin.get_base_model().forward(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("placement", ["add", "prepend"])
+def test_hooks_of_accelerate_may_be_removed_after_prompts_were_attached(
+    build_backbone, build_config, build_batch, randomize, case, placement
+):
+    model, batch = build_backbone(case, "lm").eval(), build_batch(case)
+    for module in (model, model.base_model, *model.base_model.children()):
+        add_hook_to_module(module, AlignDevicesHook("cpu"))
+    network = get_peft_model(model, build_config(case, "lm", prompt_layers=[1, 3], placement=placement)).eval()
+    randomize(network)
+    with torch.no_grad():
+        expected = network(**batch).logits
+        remove_hook_from_submodules(model)
+        assert torch.equal(network(**batch).logits, expected)
+        bare = network.unload()
+        assert not torch.equal(bare(**batch).logits, expected)

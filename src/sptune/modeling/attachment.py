@@ -26,6 +26,7 @@ class Attachment:
         settings: of its adapters, by name.
         context: what holds in the forward under way, by thread.
         saved_modules: the wrappers of `modules_to_save`.
+        keeps_contexts: whether a block has run in a context, which a second run of it needs.
         removed: whether the prompts were taken off the model.
         prepend: what only prompts in front of the text need; None until an adapter has some.
     """
@@ -36,6 +37,7 @@ class Attachment:
         self.settings: dict[str, AdapterSettings] = {}
         self.context = ForwardContext()
         self.saved_modules: list[SavedModule] = []
+        self.keeps_contexts = False
         self.removed = False
         self.prepend: PrependAttachment | None = None
 

@@ -70,9 +70,20 @@ class ForwardContext(ThreadState):
         gate_values: gates that replace the adapter's own, (batch or 1, candidates); None for its own.
         adapters: settings that replace those of adapters, by name.
         mixed_batch: the adapters of the rows of the batch, which replace the active one; None for that one.
+        second_run: the last backward pass in which checkpointing ran a block again, and the values then.
     """
 
     def __init__(self) -> None:
         self.gate_values: torch.Tensor | None = None
         self.adapters: dict[str, AdapterSettings] = {}
         self.mixed_batch: MixedBatch | None = None
+        self.second_run: tuple[int, dict[str, Any]] | None = None
+
+    @property
+    def is_replacing(self) -> bool:
+        """Whether something replaces the adapters' own now."""
+        return self.gate_values is not None or bool(self.adapters) or self.mixed_batch is not None
+
+    def values(self) -> dict[str, Any]:
+        """What replaces the adapters' own now, for `having`."""
+        return {"gate_values": self.gate_values, "adapters": self.adapters, "mixed_batch": self.mixed_batch}

@@ -18,6 +18,7 @@ from sptune.modeling.calls import argument_positions
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.generators import build_generator
+from sptune.modeling.second_run import context_of_first_run, in_backward, keep_context
 
 if TYPE_CHECKING:
     from sptune.modeling.mixed_batch import MixedBatch
@@ -141,6 +142,18 @@ class SPTLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the block with the prompts of the active adapter, or of each row's adapter, if it has any here."""
+        states = args[0] if args else kwargs.get(self.states_name)
+        if isinstance(states, torch.Tensor) and not torch.compiler.is_compiling():
+            attached = self.attachment
+            if in_backward() and attached.keeps_contexts:
+                with context_of_first_run(attached.context, states, self.index):
+                    return self._run(args, kwargs)
+            attached.keeps_contexts |= attached.context.is_replacing
+            if attached.keeps_contexts:
+                keep_context(attached.context, states)
+        return self._run(args, kwargs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mixed_batch = self.attachment.context.mixed_batch
         if mixed_batch is not None:
             return self._run_mixed(mixed_batch, args, kwargs)

@@ -115,9 +115,18 @@ class PrependAttachment:
 
     def _note_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before a call: keep its arguments, in case another library has replaced the wrapped forward (TRL)."""
+        if not torch.compiler.is_compiling():
+            self._wrap_again()
         positions = argument_positions(module.forward) if args else {}
         self.context.call = {**dict(zip(positions, args, strict=False)), **kwargs}
         return args, {name: value for name, value in kwargs.items() if name != "source_mask"}
+
+    def _wrap_again(self) -> None:
+        """Wrap methods that have been restored since, as accelerate does when its hooks are removed."""
+        for place, wrapped in enumerate(self._wrapped):
+            function = getattr(getattr(wrapped.module, wrapped.name), "__func__", None)
+            if function is getattr(type(wrapped.module), wrapped.name) and wrapped.around is not None:
+                self._wrapped[place] = WrappedMethod(wrapped.module, wrapped.name, wrapped.around)
 
     def _forget_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.context.call = None
