@@ -2,10 +2,10 @@
 
     python benchmarks/serving_load.py --data DATA --json benchmarks/results/serving_load.json
 
-DATA holds sst2, trec and mrpc, each with train.jsonl and test.jsonl. An adapter is trained for each (in RUNS, if it is not
-there yet); the 32 are copies of these with a little noise in their weights. Every answer is compared with that of the
-adapter by itself: any but those of the versions before and after the replacement is wrong. A request without an answer is
-lost, one with a status of 500 or more has failed. The same load is first measured undisturbed.
+DATA holds sst2, trec and mrpc, each with train.jsonl and test.jsonl. An adapter is trained for each (in RUNS, if it is
+not there yet); the 32 are copies of these with a little noise in their weights. Every answer is compared with that of
+the adapter by itself: any but those of the versions before and after the replacement is wrong. A request without an
+answer is lost, one with a status of 500 or more has failed. The same load is first measured undisturbed.
 """
 
 from __future__ import annotations

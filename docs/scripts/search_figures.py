@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 import searchers
+from markdown_table import markdown_table
 from scoring import SubsetTable, in_words
 from sptune.compare.summary import mean_of_means
 from sptune.search.layer_selection import evenly_spaced, select_layers
@@ -37,7 +38,7 @@ def single_layers(name: str) -> str:
         best = f"{max(found.values()):.1f}"
         cells = [f"**{best}**" if f"{value:.1f}" == best else f"{value:.1f}" for value in found.values()]
         rows.append([TASKS[task], *cells])
-    return _markdown(["layer", *map(str, table.candidates)], rows)
+    return markdown_table(["layer", *map(str, table.candidates)], rows)
 
 
 def numbers_of_layers(name: str) -> str:
@@ -47,7 +48,7 @@ def numbers_of_layers(name: str) -> str:
     found = {size: np.mean([table.by_size(task, size, sizes) for task in table.tasks], axis=0) for size in sizes}
     kinds = ("mean of all sets of that size", "evenly spaced", "best set by the other draw")
     rows = [[kind, *(f"{found[size][place]:.1f}" for size in sizes)] for place, kind in enumerate(kinds)]
-    return _markdown(["layers", *map(str, sizes)], rows)
+    return markdown_table(["layers", *map(str, sizes)], rows)
 
 
 def searcher_scores(table_name: str, rows_name: str, settings_name: str, *tasks: str) -> str:
@@ -77,7 +78,7 @@ def searcher_scores(table_name: str, rows_name: str, settings_name: str, *tasks:
         correlation = " / ".join(f"{mean_of_means(own.correlation):.2f}" for own in of)
         cells.append([_label(name), cost, regret, correlation, *better, str(len(of[0].costs))])
     gains = [f"better than random, {size} layer{'s' * (size > 1)}" for size in sizes]
-    return _markdown(["searcher", "cost", "regret", "correlation", *gains, "runs"], cells)
+    return markdown_table(["searcher", "cost", "regret", "correlation", *gains, "runs"], cells)
 
 
 def _label(name: str) -> str:
@@ -98,7 +99,7 @@ def choices(table_name: str, rows_name: str) -> str:
         cost = np.median([row["seconds"] / row["lora_seconds"] for row in own.values()])
         cells = [_choice(table, task, own[task]["layers"], own[task]["seed"]) for task in tasks]
         lines.append([f"`{setting}`", f"{cost:.2f}", *cells])
-    return _markdown(["", "cost", *(f"{TASKS[task]}: layer, regret" for task in tasks)], lines)
+    return markdown_table(["", "cost", *(f"{TASKS[task]}: layer, regret" for task in tasks)], lines)
 
 
 def _choice(table: SubsetTable, task: str, layers: Sequence[int], draw: int) -> str:
@@ -133,18 +134,13 @@ def ablation() -> str:
         }
         better = "" if name == next(iter(settings)) else in_words(gains, over_tasks=False)
         lines.append([name, f"{regrets[name]:.2f}", better])
-    return _markdown(["setting", "regret", "better than `spt_darts` by"], lines)
+    return markdown_table(["setting", "regret", "better than `spt_darts` by"], lines)
 
 
 def _largest(rows: Sequence[dict[str, Any]], size: int) -> list[int]:
     """The layers with the largest gates in the mean of the restarts."""
     gates = np.mean([row["gates"] for row in rows], axis=0).tolist()
     return select_layers(gates, range(len(gates)), num_prompt_layers=size)
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 FIGURES: dict[str, Callable[..., str]] = {

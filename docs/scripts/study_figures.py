@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from markdown_table import markdown_table
 from sptune.compare.methods import RENAMED_METHODS
 from sptune.compare.summary import interval, interval_within, machine, mean_of_means
 
@@ -117,7 +118,7 @@ def scores(study: str, *chosen: str) -> str:
         cells = [_percent(statistics.mean(by_task[task])) for task in tasks] + [_percent(mean_of_means(by_task))]
         gaps = _gaps(runs[name], runs[against], both) if name != against else [""] * (1 + len(intervals))
         rows.append([LABELS.get(name, f"`{name}`"), *cells[: len(tasks) + len(mean)], *gaps, _parameters(runs[name])])
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _gaps(own: Runs, other: Runs, both: bool) -> list[str]:
@@ -160,7 +161,7 @@ def by_seed(study: str) -> str:
             each = f" ({', '.join(map(_percent, values))})" if len(set(values)) > 1 else ""
             cells.append(_percent(statistics.mean(values)) + each if values else "")
         rows.append([LABELS.get(name, f"`{name}`"), *cells, _parameters(own)])
-    return _markdown(["method", *(f"{TASKS[task]}: mean (each seed)" for task in tasks), "parameters"], rows)
+    return markdown_table(["method", *(f"{TASKS[task]}: mean (each seed)" for task in tasks), "parameters"], rows)
 
 
 def costs(study: str) -> str:
@@ -182,7 +183,7 @@ def costs(study: str) -> str:
                 str(len(own)),
             ]
         )
-    return _markdown(["method", "seconds a step", "seconds a run", f"by `{against}`'s", "runs"], rows)
+    return markdown_table(["method", "seconds a step", "seconds a run", f"by `{against}`'s", "runs"], rows)
 
 
 def slower(study: str, method: str, against: str = "", *tasks: str) -> str:
@@ -235,11 +236,6 @@ def _percent(value: float) -> str:
 
 def _interval(ends: tuple[float, float]) -> str:
     return "" if math.isnan(ends[0]) else f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
-
-
-def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 FIGURES: dict[str, Callable[..., str]] = {
