@@ -399,13 +399,6 @@ def _swapped(model, folder):
 MIXED = ["__base__", "a", "b", "a"]
 
 
-@pytest.fixture
-def mixable(method):
-    if METHODS[method][1].get("placement") == "prepend":
-        pytest.skip("prompts in front of the text are not mixed in a batch")
-
-
-@pytest.mark.usefixtures("mixable")
 def test_each_row_of_a_mixed_batch_has_its_adapter(method, family):
     if method == "LoRA" and family == "DebertaV2":
         pytest.skip("its relative positions pass LoRA's layers in a batch of one")
@@ -418,7 +411,6 @@ def test_each_row_of_a_mixed_batch_has_its_adapter(method, family):
         torch.testing.assert_close(mixed[0], _logits(model)[0], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("mixable")
 @pytest.mark.parametrize("beams", [1, 2])
 def test_each_row_of_a_mixed_batch_generates_with_its_adapter(method, beams):
     model = _with_two_adapters(method, _decoder(), task_type="CAUSAL_LM")
@@ -428,7 +420,6 @@ def test_each_row_of_a_mixed_batch_generates_with_its_adapter(method, beams):
         assert torch.equal(mixed[row], model.generate(**INPUTS, **GREEDY, num_beams=beams)[row])
 
 
-@pytest.mark.usefixtures("mixable")
 def test_mixed_batches_that_cannot_be_are_refused(method):
     model = _with_two_adapters(method, _classifier(), task_type="SEQ_CLS")
     with pytest.raises(ValueError, match="non-existing adapter"):

@@ -20,6 +20,24 @@ ADAPTERS = {
     "still": {"prompt_layers": [3], "generator": "static"},
     "search": {"prompt_layers": "search", "candidate_layers": [0, 1, 2, 3], "bottleneck_dim": 5},
 }
+# The same of `placement="prepend"`, and some that are added.
+IN_FRONT = {
+    "appg": {"prompt_layers": [1, 3], "num_virtual_tokens": 4, "bottleneck_dim": 8},
+    "appg-narrow": {"prompt_layers": [1, 2], "num_virtual_tokens": 4, "bottleneck_dim": 3, "mixing_rate": 0.5},
+    "mppg": {"prompt_layers": [2], "num_virtual_tokens": 2, "generator": "mppg", "residual": False},
+    "npg": {"prompt_layers": [1], "num_virtual_tokens": 3, "generator": "npg", "projection": "phm", "phm_dim": 2},
+    "npg-wide": {"prompt_layers": [1, 3], "num_virtual_tokens": 3, "generator": "npg", "bottleneck_dim": 12},
+    "attention": {"prompt_layers": [0, 3], "num_virtual_tokens": 5, "generator": "attention", "bottleneck_dim": 4},
+    "attention-wide": {"prompt_layers": [0], "num_virtual_tokens": 5, "generator": "attention", "bottleneck_dim": 9},
+    "static": {"prompt_layers": [3], "num_virtual_tokens": 1, "generator": "static"},
+    "gates": {"prompt_layers": "search", "candidate_layers": [1, 2, 3], "num_virtual_tokens": 3},
+    "always": {"prompt_layers": "search", "candidate_layers": [2, 3], "visibility": "always", "mixing_rate": 0.7},
+}
+IN_FRONT = {name: {"placement": "prepend", **options} for name, options in IN_FRONT.items()}
+IN_FRONT |= {name: ADAPTERS[name] for name in ("wide", "search")}
+NAMES_IN_FRONT = [*IN_FRONT, "__base__", "appg"]
+LENGTHS_IN_FRONT = (9, 5, 7, 3, 8, 4, 6, 9, 2, 1, 5, 8, 7, 9)
+
 NAMES = ["wide", "__base__", "narrow", "phm", "wide", "gelu", "static", "search", "still"]
 LENGTHS = (9, 5, 7, 3, 8, 4, 6, 9, 2)
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -73,6 +91,16 @@ def test_each_row_is_as_alone(attach, build_backbone, build_batch, some_case, he
     network.set_adapter("gelu")
     mixed = _assert_each_row_is_as_alone(network, batch)
     assert len({row.sum().item() for row in mixed}) == len(NAMES)
+
+
+@pytest.mark.parametrize(("head", "side"), [("lm", "left"), ("lm", "right"), ("classifier", "right")])
+def test_each_row_is_as_alone_with_prompts_in_front(attach, build_backbone, build_batch, some_case, head, side):
+    task_type = {"classifier": "SEQ_CLS", "lm": "CAUSAL_LM" if some_case.causal else None}[head]
+    network = attach(build_backbone(some_case, head), IN_FRONT, task_type=task_type)
+    batch = build_batch(some_case, LENGTHS_IN_FRONT, side=side, extra=2)
+    network.set_adapter("wide")
+    mixed = _assert_each_row_is_as_alone(network, batch, NAMES_IN_FRONT)
+    assert len({row.sum().item() for row in mixed}) == len(NAMES_IN_FRONT)
 
 
 def test_rows_of_no_adapter_are_the_backbone_bit_for_bit(attach, build_backbone, build_batch, bert):
@@ -212,14 +240,18 @@ def _generated(network, batch, names, **options):
     ids=str,
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_generate(attach, build_backbone, build_batch, family_case, family, options):
+@pytest.mark.parametrize("in_front", [False, True], ids=["add", "prepend"])
+def test_generate(attach, build_backbone, build_batch, family_case, family, in_front, options):
+    if in_front and "cache_implementation" in options:
+        pytest.skip("static caches hold no prompts")
     case = family_case(family)
-    network = attach(build_backbone(case), task_type="CAUSAL_LM")
-    batch = build_batch(case, LENGTHS, side="left")
+    network = attach(build_backbone(case), IN_FRONT if in_front else ADAPTERS, task_type="CAUSAL_LM")
+    names = NAMES_IN_FRONT if in_front else NAMES
+    batch = build_batch(case, LENGTHS_IN_FRONT if in_front else LENGTHS, side="left")
     batch.pop("position_ids", None)
-    mixed = _generated(network, batch, NAMES, **options)
-    copies = len(mixed) // len(NAMES)
-    for row, name in enumerate(NAMES):
+    mixed = _generated(network, batch, names, **options)
+    copies = len(mixed) // len(names)
+    for row, name in enumerate(names):
         alone = _alone(network, name, lambda: network.generate(**batch, **SHORT, **options))
         assert torch.equal(mixed[row * copies : (row + 1) * copies], alone[row * copies : (row + 1) * copies])
     assert copies == options.get("num_return_sequences", 1)
@@ -301,23 +333,42 @@ def test_a_disabled_model_is_the_backbone(attach, build_backbone, build_batch, b
         assert torch.equal(network(**batch, adapter_names=["wide"] * 3).logits, network(**batch).logits)
 
 
+def test_a_cache_of_other_rows_is_refused(attach, build_backbone, build_batch, llama):
+    network, batch = attach(build_backbone(llama), IN_FRONT), build_batch(llama, (3, 3))
+    with torch.no_grad():
+        cache = network(**batch, use_cache=True, adapter_names=["appg", "npg"]).past_key_values
+        for names in (["npg", "appg"], ["__base__", "__base__"]):
+            with pytest.raises(ValueError, match="cache was filled"):
+                network(input_ids=batch["input_ids"][:, :1], past_key_values=cache, adapter_names=names)
+
+
 # -- compiled models and threads
 
 
-def test_compiled(attach, build_backbone, build_batch, llama):
+@pytest.mark.parametrize("adapters", [ADAPTERS, IN_FRONT], ids=["add", "prepend"])
+def test_compiled(attach, build_backbone, build_batch, llama, adapters):
     torch._dynamo.reset()
-    network, batch = attach(build_backbone(llama)), build_batch(llama, LENGTHS)
+    names = ["__base__", *list(adapters)[:4]]
+    network, batch = attach(build_backbone(llama), adapters), build_batch(llama, LENGTHS[:5])
     with torch.no_grad():
-        expected = network(**batch, adapter_names=NAMES).logits
-        compiled = torch.compile(network, backend="eager")(**batch, adapter_names=NAMES).logits
+        expected = network(**batch, adapter_names=names).logits
+        compiled = torch.compile(network, backend="eager")(**batch, adapter_names=names).logits
     torch.testing.assert_close(compiled, expected, **CLOSE)
 
 
-def test_adapters_come_and_go_while_others_answer(attach, build_backbone, build_batch, bert, tmp_path):
-    network = attach(build_backbone(bert, "classifier"), task_type="SEQ_CLS")
+MIXTURES = {
+    "add": [["wide", "narrow", "__base__"], ["phm", "static", "wide"], ["search"] * 3, ["gelu", "search", "wide"]],
+    "prepend": [["appg", "npg", "__base__"], ["mppg", "static", "wide"], ["gates"] * 3, ["always", "search", "wide"]],
+}
+
+
+@pytest.mark.parametrize("placement", MIXTURES)
+def test_adapters_come_and_go_while_others_answer(attach, build_backbone, build_batch, bert, placement, tmp_path):
+    adapters = {"add": ADAPTERS, "prepend": IN_FRONT | {"still": ADAPTERS["still"], "narrow": ADAPTERS["narrow"]}}
+    network = attach(build_backbone(bert, "classifier"), adapters[placement], task_type="SEQ_CLS")
     network.save_pretrained(tmp_path)
     batch, ended = build_batch(bert, (4, 5, 6)), threading.Event()
-    mixtures = [["wide", "narrow", "__base__"], ["phm", "static", "wide"], ["search"] * 3, ["gelu", "search", "wide"]]
+    mixtures = MIXTURES[placement]
 
     @torch.no_grad()
     def answer(names):

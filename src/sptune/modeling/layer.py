@@ -211,6 +211,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             args, kwargs = self._change_states(
                 lambda states: mixed_batch.add_offsets(self.index, states, self._cast_input_dtype), args, kwargs
             )
+        if mixed_batch.prompts is not None and self.prepended is not None:
+            return self.prepended.run_mixed(mixed_batch.prompts, args, kwargs)
         return self._run_bare(args, kwargs)
 
     def _add(self, adapter: str, settings: AdapterSettings, states: torch.Tensor) -> torch.Tensor:

@@ -16,10 +16,11 @@ from torch import nn
 from sptune.errors import InputError
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.layer import SPTLayer
-from sptune.modeling.stacked_offsets import RowGenerator, RowGroup, group_rows
+from sptune.modeling.stacked_generators import RowGenerator, RowGroup, group_rows
 
 if TYPE_CHECKING:
     from sptune.modeling.attachment import Attachment
+    from sptune.modeling.prepend.mixed_prompts import MixedPrompts
     from sptune.modeling.saved_module import SavedModule
 
 BASE = "__base__"
@@ -34,7 +35,7 @@ class RowAdapter:
 
     Attributes:
         settings: its layers and its configuration.
-        generators: what makes its offsets, by layer.
+        generators: what makes its prompts, by layer.
         modules: its own copies of modules that it saves, by their wrapper.
     """
 
@@ -63,6 +64,7 @@ class MixedBatch:
         self.names = _checked_names(names, attachment)
         distinct = dict.fromkeys(name for name in self.names if name != BASE)
         self.adapters = {name: _collect(name, attachment) for name in distinct}
+        self.prompts = self._prompts_in_front()
         self._groups: dict[tuple[int, int], list[RowGroup]] = {}
 
     def check_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,8 +100,8 @@ class MixedBatch:
         return [name for name in self.names for _ in range(copies)]
 
     def has_prompts_at(self, layer: int) -> bool:
-        """Whether some row has a prompt at a layer."""
-        return any(layer in adapter.generators for adapter in self.adapters.values())
+        """Whether some row has a prompt at a layer that is added to its tokens."""
+        return any(layer in adapter.generators for adapter in self._with("add").values())
 
     def add_offsets(
         self, layer: int, states: torch.Tensor, to_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
@@ -116,14 +118,28 @@ class MixedBatch:
         """
         batch = states.shape[0]
         if (layer, batch) not in self._groups:
-            at_layer = {name: adapter.generators.get(layer) for name, adapter in self.adapters.items()}
+            at_layer = {name: adapter.generators.get(layer) for name, adapter in self._with("add").items()}
             rows = [at_layer.get(name) for name in self.names_of(batch)]
             self._groups[layer, batch] = group_rows(rows, states.device)
         tokens = states.reshape(batch, -1, states.shape[-1])
         total = tokens
         for group in self._groups[layer, batch]:
-            total = group.add_to(total, tokens, to_dtype)
+            total = group.add_offsets(total, tokens, to_dtype)
         return total.reshape(states.shape)
+
+    def _with(self, placement: str) -> dict[str, RowAdapter]:
+        """The adapters with prompts of this placement."""
+        return {name: one for name, one in self.adapters.items() if one.settings.config.placement == placement}
+
+    def _prompts_in_front(self) -> MixedPrompts | None:
+        adapters = self._with("prepend")
+        if not adapters:
+            return None
+        # Imported here so that placement="add" never loads what only "prepend" needs.
+        from sptune.modeling.prepend.mixed_prompts import AdapterPrompts, MixedPrompts
+
+        prompts = {name: AdapterPrompts(one.settings, one.generators) for name, one in adapters.items()}
+        return MixedPrompts(prompts, self.names_of, label=", ".join(self.names))
 
     def modules_of(self, wrapper: SavedModule, batch: int) -> list[nn.Module]:
         """The module of each row of a batch: its adapter's own copy, or the backbone's."""
@@ -162,11 +178,6 @@ def _collect(name: str, attachment: Attachment) -> RowAdapter:
     blocks = attachment.backbone.layers
     try:
         settings = attachment.settings_of(name)
-        if settings.config.placement == "prepend":
-            raise InputError(
-                f"adapter_names: {name!r} has prompts in front of the text, which cannot be mixed in a batch; split "
-                "the batch by adapter and use set_adapter."
-            )
         generators = {layer: _row_generator(blocks[layer], name, settings) for layer in settings.layers}
         copies = {wrapper: wrapper.copy_of(name) for wrapper in tuple(attachment.saved_modules)}
         attachment.settings_of(name)  # deleting an adapter begins at its layers
@@ -178,4 +189,4 @@ def _collect(name: str, attachment: Attachment) -> RowAdapter:
 def _row_generator(block: nn.Module, name: str, settings: AdapterSettings) -> RowGenerator:
     assert isinstance(block, SPTLayer)
     gate = block.spt_gate[name] if settings.config.searching else None
-    return RowGenerator(block.spt_generator[name], gate, settings.config.activation)
+    return RowGenerator(block.spt_generator[name], gate, settings.config)

@@ -77,14 +77,14 @@ def scale_attention_to_prompts(
 
     Args:
         mask: (batch or 1, heads or 1, queries or 1, keys), floating, the prompts' keys first.
-        inclusion: v, (1,) or (batch,).
+        inclusion: v, (1,) or (batch,), or (batch, m) for each prompt token.
         num_prompts: m.
         multiplicative: whether the mask multiplies the attention's probabilities and is not added to its logits.
 
     Returns:
         A mask of the same dtype, (batch or 1, heads or 1, queries or 1, keys).
     """
-    weights = inclusion.to(mask.device)[:, None, None, None].expand(-1, 1, 1, num_prompts)
+    weights = inclusion.to(mask.device).view(len(inclusion), 1, 1, -1).expand(-1, 1, 1, num_prompts)
     text = mask.shape[-1] - num_prompts
     if multiplicative:
         return mask * pad(weights, (0, text), value=1.0).to(mask.dtype)

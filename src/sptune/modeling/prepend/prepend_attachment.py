@@ -146,7 +146,7 @@ class PrependAttachment:
             # The base model is called while it runs: these are other tokens than those of the labels.
             with context.having(model_inputs={}, forward=None):
                 return self._run_base_model(method, *args, **kwargs)
-        if any(settings.config.generator in INSTANCE_AWARE for settings in self.settings.values()):
+        if any(settings.config.generator in INSTANCE_AWARE for settings in list(self.settings.values())):
             self._warnings.check_targets(context.model_inputs or {})
         forward = PromptedForward(self.backbone, method.arguments(args, kwargs))
         with context.having(forward=forward):

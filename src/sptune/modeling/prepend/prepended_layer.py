@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.functional import pad
 
+from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.modeling.calls import argument_positions
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.prepend.block_call import BlockCall
 from sptune.modeling.prepend.kv_cache import PromptedCacheLayer, prompted_cache_layer, refuse_prompted_cache
 from sptune.modeling.prepend.masks import check_attention_mask, check_length
+from sptune.modeling.prepend.mixed_prompts import MixedPromptLayer, MixedPrompts
 from sptune.modeling.prepend.prepend_attachment import PrependAttachment
 from sptune.modeling.prepend.prompt_generators import INITIAL_STD, INSTANCE_AWARE
 from sptune.modeling.prepend.prompt_mixing import mix_prompts, mix_visible_prompts, mixing_weights
@@ -87,12 +91,42 @@ class PrependedLayer:
             gate, below = self._pass_gate(forward, adapter, settings, call["hidden_states"].shape[0])
             if inserting:
                 call["hidden_states"] = self._insert(forward, call["hidden_states"], adapter, settings, gate, below)
-        self._extend_mask(forward, call, settings, cache_layer, inserting)
+        return self._run_extended(forward, call, m, cache_layer, gated=settings.gated)
+
+    def run_mixed(self, prompts: MixedPrompts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the block on (batch, length, d) or, above the first prompt layer, on (batch, slots + length, d)."""
+        if self.index < prompts.first_layer:
+            return self.run_bare(args, kwargs)
+        call = BlockCall(self.positions, args, kwargs)
+        forward, slots = self.attachment.forward, prompts.num_slots
+        cache_layer = None
+        if call.cache is not None:
+            cache_layer = prompted_cache_layer(call.cache, self.index, slots, prompts.label)
+        forward.check_inputs()
+        states = call["hidden_states"]
+        here = prompts.at(self.index, len(states), states.device)
+        if prompts.has_new_at(self.index) and not (cache_layer is not None and cache_layer.holds_prompts):
+            call["hidden_states"] = self._insert_mixed(forward, states, prompts, here)
+        forward.inclusion = here.inclusion
+        return self._run_extended(forward, call, slots, cache_layer, gated=True)
+
+    def _run_extended(
+        self,
+        forward: PromptedForward,
+        call: BlockCall,
+        num_prompts: int,
+        cache_layer: PromptedCacheLayer | None,
+        *,
+        gated: bool,
+    ) -> Any:
+        """Run the block on states with prompts in front; the last block removes them."""
+        inserting = cache_layer is None or not cache_layer.holds_prompts
+        self._extend_mask(forward, call, num_prompts, cache_layer, inserting=inserting, gated=gated)
         if inserting:
-            self._extend_positions(forward, call, m)
+            self._extend_positions(forward, call, num_prompts)
         output = self.layer.base_layer(*call.args, **call.kwargs)
         last = self.index == self.backbone.num_layers - 1
-        return self._remove_prompts(forward, output, m if inserting else 0) if last else output
+        return self._remove_prompts(forward, output, num_prompts if inserting else 0) if last else output
 
     def _pass_gate(
         self, forward: PromptedForward, adapter: str, settings: AdapterSettings, batch: int
@@ -120,16 +154,45 @@ class PrependedLayer:
             propagated, text = None, forward.align(hidden_states)
         else:
             propagated, text = hidden_states[:, :m], hidden_states[:, m:]
-        new = self._generate(text, adapter, settings)
+        generator = self.layer.spt_generator[adapter]
+        new = self._generate(text, generator, settings.config, next(generator.parameters()).dtype)
         return torch.cat([self._mix(propagated, new, settings, gate, below), text], dim=1)
 
-    def _generate(self, text: torch.Tensor, adapter: str, settings: AdapterSettings) -> torch.Tensor:
-        """New prompts (batch, m, d) from the text's states (batch, length, d)."""
-        generator = self.layer.spt_generator[adapter]
-        states = self.layer._cast_input_dtype(text, next(generator.parameters()).dtype)
+    def _insert_mixed(
+        self, forward: PromptedForward, states: torch.Tensor, prompts: MixedPrompts, here: MixedPromptLayer
+    ) -> torch.Tensor:
+        """The slots of all rows with their adapters' prompts, and the text, (batch, slots + length, d)."""
+        slots = prompts.num_slots
+        if self.index == prompts.first_layer:
+            text = forward.align(states)
+            propagated = text.new_full((len(text), slots, text.shape[-1]), INITIAL_STD)
+        else:
+            text = states[:, slots:]
+            # Below its first prompt layer, a row's slots hold what no token attends to.
+            propagated = torch.where(here.begins, INITIAL_STD, states[:, :slots])
+        new = torch.full_like(propagated, INITIAL_STD)
+        for group in here.groups:
+            own = self._generate(text, group.generator, group.config, group.dtype, group.rows)
+            own = pad(own, (0, 0, slots - own.shape[1], 0), value=INITIAL_STD)
+            new = own if group.rows is None else new.index_copy(0, group.rows, own)
+        mixed = here.keep.to(new.dtype) * propagated + here.renew.to(new.dtype) * new
+        return torch.cat([mixed, text], dim=1)
+
+    def _generate(
+        self,
+        text: torch.Tensor,
+        generator: Callable[..., torch.Tensor],
+        config: SPTConfig,
+        dtype: torch.dtype,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """New prompts (batch, m, d) from the text's states (batch, length, d); with `rows`, of these rows only."""
+        own = text if rows is None else text.index_select(0, rows)
+        states = self.layer._cast_input_dtype(own, dtype)
         source = None
-        if settings.config.generator in INSTANCE_AWARE:
+        if config.generator in INSTANCE_AWARE:
             source = self.attachment.source_mask(text)
+            source = source if rows is None else source.index_select(0, rows)
             # A row without source tokens gets the prompts of a constant text: the gradient of norms overflows at
             # prompts of zeros, and would spoil that of the other rows.
             empty = ~source.any(-1, keepdim=True)
@@ -160,17 +223,18 @@ class PrependedLayer:
         self,
         forward: PromptedForward,
         call: BlockCall,
-        settings: AdapterSettings,
+        m: int,
         cache_layer: PromptedCacheLayer | None,
+        *,
         inserting: bool,
+        gated: bool,
     ) -> None:
         hidden_states, mask = call["hidden_states"], call.get("attention_mask")
-        m = settings.config.num_virtual_tokens or 0
         check_attention_mask(mask)
         past_length = 0 if cache_layer is None else cache_layer.get_seq_length()
         check_length(self.layer.base_layer, hidden_states.shape[1] + past_length + (0 if inserting else m))
         call["attention_mask"] = forward.attention_mask(
-            mask, hidden_states, m, past_length=past_length, inserting=inserting, gated=settings.gated
+            mask, hidden_states, m, past_length=past_length, inserting=inserting, gated=gated
         )
 
     def _extend_positions(self, forward: PromptedForward, call: BlockCall, m: int) -> None:

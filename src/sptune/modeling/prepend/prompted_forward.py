@@ -34,7 +34,8 @@ class PromptedForward:
         inputs: arguments of the base model's forward, by name.
 
     Attributes:
-        inclusion: the probability that a prompt has been inserted so far, (1,) or (batch,); None below the first gate.
+        inclusion: the probability that a prompt has been inserted so far, (1,) or (batch,), or (batch, m) for each
+            prompt token; None below the first gate.
         source_mask: the tokens that generators may look at, (batch, length) bool; None until a generator asks.
     """
 
@@ -121,7 +122,12 @@ class PromptedForward:
         if not gated:
             return extended
         assert self.inclusion is not None
-        return scale_attention_to_prompts(extended, self.inclusion, num_prompts, multiplicative=self._multiplicative)
+        inclusion = self.inclusion
+
+        def scale() -> torch.Tensor:
+            return scale_attention_to_prompts(extended, inclusion, num_prompts, multiplicative=self._multiplicative)
+
+        return self._once(("scaled", id(inclusion), id(extended)), (inclusion, extended), scale)
 
     def position_ids(self, position_ids: torch.Tensor | None, length: int, num_prompts: int) -> torch.Tensor:
         """Position ids (batch or 1, m + length) of prompts and text, whose own are 0, 1, ... if they are None."""
