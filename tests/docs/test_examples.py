@@ -1,9 +1,11 @@
 """Every example in the README and the docs runs as it stands, with tiny models of the names that it uses.
 
 Commands train for two steps and start no other program: of `make`, `python` and `pip` it is checked that the target,
-the script and its options, and the extra exist.
+the script and its options, and the extra exist. Of sessions on a console, which serve or ask a server, the options are
+checked.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from sptune.cli.app import app
 from sptune.cli.commands import main
 from sptune.compare.study import Study
+from sptune.errors import InputError
+from sptune.tasks.data import read_labeled
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TWO_STEPS = ["--max-steps", "2"]
 QUICK = {
@@ -35,7 +41,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> Iterator[list[str]]:
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            yield shlex.split(line)
+            yield shlex.split(line, comments=True)
 
 
 def pages_with(language: str) -> list[Any]:
@@ -82,7 +88,46 @@ def check_named(program: str, arguments: list[str]) -> None:
         known = "".join(path.read_text(encoding="utf-8") for path in (ROOT / script, ROOT / "benchmarks/searchers.py"))
         assert all(f'"{option}"' in known for option in options if option.startswith("--")), arguments
     else:
-        assert [program, *arguments] == ["pip", "install", "."]
+        assert [program, *arguments[:-1]] == ["pip", "install"]
+        extras = re.fullmatch(r"\.(?:\[(.+)\])?", arguments[-1])[1]
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        assert not extras or all(f"\n{extra} = [" in project for extra in extras.split(","))
+
+
+@pytest.mark.parametrize("page", pages_with("console"))
+def test_commands_on_a_console_are_as_the_programs_take_them(page: Path) -> None:
+    for block in blocks(page, "console"):
+        for line in block.splitlines():
+            if not line.startswith("$ "):
+                continue
+            program, *arguments = shlex.split(line.removeprefix("$ "))
+            if program == "sptune":
+                command = typer.main.get_command(app).commands[arguments[0]]
+                command.make_context(arguments[0], arguments[1:])
+            elif program == "curl":
+                json.loads(arguments[-1])
+            else:
+                check_named(program, arguments)
+
+
+@pytest.mark.parametrize(("language", "ending"), [("json", "jsonl"), ("csv", "csv")])
+def test_data_are_read_as_shown(language: str, ending: str, tmp_path: Path) -> None:
+    shown = [block for page in PAGES for block in blocks(page, language)]
+    assert shown
+    for block in shown:
+        file = tmp_path / f"train.{ending}"
+        file.write_text(block, encoding="utf-8")
+        assert len(read_labeled(file, labels=["positive", "negative"])) == 2
+
+
+def test_errors_of_data_are_reported_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = ROOT / "docs" / "guides" / "data.md"
+    (shown,) = [block for block in blocks(page, "text") if block.startswith("reviews.csv has")]
+    monkeypatch.chdir(tmp_path)
+    Path("reviews.csv").write_text("text,label\nGood.,yes\n,no\nLong, but good.,yes\nBad.,\n", encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_labeled("reviews.csv", labels=["yes", "no"])
+    assert f"{error.value}\n" == shown
 
 
 @pytest.mark.parametrize("page", pages_with("yaml"))
