@@ -1,4 +1,4 @@
-"""What people see: the progress of runs and studies on standard error, and their results on standard output.
+"""Prints the progress of runs and studies on standard error, and their results on standard output.
 
 Nothing here loads PyTorch; what needs sptune's own modules imports them when it is called.
 """

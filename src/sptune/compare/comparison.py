@@ -1,4 +1,4 @@
-"""`compare`: do a study, and write down what it showed."""
+"""`compare`: does the runs of a study, and writes its summary, tables and pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods that `sptune compare` knows: their settings, and the learning rates that are tried.
+"""The table of methods of `sptune compare`: their settings, and the learning rates that are tried.
 
 What is trained is one of five kinds: prompts of sptune, a PEFT method, an adapter of the library `adapters`, weights of
 the backbone itself, or nothing but the head.

@@ -1,4 +1,4 @@
-"""How a method is attached to a loaded backbone: what it trains, and what has to happen at each step."""
+"""Attaches a method (prompts, LoRA, adapters, ...) to a loaded backbone: what is trained, and callbacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of a study: one JSON line a run, written by any number of processes, never half."""
+"""The file with the rows of a study: one JSON line for each run, written by any number of processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study showed: means, spread, and paired differences with intervals."""
+"""Summarizes a study: means, spread, and paired differences with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doing the runs of a study: here, beside other processes, or on a Ray cluster."""
+"""Does the runs of a study: in this process, together with other processes, or on a Ray cluster."""
 
 from __future__ import annotations
 

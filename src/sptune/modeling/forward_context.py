@@ -1,4 +1,4 @@
-"""What holds in one forward pass, kept for each thread by itself.
+"""State of one forward pass, kept for each thread: gates, layers and adapters that replace the configured ones.
 
 Models are served from thread pools: no forward may see what another one was passed.
 """

@@ -1,4 +1,4 @@
-"""Which tokens of a causal language model's text are targets, which prompts must not be made from."""
+"""The target tokens in a causal language model's text; prompts must not be made from them."""
 
 from __future__ import annotations
 

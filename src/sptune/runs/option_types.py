@@ -1,4 +1,4 @@
-"""What an option is: its type, help and place on the command line; and whether a value has the type of an option."""
+"""`Option`: the type, help and command-line flag of an option, and the check of its values."""
 
 from __future__ import annotations
 

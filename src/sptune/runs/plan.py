@@ -1,4 +1,4 @@
-"""Everything of a run before weights are loaded: the data are checked and the options resolved."""
+"""`Plan`: a run before weights are loaded. Reads and checks the data, and fills in options that are left open."""
 
 from __future__ import annotations
 

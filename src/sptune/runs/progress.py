@@ -1,4 +1,4 @@
-"""How a run tells what it is doing and how long its stages take, and which processes share it."""
+"""Progress events of a run, the time that its stages take, and the processes that share it."""
 
 from __future__ import annotations
 

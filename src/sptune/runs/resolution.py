@@ -1,4 +1,4 @@
-"""The choices that the user of a run left open."""
+"""Defaults that depend on task, backbone and data: learning rates, numbers of steps, lengths."""
 
 from __future__ import annotations
 

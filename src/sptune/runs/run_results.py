@@ -1,4 +1,4 @@
-"""The end of a run: evaluation of the final network, and what is written to the output folder."""
+"""The end of a run: evaluates the final network, and writes the adapter, its metrics and its model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From scores to prompt layers (method section 5): by number of layers or by threshold."""
+"""Selects prompt layers: by scores (method section 5), at even distances, or by a fixed setting such as "all"."""
 
 from __future__ import annotations
 

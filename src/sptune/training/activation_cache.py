@@ -1,4 +1,4 @@
-"""`ActivationCache`: hidden states at the first trained layer, computed once for each example.
+"""`ActivationCache`: the store of hidden states at the first trained layer, in memory or in a file.
 
 Layers below the first one with a trained weight are frozen, so the same text gives the same states there in every
 epoch. The states of each real token are stored, without padding, in memory or in a memory-mapped file.

@@ -1,4 +1,4 @@
-"""`ActivationCaching`, the part of a trainer that runs the frozen lower layers only once for each text."""
+"""`ActivationCaching`: the part of a trainer that fills and reads the activation cache."""
 
 from __future__ import annotations
 
