@@ -104,6 +104,20 @@ def test_gates_learn_through_checkpointed_blocks():
     torch.testing.assert_close(gradient("blocks"), gradient("nothing"))
 
 
+def test_torch_func_differentiates_by_gates():
+    network, inputs = build("nothing"), torch.ones(2, SIZE)
+
+    def loss(values):
+        with network.base_model.gating(values):
+            return network(inputs).square().sum()
+
+    values = torch.full((1, 4), 0.3, requires_grad=True)
+    loss(values).backward()
+    torch.testing.assert_close(torch.func.grad(loss)(values.detach()), values.grad)
+    many = torch.rand(3, 1, 4)
+    torch.testing.assert_close(torch.func.vmap(loss)(many), torch.stack([loss(one) for one in many]))
+
+
 def test_a_context_that_is_not_known_is_refused():
     network = build("nothing")
     inputs = torch.ones(2, SIZE)

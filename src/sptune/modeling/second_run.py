@@ -7,6 +7,7 @@ checkpointing keeps for the second run. In transformers' own blocks, checkpointi
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import AbstractContextManager
 
 import torch
@@ -24,7 +25,8 @@ def in_backward() -> bool:
 
 def keep_context(context: ForwardContext, states: torch.Tensor) -> None:
     """Keep the context for a second run on these states, (batch, ..., d)."""
-    setattr(states.untyped_storage(), _KEPT, context.values())
+    with contextlib.suppress(NotImplementedError):  # tensors inside of torch.func have no storage
+        setattr(states.untyped_storage(), _KEPT, context.values())
 
 
 def context_of_first_run(context: ForwardContext, states: torch.Tensor, index: int) -> AbstractContextManager[None]:
