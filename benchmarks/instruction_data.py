@@ -5,7 +5,7 @@
 `--data` contains one folder per task (trec, mr), each with train.jsonl, whose fields are text and label. Two kinds of
 conversations are written, as many of each, in the same files:
 
-- a question (TREC) and what kind of answer it asks for, in words;
+- a question (TREC) and what it asks for, in words;
 - a movie review (MR) and a verdict of one word, followed by a sentence of fixed form that quotes the review's end.
 
 The output has train.jsonl, validation.jsonl and test.jsonl with a column "messages", which `sptune fit --task-kind
@@ -22,21 +22,19 @@ from pathlib import Path
 
 from sptune.runs.output_folder import read_json_lines, write_json_lines
 
+SYSTEM = "Be brief."  # instead of the longer one of the chat template
 ANSWERS = {
-    "description": "The question asks for a description or an explanation.",
-    "entity": "The question asks for a thing, such as an animal, a product or a work of art.",
-    "abbreviation": "The question asks what letters stand for.",
-    "human": "The question asks for a person or a group of people.",
-    "location": "The question asks for a place.",
-    "number": "The question asks for a number, such as an amount or a date.",
+    "description": "A description or a reason.",
+    "entity": "A thing, such as an animal or a book.",
+    "abbreviation": "What letters stand for.",
+    "human": "A person or a group.",
+    "location": "A place.",
+    "number": "A number or a date.",
 }
-QUESTION = "What kind of answer does this question ask for? {text}"
-REVIEW = "Does this review praise the film? Answer in one word, then quote how it ends. {text}"
-VERDICTS = {
-    "positive": 'Yes. The review speaks well of the film; it ends with "{end}".',
-    "negative": 'No. The review speaks ill of the film; it ends with "{end}".',
-}
-SIZES = {"train": 500, "validation": 100, "test": 300}
+QUESTION = "What does this question ask for? {text}"
+REVIEW = "Is this review good or bad? {text}"
+VERDICTS = {"positive": 'Good. It ends with "{end}".', "negative": 'Bad. It ends with "{end}".'}
+SIZES = {"train": 500, "validation": 100, "test": 200}
 
 
 def conversation(task: str, text: str, label: str) -> dict[str, list[dict[str, str]]]:
@@ -46,7 +44,8 @@ def conversation(task: str, text: str, label: str) -> dict[str, list[dict[str, s
     else:
         end = " ".join(re.findall(r"[\w'-]+", text)[-3:])
         instruction, answer = REVIEW.format(text=text), VERDICTS[label].format(end=end)
-    return {"messages": [{"role": "user", "content": instruction}, {"role": "assistant", "content": answer}]}
+    turns = (("system", SYSTEM), ("user", instruction), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def write_conversations(data: Path, output: Path, seed: int = 0) -> dict[str, str]:

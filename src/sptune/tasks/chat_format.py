@@ -65,20 +65,18 @@ class ChatFormat:
             )
         return prompt, whole[len(prompt) :]
 
-    def assistant_tokens(self, example: GenerationExample) -> tuple[list[int], list[int]] | None:
-        """Tokens of the whole conversation, and 1 for those of any turn of the assistant.
-
-        None if the template does not mark these turns, or the conversation has only one.
-        """
-        turns = [turn for turn in example.prompt if isinstance(turn, Message) and turn.role == ASSISTANT]
-        if not self._marks_assistant or not turns or example.completion is None:
+    def answered_tokens(self, example: GenerationExample) -> list[bool] | None:
+        """Which tokens of the prompt are earlier turns of the assistant; None if the template does not mark them."""
+        if not self._marks_assistant or isinstance(example.prompt, str):
             return None
-        messages = self._plain((*example.prompt, Message(ASSISTANT, example.completion)))
         encoded: Any = self.tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+            self._plain(example.prompt),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
         )
-        mask = list(encoded["assistant_masks"])
-        return (list(encoded["input_ids"]), mask) if any(mask) else None
+        return [bool(flag) for flag in encoded["assistant_masks"]]
 
     def _render(self, messages: Any, example: GenerationExample, **options: Any) -> str:
         try:

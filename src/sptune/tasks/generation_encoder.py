@@ -77,13 +77,13 @@ class GenerationEncoder:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
         rows, cut, full = [], [], []
         for example in examples:
-            tokens, labels = self._tokens_and_labels(example)
-            if len(tokens) > self.max_length:
-                cut.append(example)
-                tokens, labels = tokens[: self.max_length], labels[: self.max_length]
-            if all(label == IGNORED for label in labels):
+            prompt, earlier, completion = self._parts(example)
+            if len(prompt) >= self.max_length:
                 full.append(example)
-            rows.append((tokens, labels))
+            elif len(prompt) + len(completion) > self.max_length:
+                cut.append(example)
+            tokens, labels = prompt + completion, earlier + completion
+            rows.append((tokens[: self.max_length], labels[: self.max_length]))
         self._refuse_full(full)
         self.too_long = len(cut)
         if cut:
@@ -127,14 +127,15 @@ class GenerationEncoder:
                 "larger max_length."
             )
 
-    def _tokens_and_labels(self, example: GenerationExample) -> tuple[list[int], list[int]]:
-        marked = None if self._chat is None else self._chat.assistant_tokens(example)
-        if marked is not None:
-            tokens, mask = marked
-            return tokens, [token if flag else IGNORED for token, flag in zip(tokens, mask, strict=True)]
+    def _parts(self, example: GenerationExample) -> tuple[list[int], list[int], list[int]]:
+        """The tokens of the prompt, their labels, and the tokens of the completion."""
         prompt_text, completion_text = self._texts(example)
         prompt, completion = self._prompt_tokens(prompt_text), self._completion_tokens(completion_text)
-        return prompt + completion, [IGNORED] * len(prompt) + completion
+        answered = None if self._chat is None else self._chat.answered_tokens(example)
+        if answered is None or len(answered) != len(prompt):
+            answered = [False] * len(prompt)
+        earlier = [token if flag else IGNORED for token, flag in zip(prompt, answered, strict=True)]
+        return prompt, earlier, completion
 
     def _texts(self, example: GenerationExample) -> tuple[str, str]:
         """The texts of prompt and completion."""

@@ -26,15 +26,30 @@ def check_column_names(text_columns: Sequence[str], label_column: str | None) ->
     return columns
 
 
-def report_header(source: RowSource, wanted: Sequence[str], columns: Sequence[str]) -> bool:
-    """Report wanted columns that a header or schema lacks or repeats; returns whether there are any."""
+# The options that name columns, for messages.
+CLASS_COLUMNS = ("text_columns", "label_column")
+
+
+def report_header(
+    source: RowSource, wanted: Sequence[str], columns: Sequence[str], options: Sequence[str] = CLASS_COLUMNS
+) -> bool:
+    """Report wanted columns that a header or schema lacks or repeats; returns whether there are any.
+
+    Args:
+        source: receives the errors.
+        wanted: the columns to read.
+        columns: those of the header or schema.
+        options: those that name columns.
+    """
     missing = [column for column in wanted if column not in columns]
     repeated = [column for column in wanted if columns.count(column) > 1]
     if not columns and not source.errors.count:
         source.errors.add("empty: it has no header", "Add a line with the column names, then the data.")
     elif columns:
         for column in missing:
-            source.errors.add(f"no column {column!r}; found {_list_columns(columns)}", _column_remedy(columns, column))
+            source.errors.add(
+                f"no column {column!r}; found {_list_columns(columns)}", _column_remedy(columns, column, options)
+            )
     for column in repeated:
         source.errors.add(
             f"{columns.count(column)} columns have the name {column!r}", "Rename those that should not be read."
@@ -43,7 +58,11 @@ def report_header(source: RowSource, wanted: Sequence[str], columns: Sequence[st
 
 
 def report_missing_fields(
-    source: RowSource, missing: Mapping[str, Sequence[int]], count: int, seen: Sequence[str]
+    source: RowSource,
+    missing: Mapping[str, Sequence[int]],
+    count: int,
+    seen: Sequence[str],
+    options: Sequence[str] = CLASS_COLUMNS,
 ) -> None:
     """Report JSON objects without a wanted field.
 
@@ -52,12 +71,13 @@ def report_missing_fields(
         missing: the lines that lack a field, by column.
         count: the number of rows.
         seen: all fields that occur.
+        options: those that name columns.
     """
     for column, lines in missing.items():
         if count and len(lines) == count:
             source.errors.add(
                 f"no line has a field {column!r}; found {_list_columns(seen)}",
-                _column_remedy(seen, column),
+                _column_remedy(seen, column, options),
             )
             continue
         for line in lines:
@@ -72,7 +92,7 @@ def _list_columns(columns: Sequence[str]) -> str:
     return f"{shown} and {more} more" if more > 0 else shown
 
 
-def _column_remedy(columns: Sequence[str], wanted: str) -> str:
+def _column_remedy(columns: Sequence[str], wanted: str, options: Sequence[str]) -> str:
     lookalike = next((column for column in columns if lookalike_key(column) == lookalike_key(wanted)), None)
     if lookalike is not None:
         return f"{spell_out(lookalike, wanted)} looks like it: use {spell_out(wanted, lookalike)} in both places."
@@ -80,4 +100,7 @@ def _column_remedy(columns: Sequence[str], wanted: str) -> str:
     if separator is not None:
         remedy = "Another character seems to separate the columns; save as .csv with commas or as .tsv with tabs"
         return f"{remedy}, or add a line 'sep={separator}' before the header."
-    return "Name the right column (text_columns, label_column). A CSV or TSV file names its columns in its first line."
+    remedy = f"Name the right column ({', '.join(options)}). A CSV or TSV file names its columns in its first line."
+    if options is CLASS_COLUMNS and ({"prompt", "completion"} <= set(columns) or "messages" in columns):
+        remedy += " For a model that writes text, add task_kind='generate'."
+    return remedy

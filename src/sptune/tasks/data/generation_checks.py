@@ -34,6 +34,8 @@ def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) ->
 class _PromptRows(RowChecker[GenerationExample]):
     """Rows with a prompt and, unless its column is None, a completion."""
 
+    column_options = ("prompt_column", "completion_column", "messages_column")
+
     def __init__(self, source: RowSource, prompt: str, completion: str | None) -> None:
         super().__init__(source, [prompt, *([] if completion is None else [completion])])
 
@@ -49,6 +51,8 @@ class _PromptRows(RowChecker[GenerationExample]):
 
 class _MessageRows(RowChecker[GenerationExample]):
     """Rows with a list of messages, the last of which is the assistant's if they are answered."""
+
+    column_options = _PromptRows.column_options
 
     def __init__(self, source: RowSource, column: str, answered: bool) -> None:
         super().__init__(source, [column])

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from sptune.tasks.data.column_checks import report_header, report_missing_fields
+from sptune.tasks.data.column_checks import CLASS_COLUMNS, report_header, report_missing_fields
 from sptune.tasks.data.error_report import ErrorReport, describe_type
 from sptune.tasks.data.label_checks import check_label, is_missing, report_unknown_labels, report_unlabeled_rows
 from sptune.tasks.data.lookalike_names import is_blank
@@ -42,7 +42,7 @@ def check_rows(
 def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
     """The examples of all rows without errors; errors go into the checker's source."""
     source = checker.source
-    if source.columns is not None and report_header(source, checker.columns, source.columns):
+    if source.columns is not None and report_header(source, checker.columns, source.columns, checker.column_options):
         return []
     examples = [checker.example(line, values) for line, values in source.rows]
     checker.report()
@@ -84,7 +84,12 @@ class RowChecker(abc.ABC, Generic[Checked]):
     Args:
         source: the rows.
         columns: the columns that every row must have.
+
+    Attributes:
+        column_options: the options that name columns, for messages.
     """
+
+    column_options: Sequence[str] = CLASS_COLUMNS
 
     def __init__(self, source: RowSource, columns: Sequence[str]) -> None:
         self.source = source
@@ -117,7 +122,7 @@ class RowChecker(abc.ABC, Generic[Checked]):
 
     def report_missing(self) -> None:
         """Report the columns that rows lack, after the last row."""
-        report_missing_fields(self.source, self._missing, self.count, list(self._seen_columns))
+        report_missing_fields(self.source, self._missing, self.count, list(self._seen_columns), self.column_options)
 
     def report(self) -> None:
         """Report the errors that concern many rows, after the last row."""
