@@ -100,6 +100,7 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
         ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
         ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
+        ({"tasks": {"chat": {"task_kind": "generate"}}}, "writes text; train such models with sptune fit"),
         ({"options": {"linear_probe": False}}, "is decided by the comparison itself. Leave it out"),
         ({"tasks": {"words": {"text_columns": "review"}}}, "it takes a list of texts. Write ['review']."),
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),

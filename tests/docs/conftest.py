@@ -6,6 +6,7 @@ import random
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +30,10 @@ SHAPE = {
     "max_position_embeddings": 64,
     "pad_token_id": 0,
 }
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] + ' ' + message['content'] + ' [SEP] ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+)
 ENCODERS = {"sentence-transformers/all-MiniLM-L6-v2": 6, "roberta-base": 12, "roberta-large": 12}
 DECODERS = {"HuggingFaceTB/SmolLM2-135M-Instruct": 4}
 
@@ -65,7 +70,7 @@ def _tokenizer(*, causal: bool) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = WhitespaceSplit()
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
     if causal:
-        names["eos_token"] = "[SEP]"
+        names |= {"eos_token": "[SEP]", "chat_template": CHAT_TEMPLATE}
         inputs = ["input_ids", "attention_mask"]
     else:
         names |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -88,6 +93,11 @@ def _write_data(folder: Path) -> None:
     _write_csv(folder / "sentiment.csv", ["text", "label"], three)
     mixed = [{"adapter": "stars", "review": reviews[0][0]}, {"adapter": "sentiment", "text": three[0][0]}]
     _write_lines(folder / "mixed.jsonl", mixed)
+    turns = [
+        ({"role": "user", "content": text}, {"role": "assistant", "content": stars}) for text, stars in reviews[:60]
+    ]
+    _write_lines(folder / "instructions.jsonl", [{"messages": [*pair]} for pair in turns])
+    _write_lines(folder / "questions.jsonl", [{"messages": [user]} for user, _ in turns[:3]])
     own = [{"review": text, "stars": stars} for text, stars in reviews[:60]]
     _write_lines(folder / "reviews" / "train.jsonl", own)
     hub = [{"text": text, "label": stars} for text, stars in reviews[:60]]
@@ -108,6 +118,6 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]
         csv.writer(file).writerows([columns, *rows])
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -280,6 +280,11 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
 
 def _check_shared(options: Mapping[str, Any], where: str) -> None:
     RunOptions.check_names(options, where)
+    if options.get("task_kind") == "generate":
+        raise InputError(
+            f"{where}: a comparison measures how well classes are predicted, and task_kind='generate' writes text; "
+            "train such models with sptune fit, which compares them with the backbone without prompts."
+        )
     for key in with_new_names(options):
         if key in PROMPT_OPTIONS:
             remedy = (

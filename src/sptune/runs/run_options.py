@@ -115,14 +115,12 @@ class RunOptions:
     label_words: dict[str, str] = _option(  # noqa: RUF009
         dict, "Data", "Label word of a class, such as 'positive=great'; once for each class.", flag="label-word"
     )
-    prompt_column: str | None = _option(None, "Data", "generate: column with the prompt. Default: 'prompt'.")
-    completion_column: str | None = _option(
-        None, "Data", "generate: column with the completion. Default: 'completion'."
-    )
+    prompt_column: str | None = _option(None, "Generation", "Column with the prompt. Default: 'prompt'.")
+    completion_column: str | None = _option(None, "Generation", "Column with the completion. Default: 'completion'.")
     messages_column: str | None = _option(
         None,
-        "Data",
-        "generate: column with lists of chat messages, instead of prompts and completions. Default: 'messages', if "
+        "Generation",
+        "Column with lists of chat messages, instead of prompts and completions. Default: 'messages', if "
         "there is no column 'prompt'.",
     )
     few_shot: int | None = _option(
@@ -132,10 +130,10 @@ class RunOptions:
         None, "Data", "Maximum input length in tokens. Default: the backbone's, at most 512."
     )
     max_new_tokens: int | None = _option(
-        None, "Data", "generate: maximum length of a written text in tokens. Default: 128.", verbs=TRAINING
+        None, "Generation", "Maximum length of a written text in tokens. Default: 128.", verbs=TRAINING
     )
     generated_examples: int | None = _option(
-        None, "Data", "generate: write completions for this many test examples. Default: 200.", verbs=TRAINING
+        None, "Generation", "Write completions for this many test examples. Default: 200.", verbs=TRAINING
     )
 
     preset: str | None = _option(
