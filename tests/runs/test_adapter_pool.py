@@ -14,7 +14,7 @@ from sptune import predict
 from sptune.errors import InputError, UnknownAdapterError
 from sptune.runs.adapter_folder import named_folders
 from sptune.runs.adapter_pool import AdapterPool
-from tiny_adapters import write_tiny_adapter
+from tiny_adapters import write_tiny_adapter, write_tiny_writer
 
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
 
@@ -71,6 +71,16 @@ def test_verbalizers_of_several_templates_and_label_words(tmp_path: Path, masked
     assert_same(AdapterPool(folders).predict(requests), alone)
 
 
+def test_prepended_prompts_beside_added_ones(folders: dict[str, Path], masked_lm: str, tmp_path: Path) -> None:
+    front = write_tiny_adapter(
+        tmp_path / "front", masked_lm, 5, placement="prepend", num_virtual_tokens=2, generator="appg"
+    )
+    requests = [("front", TEXTS[1]), ("films", TEXTS[0]), ("front", TEXTS[2]), ("kinds", TEXTS[1])]
+    given = {**folders, "front": front}
+    alone = [AdapterPool(given[name]).predict([(name, text)])[0] for name, text in requests]
+    assert_same(AdapterPool(given).predict(requests), alone)
+
+
 def test_rows_of_a_file_name_their_adapters(folders: dict[str, Path], tmp_path: Path) -> None:
     rows = [{"who": "films", "text": TEXTS[0]}, {"who": "pairs", "one": TEXTS[1], "two": "film"},
             {"who": "mine", "text": TEXTS[2]}, {"who": "films", "text": TEXTS[1]}]  # fmt: skip
@@ -83,6 +93,42 @@ def test_rows_of_a_file_name_their_adapters(folders: dict[str, Path], tmp_path: 
         alone = tmp_path / "alone.jsonl"
         alone.write_text(json.dumps({key: row[key] for key in row if key in ("text", "one", "two")}))
         assert_same([row], [{"who": row["who"], **predict(folders[name], alone)[0]}])
+
+
+def test_writers_and_classifiers_answer_together(causal_lm: str, tmp_path: Path) -> None:
+    """As each adapter by itself does through `predict`; one prompt leaves few positions of the model."""
+    folders = {name: write_tiny_writer(tmp_path / name, causal_lm, seed) for seed, name in enumerate(("one", "two"))}
+    folders["long"] = write_tiny_writer(tmp_path / "long", causal_lm, 2, max_length=38, max_new_tokens=20)
+    folders["films"] = write_tiny_adapter(
+        tmp_path / "films", causal_lm, 4, label_words=("good", "bad"), head="causal_lm"
+    )
+    long = " ".join(TEXTS[1:2] * 4)
+    rows = [
+        {"who": "one", "prompt": TEXTS[0]},
+        {"who": "films", "text": TEXTS[1]},
+        {"who": "two", "prompt": TEXTS[2]},
+        {"who": "long", "prompt": long},
+        {"who": "one", "prompt": TEXTS[3]},
+        {"who": "long", "prompt": "it"},
+    ]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    together = predict(folders, file, adapter_column="who")
+    assert any(row.get("generated") for row in together)
+    for row, asked in zip(together, rows, strict=True):
+        file.write_text(json.dumps(asked))
+        (alone,) = predict(folders[asked["who"]], file)
+        if "scores" in row:
+            assert_same([row], [{"who": asked["who"], **alone}])
+        else:
+            assert row == {"who": asked["who"], **alone}
+    pool = AdapterPool(folders)
+    requests = [(row["who"], row.get("prompt") or row["text"]) for row in rows]
+    assert [one.get("generated") for one in pool.predict(requests)] == [one.get("generated") for one in together]
+    (short,) = pool.predict([("long", "it")], max_new_tokens=1)
+    assert len(short["generated"].split()) <= 1
+    with pytest.raises(InputError, match="request 0, field 'prompt'"):
+        pool.predict([("one", "")])
 
 
 def test_a_file_with_wrong_names_is_refused_with_all_lines(

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tiny_adapters import write_tiny_adapter
-from tiny_runs import masked_lm  # noqa: F401
+from tiny_adapters import write_answerer, write_tiny_adapter, write_tiny_writer
+from tiny_runs import causal_lm, masked_lm  # noqa: F401
 
 pytest.importorskip("ray.serve")
 
@@ -59,6 +59,14 @@ class Server:
         """The answer to a text."""
         return self.request("POST", "/classify", {"adapter": adapter, "text": text})
 
+    def generate(self, adapter: str, prompt: Any, **options: Any) -> tuple[int, Any]:
+        """The answer to a prompt."""
+        return self.request("POST", "/generate", {"adapter": adapter, "prompt": prompt, **options})
+
+    def ask(self, adapter: str, text: Any) -> tuple[int, Any]:
+        """The answer to a text or a prompt, as the adapter's name says."""
+        return (self.generate if adapter.startswith("writer") else self.classify)(adapter, text)
+
     def replicas(self) -> list[int]:
         """The ids of the processes that hold the model."""
         found = []
@@ -72,16 +80,20 @@ class Server:
 
 
 @pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory, masked_lm: str) -> Iterator[Server]:  # noqa: F811
-    """Two replicas with 32 adapters of two and three classes, and one that reads pairs."""
+def server(tmp_path_factory: pytest.TempPathFactory, causal_lm: str) -> Iterator[Server]:  # noqa: F811
+    """Two replicas with 32 adapters: 29 of two or three classes, one that reads pairs, and two that write."""
     folder = tmp_path_factory.mktemp("served")
     adapters = {
-        f"adapter-{number}": write_tiny_adapter(
-            folder / f"adapter-{number}", masked_lm, number, labels=("good", "bad", "so so")[: 2 + number % 2]
+        f"adapter-{number}": write_answerer(
+            folder / f"adapter-{number}", causal_lm, number, ("good", "bad", "so so")[: 2 + number % 2]
         )
-        for number in range(NUM_ADAPTERS - 1)
+        for number in range(NUM_ADAPTERS - 3)
     }
-    adapters["pairs"] = write_tiny_adapter(folder / "pairs", masked_lm, 99, text_fields=("one", "two"))
+    adapters["pairs"] = write_tiny_adapter(
+        folder / "pairs", causal_lm, 99, text_fields=("one", "two"), label_words=("good", "bad"), head="causal_lm"
+    )
+    for seed, name in enumerate(("writer-0", "writer-1")):
+        adapters[name] = write_tiny_writer(folder / name, causal_lm, seed)
     root = tmp_path_factory.mktemp("root")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -10,7 +10,7 @@ pytest.importorskip("ray.serve")
 
 from sptune.errors import InputError, TakenNameError, UnknownAdapterError
 from sptune.serve.adapter_store import AdapterStore
-from sptune.serve.replica import Replica
+from sptune.serve.replica import AdapterRequest, Replica
 
 
 @pytest.fixture
@@ -53,16 +53,17 @@ def test_a_replica_starts_although_no_adapter_is_left(store: Path, tmp_path: Pat
 
 def test_a_change_of_the_folder_changes_nothing_that_is_served(store: Path, tmp_path: Path) -> None:
     first = Replica(str(store), None)
-    answer = first._classify([("one", "a lovely film")])
+    answer = first.answer_batch([AdapterRequest("one", "a lovely film")])
     (tmp_path / "one" / "adapter_model.safetensors").write_bytes(b"nothing")
-    assert Replica(str(store), None)._classify([("one", "a lovely film")]) == answer
+    assert Replica(str(store), None).answer_batch([AdapterRequest("one", "a lovely film")]) == answer
     with pytest.raises(InputError, match=f"{tmp_path / 'one'}.*cannot be read as safetensors"):
         first.replace("two", tmp_path / "one")
     assert versions(first) == {"one": 1, "two": 2}
 
 
 def test_a_wrong_text_costs_the_others_of_its_batch_nothing(store: Path) -> None:
-    answers = Replica(str(store), None)._classify([("one", "it"), ("one", ""), ("none", "it"), ("two", "it")])
+    asked = [("one", "it"), ("one", ""), ("none", "it"), ("two", "it")]
+    answers = Replica(str(store), None).answer_batch([AdapterRequest(*one) for one in asked])
     assert [answer["text"] for answer in (answers[0], answers[3])] == ["it", "it"]
     assert isinstance(answers[1], InputError)
     assert isinstance(answers[2], UnknownAdapterError)

@@ -15,7 +15,7 @@ import pytest
 from sptune import predict
 from sptune.cli.commands import main
 from sptune.runs.adapter_pool import AdapterPool
-from tiny_adapters import write_tiny_adapter
+from tiny_adapters import write_answerer
 
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
 CLIENTS = 200
@@ -23,9 +23,8 @@ CLIENTS = 200
 
 def same(answer: dict[str, Any], expected: dict[str, Any]) -> bool:
     """Whether two rows of predictions differ by rounding at most."""
-    return {**answer, "scores": None} == {**expected, "scores": None} and answer["scores"] == pytest.approx(
-        expected["scores"], abs=1e-5
-    )
+    others = {**answer, "scores": None} == {**expected, "scores": None}
+    return others and answer.get("scores") == pytest.approx(expected.get("scores"), abs=1e-5)
 
 
 def test_answers_are_those_of_predict(server: Any, tmp_path: Path) -> None:
@@ -42,6 +41,37 @@ def test_answers_are_those_of_predict(server: Any, tmp_path: Path) -> None:
     assert same(server.classify("pairs", pair)[1], predict(server.adapters["pairs"], file)[0])
 
 
+def test_generated_texts_are_those_of_predict(server: Any, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS))
+    for name in ("writer-0", "writer-1"):
+        assert [server.generate(name, text) for text in TEXTS] == [
+            (200, row) for row in predict(server.adapters[name], file)
+        ]
+    status, short = server.generate("writer-0", TEXTS[0], max_new_tokens=1)
+    assert status == 200
+    assert len(short["generated"].split()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"adapter": "adapter-0", "prompt": "it"}, 422, "predicts classes"),
+        ({"adapter": "other", "prompt": "it"}, 404, "No adapter 'other'"),
+        ({"adapter": "writer-0", "prompt": ""}, 422, "empty text"),
+        ({"adapter": "writer-0", "prompt": "it " * 24}, 413, "The text has 24 tokens, and at most 23 are read"),
+        ({"adapter": "writer-0", "prompt": [{"role": "user", "content": "it"}]}, 422, "a list of messages"),
+        ({"adapter": "writer-0", "prompt": "it", "max_new_tokens": 0}, 422, "max_new_tokens"),
+        ({"adapter": "writer-0", "prompt": "it", "max_new_tokens": "5"}, 422, "max_new_tokens"),
+        ({"adapter": "writer-0", "text": "it"}, 422, "prompt: Field required"),
+    ],
+)
+def test_wrong_prompts_are_told_what_is_wrong(server: Any, body: Any, status: int, message: str) -> None:
+    answered, content = server.request("POST", "/generate", body)
+    assert answered == status
+    assert message in content["error"]
+
+
 def test_adapters_and_health_are_listed(server: Any) -> None:
     status, listed = server.request("GET", "/adapters")
     assert status == 200
@@ -49,6 +79,7 @@ def test_adapters_and_health_are_listed(server: Any) -> None:
     assert set(about) == set(server.adapters)
     assert about["adapter-1"]["labels"] == ["good", "bad", "so so"]
     assert about["pairs"]["text_columns"] == ["one", "two"]
+    assert about["writer-0"]["max_new_tokens"] == 6
     assert server.request("GET", "/health") == (200, {"status": "ok"})
 
 
@@ -64,6 +95,7 @@ def test_adapters_and_health_are_listed(server: Any) -> None:
         ({"adapter": "adapter-0", "text": "it", "txt": "it"}, 422, "txt: Extra inputs are not permitted"),
         ({"adapter": "pairs", "text": "it"}, 422, "the adapter reads the columns 'one', 'two'"),
         ({"adapter": "pairs", "text": {"one": "it", "three": "it"}}, 422, "'one', 'three' were given"),
+        ({"adapter": "writer-0", "text": "it"}, 422, "writes text"),
         ({"adapter": "adapter-0", "text": "\ud800"}, 422, "half a surrogate pair"),
         (["it"], 422, "not a JSON object"),
         (b'{"adapter": "adapter-0", ', 400, "not JSON"),
@@ -87,9 +119,9 @@ def test_errors_for_machines(server: Any) -> None:
     assert (status, "error" in content) == (404, True)
 
 
-def test_adapters_come_and_go(server: Any, masked_lm: str) -> None:
-    new = write_tiny_adapter(server.root / "run" / "adapter", masked_lm, 50)
-    other = write_tiny_adapter(server.root / "other", masked_lm, 51, labels=("x", "y", "z"))
+def test_adapters_come_and_go(server: Any, causal_lm: str) -> None:
+    new = write_answerer(server.root / "run" / "adapter", causal_lm, 50)
+    other = write_answerer(server.root / "other", causal_lm, 51, ("x", "y", "z"))
     expected, changed = (AdapterPool({"new": folder}).predict([("new", "it")])[0] for folder in (new, other))
     status, about = server.request("POST", "/adapters", {"name": "new one", "folder": "run"})
     assert (status, about["name"]) == (201, "new one")
@@ -108,15 +140,15 @@ def test_adapters_come_and_go(server: Any, masked_lm: str) -> None:
         assert server.request(method, "/adapters/new%20one", body)[0] == 404
 
 
-def test_only_checked_folders_of_the_root_are_loaded(server: Any, masked_lm: str, tmp_path: Path) -> None:
-    outside = write_tiny_adapter(tmp_path / "outside", masked_lm, 52)
+def test_only_checked_folders_of_the_root_are_loaded(server: Any, causal_lm: str, tmp_path: Path) -> None:
+    outside = write_answerer(tmp_path / "outside", causal_lm, 52)
     (server.root / "link").symlink_to(outside)
-    mixed = write_tiny_adapter(server.root / "mixed", masked_lm, 52)
+    mixed = write_answerer(server.root / "mixed", causal_lm, 52)
     (mixed / "adapter_model.safetensors").unlink()
     (mixed / "adapter_model.safetensors").symlink_to(outside / "adapter_model.safetensors")
-    pickled = write_tiny_adapter(server.root / "pickled", masked_lm, 52)
+    pickled = write_answerer(server.root / "pickled", causal_lm, 52)
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
-    pipe = write_tiny_adapter(server.root / "pipe", masked_lm, 52)
+    pipe = write_answerer(server.root / "pipe", causal_lm, 52)
     (pipe / "task.json").unlink()
     os.mkfifo(pipe / "task.json")
     up = os.path.relpath(outside, server.root)
@@ -129,10 +161,10 @@ def test_only_checked_folders_of_the_root_are_loaded(server: Any, masked_lm: str
 
 
 def test_no_answer_is_wrong_or_lost_while_an_adapter_is_replaced_and_a_replica_dies(
-    server: Any, masked_lm: str
+    server: Any, causal_lm: str
 ) -> None:
     """200 clients at 32 adapters; an answer is that of the version before or after, or an error with a status."""
-    changed = write_tiny_adapter(server.root / "changed", masked_lm, 60, labels=("p", "q", "r", "s"))
+    changed = write_answerer(server.root / "changed", causal_lm, 60, ("p", "q", "r", "s"))
     requests = [(name, {"one": text, "two": "it"} if name == "pairs" else text)
                 for text in TEXTS for name in server.adapters]  # fmt: skip
     before = AdapterPool(server.adapters).predict(requests)
@@ -145,7 +177,7 @@ def test_no_answer_is_wrong_or_lost_while_an_adapter_is_replaced_and_a_replica_d
             if turn == 1:
                 halfway.wait()
             index = (number + turn * 37) % len(requests)
-            outcomes.append((index, *server.classify(*requests[index])))
+            outcomes.append((index, *server.ask(*requests[index])))
         done.wait()
 
     with ThreadPoolExecutor(CLIENTS) as clients:
@@ -186,9 +218,9 @@ def test_no_answer_is_wrong_or_lost_while_an_adapter_is_replaced_and_a_replica_d
     ],
 )
 def test_wrong_calls_leave_with_2_before_anything_starts(
-    arguments: list[str], message: str, masked_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, causal_lm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    adapter = write_tiny_adapter(tmp_path / "adapters" / "films", masked_lm, 0)
+    adapter = write_answerer(tmp_path / "adapters" / "films", causal_lm, 0)
     given = [part.format(adapter=adapter, folder=tmp_path) for part in arguments]
     with pytest.raises(SystemExit) as left:
         main(["serve", *given])

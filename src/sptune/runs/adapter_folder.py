@@ -15,8 +15,6 @@ from sptune.errors import InputError
 from sptune.modeling.loading import BackboneSpec
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
 from sptune.runs.task_kinds import AnyTask, task_from_document
-from sptune.tasks import Task
-from sptune.tasks.generation_task import GenerationTask
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -43,20 +41,6 @@ class AdapterFolder:
     max_length: int
     sizes: dict[str, int]
     max_new_tokens: int | None = None
-
-    @property
-    def class_task(self) -> Task:
-        """The task of an adapter that predicts classes.
-
-        Raises:
-            InputError: it writes text.
-        """
-        if isinstance(self.task, GenerationTask):
-            raise InputError(
-                f"{self.path}: this adapter writes text, and several adapters together predict classes only; use it "
-                "alone (sptune predict --adapter), or in Python with PeftModel.from_pretrained and generate."
-            )
-        return self.task
 
     @classmethod
     def read(cls, adapter: str | Path) -> AdapterFolder:

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from peft import PeftModel
 
 from sptune.errors import InputError, UnknownAdapterError
 from sptune.modeling.loading import is_causal, load_backbone, load_config, load_tokenizer
 from sptune.runs.adapter_folder import AdapterFolder, check_same_backbone, named_folders, read_all
-from sptune.runs.class_evaluation import prediction_rows
-from sptune.runs.class_scores import LoadedAdapter, batch_scores, class_scores, tokenize
+from sptune.runs.class_scores import batch_scores, class_rows, class_scores, tokenize
+from sptune.runs.generated_rows import generated_rows
+from sptune.runs.loaded_adapter import LoadedAdapter
 from sptune.runs.progress import Monitor, processes
-from sptune.tasks import Example, TaskEncoder, check_request
+from sptune.runs.task_kinds import build_encoder
+from sptune.tasks import Example, Text, check_request
 
-Text = str | Mapping[str, str]
 Row = dict[str, Any]
 
 
@@ -100,33 +102,53 @@ class AdapterPool:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def predict(self, requests: Sequence[tuple[str, Text]]) -> list[Row]:
-        """Predict the class of texts, each with an adapter of its own.
+    def predict(self, requests: Sequence[tuple[str, Text]], *, max_new_tokens: int | None = None) -> list[Row]:
+        """Predict the class of texts, or write what follows prompts, each with an adapter of its own.
 
         Args:
-            requests: pairs of an adapter's name and a text. A task with several text columns takes a mapping from
-                columns to texts. Texts that are too long are cut.
+            requests: pairs of an adapter's name and a text or prompt. A task with several text columns takes a mapping
+                from columns to texts, one of conversations a list of messages. Texts that are too long are cut.
+            max_new_tokens: the maximum length of a text that is written; None for that of each adapter's training.
 
         Returns:
-            For each request a row as `sptune predict` writes it: the text by column, "prediction" and "scores".
+            For each request a row as `sptune predict` writes it: the text by column, "prediction" and "scores"; or
+            "prompt" and "generated".
 
         Raises:
             InputError: an adapter is not loaded, or a text is missing or empty.
         """
         with self._turn:
             examples = [
-                (name, check_request(text, self[name].task.text_fields, f"request {number}"))
+                (name, check_request(text, self[name].encoder.task, f"request {number}"))
                 for number, (name, text) in enumerate(requests)
             ]
-            return self.predict_examples(examples)
+            return self.predict_examples(examples, [max_new_tokens] * len(examples))
 
-    def predict_examples(self, examples: Sequence[tuple[str, Example]], monitor: Monitor | None = None) -> list[Row]:
-        """As `predict`, of examples whose texts are in the order of the task's columns."""
+    def predict_examples(
+        self,
+        examples: Sequence[tuple[str, Any]],
+        max_new_tokens: Sequence[int | None] | None = None,
+        monitor: Monitor | None = None,
+    ) -> list[Row]:
+        """As `predict`, of checked examples.
+
+        Args:
+            examples: pairs of an adapter's name and an example. Texts are in the order of the task's columns.
+            max_new_tokens: for each example.
+            monitor: receives progress events.
+        """
+        monitor = monitor or Monitor()
+        lengths = max_new_tokens or [None] * len(examples)
         with self._turn:
-            tasks = [self[name].task for name, _ in examples]
-            scores = self.class_scores(examples, monitor)
-        rows = zip(tasks, examples, scores, strict=True)
-        return [next(prediction_rows(task, [example], own[None])) for task, (_, example), own in rows]
+            named = [(self[name], example) for name, example in examples]
+            written = [index for index, (adapter, _) in enumerate(named) if adapter.writes]
+            others = [index for index, (adapter, _) in enumerate(named) if not adapter.writes]
+            rows = dict(zip(others, class_rows(self.model, [named[index] for index in others], monitor), strict=True))
+            texts = generated_rows(
+                self.model, [named[index] for index in written], [lengths[index] for index in written], monitor
+            )
+        rows |= zip(written, texts, strict=True)
+        return [rows[index] for index in range(len(examples))]
 
     def class_scores(self, examples: Sequence[tuple[str, Example]], monitor: Monitor | None = None) -> list[np.ndarray]:
         """The scores (classes,) of each example; see `sptune.runs.class_scores`."""
@@ -137,7 +159,7 @@ class AdapterPool:
 
     def _prepare(self, folder: AdapterFolder) -> LoadedAdapter:
         """An adapter under a new key, whose weights are not loaded yet."""
-        encoder = TaskEncoder(folder.class_task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
+        encoder = build_encoder(folder.task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
         return LoadedAdapter(folder, next(self._keys), encoder)
 
     def _load(self, folder: AdapterFolder) -> LoadedAdapter:
@@ -166,9 +188,16 @@ class AdapterPool:
         return adapter
 
     def _try(self, adapter: LoadedAdapter) -> None:
-        """Refuse an adapter that cannot score a text: a head of other classes, or weights that are not finite."""
-        (features,), _ = tokenize(adapter.encoder, [dict.fromkeys(adapter.task.text_fields, "a")])
-        (scores,) = batch_scores(self.model, [(adapter, features)])
+        """Refuse an adapter that cannot answer: a head of other classes, or weights that are not finite."""
+        if adapter.writes:
+            tokens = self.tokenizer("a", return_tensors="pt")["input_ids"].to(self.model.device)
+            with torch.no_grad():
+                scores = self.model(input_ids=tokens, adapter_names=[adapter.key]).logits.float().cpu()
+        else:
+            (features,), _ = tokenize(
+                adapter.class_encoder, [dict.fromkeys(adapter.class_encoder.task.text_fields, "a")]
+            )
+            (scores,) = batch_scores(self.model, [(adapter, features)])
         if not np.isfinite(scores).all():
             raise ValueError("its scores are not finite numbers")
 
@@ -178,5 +207,8 @@ class AdapterPool:
         PEFT takes no adapter into a model that has none, so the last one's weights stay until there is another.
         """
         used = {adapter.key for adapter in self._adapters.values()}
-        for key in set(self.model.peft_config) - used if used else ():
+        if not used:
+            return
+        self.model.set_adapter(next(iter(used)))  # PEFT warns if the active adapter is deleted
+        for key in set(self.model.peft_config) - used:
             self.model.delete_adapter(key)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 
-from sptune.runs.adapter_folder import AdapterFolder
+from sptune.runs.class_evaluation import prediction_rows
+from sptune.runs.loaded_adapter import LoadedAdapter
 from sptune.runs.progress import Monitor
-from sptune.tasks import Example, Task, TaskEncoder
+from sptune.tasks import Example, TaskEncoder
 from sptune.tasks.task_encoder import warn_cut
 
 BATCH_SIZE = 32
@@ -20,26 +20,6 @@ BATCH_SIZE = 32
 CHUNK = 4096
 
 Features = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class LoadedAdapter:
-    """One version of an adapter that a model holds.
-
-    Attributes:
-        folder: what its folder says.
-        key: its name inside the model; no other version has the same.
-        encoder: turns texts into tokens, and logits into class scores.
-    """
-
-    folder: AdapterFolder
-    key: str
-    encoder: TaskEncoder
-
-    @property
-    def task(self) -> Task:
-        """The task it was trained for."""
-        return self.folder.class_task
 
 
 def class_scores(
@@ -73,6 +53,17 @@ def class_scores(
     return scores
 
 
+def class_rows(
+    model: PeftModel, examples: Sequence[tuple[LoadedAdapter, Example]], monitor: Monitor
+) -> list[dict[str, Any]]:
+    """The rows that `sptune predict` writes of examples; see `class_scores`."""
+    scores = class_scores(model, examples, monitor)
+    return [
+        next(prediction_rows(adapter.class_encoder.task, [example], own[None]))
+        for (adapter, example), own in zip(examples, scores, strict=True)
+    ]
+
+
 def batch_scores(model: PeftModel, rows: Sequence[tuple[LoadedAdapter, Features]]) -> list[np.ndarray]:
     """The scores of the classes of each row, in one forward.
 
@@ -83,18 +74,13 @@ def batch_scores(model: PeftModel, rows: Sequence[tuple[LoadedAdapter, Features]
     Returns:
         For each row its scores, (classes,).
     """
-    encoder = rows[0][0].encoder  # the tokenizer and the kind of head are those of the backbone
+    encoder = rows[0][0].class_encoder  # the tokenizer and the kind of head are those of the backbone
     batch = encoder.collator([features for _, features in rows])
     on_device = {name: value.to(model.device) for name, value in batch.items()}
-    keys = [adapter.key for adapter, _ in rows]
-    options = {"adapter_names": keys}
-    if len(set(keys)) == 1:
-        model.set_adapter(keys[0])
-        options = {}
     with torch.no_grad():
-        logits = encoder.answer_logits(model, on_device, **options).cpu()
+        logits = encoder.answer_logits(model, on_device, adapter_names=[adapter.key for adapter, _ in rows]).cpu()
     return [
-        adapter.encoder.read_scores(_own_logits(adapter, logits[row : row + 1], len(rows)))[0].numpy()
+        adapter.class_encoder.read_scores(_own_logits(adapter, logits[row : row + 1], len(rows)))[0].numpy()
         for row, (adapter, _) in enumerate(rows)
     ]
 
@@ -116,9 +102,9 @@ def _tokenize(
     cut: list[int] = []
     for indices in by_adapter.values():
         adapter = examples[indices[0]][0]
-        columns = adapter.task.text_fields
+        columns = adapter.class_encoder.task.text_fields
         texts = [dict(zip(columns, examples[index][1].fields.values(), strict=True)) for index in indices]
-        features, too_long = tokenize(adapter.encoder, texts)
+        features, too_long = tokenize(adapter.class_encoder, texts)
         rows.update((index, (adapter, one)) for index, one in zip(indices, features, strict=True))
         cut.extend(indices[row] for row in too_long)
     return [rows[index] for index in range(len(examples))], sorted(cut)
@@ -126,13 +112,13 @@ def _tokenize(
 
 def _own_logits(adapter: LoadedAdapter, logits: torch.Tensor, batch_size: int) -> torch.Tensor:
     """A row of logits, (1, n), without those that pad it to the most classes of a batch."""
-    if adapter.task.kind != "classifier" or batch_size == 1:
+    if adapter.class_encoder.task.kind != "classifier" or batch_size == 1:
         return logits
-    return logits[:, : len(adapter.task.labels)]
+    return logits[:, : len(adapter.class_encoder.task.labels)]
 
 
 def _warn_cut(cut: Sequence[tuple[LoadedAdapter, Example]], examples: Sequence[tuple[LoadedAdapter, Example]]) -> None:
-    for maximum in sorted({adapter.encoder.max_length for adapter, _ in cut}):
-        own = [example for adapter, example in cut if adapter.encoder.max_length == maximum]
-        count = sum(adapter.encoder.max_length == maximum for adapter, _ in examples)
+    for maximum in sorted({adapter.class_encoder.max_length for adapter, _ in cut}):
+        own = [example for adapter, example in cut if adapter.class_encoder.max_length == maximum]
+        count = sum(adapter.class_encoder.max_length == maximum for adapter, _ in examples)
         warn_cut(own, count, maximum)

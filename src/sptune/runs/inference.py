@@ -17,7 +17,7 @@ from sptune.runs.class_evaluation import prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import Columns, check_max_new_tokens, read_examples
 from sptune.runs.text_writer import load_writer
-from sptune.tasks import Example, compute_metrics, read_named, read_unlabeled
+from sptune.tasks import compute_metrics, read_named
 from sptune.tasks.generation_task import GenerationTask
 
 
@@ -171,42 +171,26 @@ def _predict(
     monitor: Monitor,
 ) -> list[dict[str, Any]]:
     """A prediction for each text, with the adapter's name if there is a column for it."""
-    only = next(iter(saved.values()))
-    task = columns.of(only.task)
-    if len(saved) == 1 and adapter_column is None and isinstance(task, GenerationTask):
+    tasks = {name: columns.of(one.task) for name, one in saved.items()}
+    for task in tasks.values():
         check_max_new_tokens(task, max_new_tokens)
-        prompts = read_examples(task, input, answered=False)
-        return load_writer(only, task, prompts, max_new_tokens, monitor).predict(prompts)
-    for one in saved.values():
-        columns.of(one.class_task)
-        check_max_new_tokens(one.class_task, max_new_tokens)
-    examples = _read_texts(saved, input, adapter_column, columns.text_columns)
-    rows = _load(saved, monitor).predict_examples(examples, monitor)
     if adapter_column is not None:
-        rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
-    return rows
-
-
-def _read_texts(
-    saved: Mapping[str, AdapterFolder],
-    input: str | Path,
-    adapter_column: str | None,
-    text_columns: Sequence[str] | None,
-) -> list[tuple[str, Example]]:
-    """The adapter and the example of each row."""
-    columns = {
-        name: one.class_task.with_columns(text_columns or one.class_task.text_fields).text_fields
-        for name, one in saved.items()
-    }
-    if adapter_column is not None:
-        return read_named(input, adapter_column, columns)
-    if len(saved) > 1:
+        examples = read_named(input, adapter_column, tasks)
+    elif len(saved) > 1:
         raise InputError(
             f"Several adapters are given ({', '.join(saved)}), but no column says which row is for which; name it with "
             "--adapter-column (adapter_column=)."
         )
-    ((name, text_fields),) = columns.items()
-    return [(name, example) for example in read_unlabeled(input, text_fields)]
+    else:
+        ((name, task),) = tasks.items()
+        examples = [(name, example) for example in read_examples(task, input, answered=False)]
+        if isinstance(task, GenerationTask):
+            prompts = [example for _, example in examples]
+            return load_writer(saved[name], task, prompts, max_new_tokens, monitor).predict(prompts)
+    rows = _load(saved, monitor).predict_examples(examples, [max_new_tokens] * len(examples), monitor)
+    if adapter_column is not None:
+        rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
+    return rows
 
 
 def _load(saved: Mapping[str, AdapterFolder], monitor: Monitor) -> AdapterPool:

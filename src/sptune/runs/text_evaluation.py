@@ -96,7 +96,7 @@ class TextEvaluation(Evaluation):
         """A generated text for each example."""
         monitor.stage("Generating text", batches_to_generate(examples))
         texts = generate_texts(model, self.encoder, examples, self.max_new_tokens, monitor.step)
-        return [_row(example, text) for example, text in zip(examples, texts, strict=True)]
+        return [generated_row(example, text) for example, text in zip(examples, texts, strict=True)]
 
     def card_parts(self, base: dict[str, Any], metrics: Metrics) -> CardParts:
         """How to generate, and losses."""
@@ -107,7 +107,7 @@ def _losses(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     return completion_losses(logits[0] if isinstance(logits, tuple) else logits, labels)
 
 
-def _row(example: GenerationExample, text: str) -> dict[str, Any]:
+def generated_row(example: GenerationExample, text: str) -> dict[str, Any]:
     """One entry of predictions.jsonl: the prompt, its completion if it is known, and the generated text."""
     prompt: Any = example.prompt
     if not isinstance(prompt, str):

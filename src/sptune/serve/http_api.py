@@ -15,12 +15,15 @@ from starlette.exceptions import HTTPException
 
 from sptune.errors import InputError, TakenNameError, TooLongError, UnknownAdapterError
 from sptune.serve.adapter_store import folder_within
-from sptune.serve.replica import Replica
+from sptune.serve.replica import AdapterRequest, Replica
 
 WRONG_JSON, FORBIDDEN, UNKNOWN, TAKEN, TOO_LONG, WRONG_INPUT, FAILED = 400, 403, 404, 409, 413, 422, 500
 
 # Names stand in paths and in columns of data files.
 NAME = r"^[^/\s]([^/\x00-\x1f]*[^/\s])?$"
+
+
+MAX_NEW_TOKENS = 4096
 
 
 class Body(BaseModel):
@@ -39,6 +42,20 @@ class ClassifyRequest(Body):
 
     adapter: str
     text: str | dict[str, str]
+
+
+class GenerateRequest(Body):
+    """A prompt to go on from.
+
+    Attributes:
+        adapter: the name of the adapter.
+        prompt: a text; for an adapter that was trained on conversations, a list of messages with role and content.
+        max_new_tokens: the maximum length of the text. Default: as in training.
+    """
+
+    adapter: str
+    prompt: str | list[dict[str, str]]
+    max_new_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
 
 
 class FolderRequest(Body):
@@ -100,7 +117,13 @@ def remove_adapter(name: str, replica: ThisReplica) -> dict[str, Any]:
 @routes.post("/classify")
 async def classify(body: ClassifyRequest, replica: ThisReplica) -> dict[str, Any]:
     """The class of a text."""
-    return await replica.classify(body.adapter, body.text)
+    return await replica.answer(AdapterRequest(body.adapter, body.text))
+
+
+@routes.post("/generate")
+async def generate(body: GenerateRequest, replica: ThisReplica) -> dict[str, Any]:
+    """What follows a prompt."""
+    return await replica.answer(AdapterRequest(body.adapter, body.prompt, True, body.max_new_tokens))
 
 
 def _within_root(folder: str, replica: Replica) -> Path:

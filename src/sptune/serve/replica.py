@@ -7,16 +7,19 @@ batch, so that all of them serve the same adapters.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 from sptune.errors import InputError, TakenNameError, TooLongError
-from sptune.runs.adapter_pool import AdapterPool, Row, Text
-from sptune.runs.class_scores import LoadedAdapter
+from sptune.runs.adapter_pool import AdapterPool, Row
+from sptune.runs.loaded_adapter import LoadedAdapter
 from sptune.serve.adapter_store import AdapterStore
-from sptune.tasks import Example, check_request
+from sptune.tasks import Text, check_request
+from sptune.tasks.generation_encoder import GenerationEncoder
+from sptune.tasks.generation_task import GenerationTask
 
 # A batch begins when it is full, or this long after its first request.
 MAX_BATCH_SIZE = 32
@@ -25,6 +28,23 @@ BATCH_WAIT_SECONDS = 0.005
 MAX_CHARACTERS = 1_000_000
 
 Description = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AdapterRequest:
+    """What is asked of an adapter.
+
+    Attributes:
+        adapter: its name.
+        text: the text to classify, or the prompt or messages to go on from.
+        write: whether it is to write.
+        max_new_tokens: the maximum length of what it writes; None for that of the training.
+    """
+
+    adapter: str
+    text: Text
+    write: bool = False
+    max_new_tokens: int | None = None
 
 
 class Replica:
@@ -83,15 +103,16 @@ class Replica:
             self.pool.remove(name)
             self.store.remove(name)
 
-    async def classify(self, name: str, text: Text) -> Row:
-        """The class of a text, as `sptune predict` writes it.
+    async def answer(self, request: AdapterRequest) -> Row:
+        """The row that `sptune predict` writes of a text.
 
         Raises:
             UnknownAdapterError: there is no adapter of this name.
             TooLongError: the text is longer than the adapter reads.
-            InputError: the text is empty or not what the adapter reads.
+            InputError: the text is empty or not what the adapter reads, or it does something else.
         """
-        answer = await self._classify_together((name, text))
+        together = self._write_together if request.write else self._classify_together
+        answer = await together(request)
         if isinstance(answer, InputError):
             raise answer
         return answer
@@ -99,22 +120,27 @@ class Replica:
     # -- batches and adapters ----------------------------------------------------------------------------------------
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _classify_together(self, requests: list[tuple[str, Text]]) -> list[Row | InputError]:
+    async def _classify_together(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
         # In a thread of its own, so that this process takes requests meanwhile.
-        return await asyncio.to_thread(self._classify, requests)
+        return await asyncio.to_thread(self.answer_batch, requests)
 
-    def _classify(self, requests: list[tuple[str, Text]]) -> list[Row | InputError]:
+    @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
+    async def _write_together(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
+        return await asyncio.to_thread(self.answer_batch, requests)
+
+    def answer_batch(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
         """The answer to each request, or what is wrong with that one."""
         self._follow()
         answers: dict[int, Row | InputError] = {}
-        examples: dict[int, tuple[str, Example]] = {}
+        examples: dict[int, tuple[str, Any]] = {}
         with self.pool.unchanged():
-            for number, (name, text) in enumerate(requests):
+            for number, request in enumerate(requests):
                 try:
-                    examples[number] = (name, _checked(self.pool[name], text))
+                    examples[number] = (request.adapter, _checked(self.pool[request.adapter], request))
                 except InputError as error:
                     answers[number] = error
-            answers |= zip(examples, self.pool.predict_examples(list(examples.values())), strict=True)
+            lengths = [requests[number].max_new_tokens for number in examples]
+            answers |= zip(examples, self.pool.predict_examples(list(examples.values()), lengths), strict=True)
         return [answers[number] for number in range(len(requests))]
 
     def _follow(self) -> None:
@@ -143,28 +169,33 @@ class Replica:
         return _describe(name, self.pool[name])
 
 
-def _checked(adapter: LoadedAdapter, text: Text) -> Example:
+def _checked(adapter: LoadedAdapter, request: AdapterRequest) -> Any:
     """The example of a request.
 
     Raises:
-        InputError: the text is empty, too long or not what the adapter reads.
+        InputError: the text is empty, too long or not what the adapter reads, or the adapter does something else.
     """
-    example = check_request(text, adapter.task.text_fields, "text")
-    characters = sum(map(len, example.fields.values()))
+    encoder = adapter.text_encoder if request.write else adapter.class_encoder
+    characters = len(str(request.text))
     if characters > MAX_CHARACTERS:
         raise TooLongError(characters, MAX_CHARACTERS, "characters")
-    length = adapter.encoder.input_length(example.fields)
-    if length > adapter.encoder.max_length:
-        raise TooLongError(length, adapter.encoder.max_length)
+    example = check_request(request.text, encoder.task, "prompt" if request.write else "text")
+    if isinstance(encoder, GenerationEncoder):
+        length, maximum = encoder.prompt_length(example), encoder.max_length - 1  # room for a token of the answer
+    else:
+        length, maximum = encoder.input_length(example.fields), encoder.max_length
+    if length > maximum:
+        raise TooLongError(length, maximum)
     return example
 
 
 def _describe(name: str, adapter: LoadedAdapter) -> Description:
-    return {
-        "name": name,
-        "version": int(adapter.folder.path.name.rpartition("-")[2]),
-        "kind": adapter.task.kind,
-        "text_columns": list(adapter.task.text_fields),
-        "labels": list(adapter.task.labels),
-        "max_length": adapter.encoder.max_length,
-    }
+    """What clients need to know of an adapter."""
+    task = adapter.folder.task
+    about: dict[str, Any] = {"max_length": adapter.folder.max_length}
+    if isinstance(task, GenerationTask):
+        about |= {"reads": "messages" if task.is_chat else "prompt", "max_new_tokens": adapter.folder.max_new_tokens}
+    else:
+        about |= {"text_columns": list(task.text_fields), "labels": list(task.labels)}
+    version = int(adapter.folder.path.name.rpartition("-")[2])
+    return {"name": name, "version": version, "kind": task.kind, **about}

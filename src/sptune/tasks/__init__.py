@@ -2,7 +2,7 @@
 
 from sptune.renamed import warn_renamed
 from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark
-from sptune.tasks.data import check_request, load_splits, read_labeled, read_named, read_unlabeled
+from sptune.tasks.data import Text, check_request, load_splits, read_labeled, read_named, read_unlabeled
 from sptune.tasks.metrics import compute_metrics
 from sptune.tasks.padding import PaddingCollator, padding_token_id
 from sptune.tasks.splits import Example, Splits, few_shot, split_stratified
@@ -18,6 +18,7 @@ __all__ = [
     "Splits",
     "Task",
     "TaskEncoder",
+    "Text",
     "benchmark_task",
     "check_request",
     "compute_metrics",

@@ -115,6 +115,10 @@ class GenerationEncoder:
         )
         return prompts
 
+    def prompt_length(self, example: GenerationExample) -> int:
+        """The number of tokens of a prompt."""
+        return len(self._prompt_tokens(self._texts(example)[0]))
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ def generate_texts(
     examples: Sequence[GenerationExample],
     max_new_tokens: int,
     step: Callable[[], None] = lambda: None,
+    adapter_names: Sequence[str] | None = None,
 ) -> list[str]:
     """Let a model write after each prompt, always the most likely next token.
 
@@ -30,21 +32,18 @@ def generate_texts(
         examples: the prompts.
         max_new_tokens: the maximum length of a text in tokens, less where the model takes no more positions.
         step: called after each batch.
+        adapter_names: PEFT's, the adapter of each example; None for the active one.
 
     Returns:
         The texts in the order of the examples, without prompts and special tokens.
     """
     prompts = encoder.encode_prompts(examples)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    limit = getattr(model.config, "max_position_embeddings", None)
     texts = [""] * len(prompts)
     was_training = model.training
     model.eval()
-    for start in range(0, len(order), BATCH_SIZE):
-        places = order[start : start + BATCH_SIZE]
+    for places, room in _batches(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None)):
         batch = encoder.collator([{"input_ids": prompts[place]} for place in places], left=True)
-        length = batch["input_ids"].shape[1]
-        room = max_new_tokens if limit is None else max(1, min(max_new_tokens, limit - length))
+        options = {} if adapter_names is None else {"adapter_names": [adapter_names[place] for place in places]}
         with torch.no_grad():
             written = model.generate(
                 **{name: value.to(model.device) for name, value in batch.items()},
@@ -53,12 +52,31 @@ def generate_texts(
                 num_beams=1,
                 eos_token_id=encoder.stop_token_ids,
                 pad_token_id=encoder.collator.pad_token_id,
+                **options,
             )
-        for place, tokens in zip(places, written[:, length:].tolist(), strict=True):
+        for place, tokens in zip(places, written[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             texts[place] = encoder.decode(_before_stop(tokens, encoder.stop_token_ids))
         step()
     model.train(was_training)
     return texts
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], max_new_tokens: int, limit: int | None
+) -> Iterator[tuple[list[int], int]]:
+    """Places of prompts of similar length, and how many tokens each may get, which no other prompt of a batch lowers.
+
+    Args:
+        prompts: the tokens of each.
+        max_new_tokens: the maximum.
+        limit: the number of positions of the model, None for any.
+    """
+    rooms = [max_new_tokens if limit is None else max(1, min(max_new_tokens, limit - len(one))) for one in prompts]
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    for room, group in itertools.groupby(order, key=rooms.__getitem__):
+        places = list(group)
+        for start in range(0, len(places), BATCH_SIZE):
+            yield places[start : start + BATCH_SIZE], room
 
 
 def batches_to_generate(examples: Sequence[GenerationExample]) -> int:

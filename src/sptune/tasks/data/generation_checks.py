@@ -23,12 +23,14 @@ def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) ->
     Returns:
         The examples of the rows without errors.
     """
-    rows: RowChecker[GenerationExample] = (
-        _MessageRows(source, task.messages_field or "", answered)
-        if task.is_chat
-        else _PromptRows(source, task.prompt_field or "", task.completion_field if answered else None)
-    )
-    return checked_examples(rows)
+    return checked_examples(prompt_rows(source, task, answered=answered))
+
+
+def prompt_rows(source: RowSource, task: GenerationTask, *, answered: bool) -> RowChecker[GenerationExample]:
+    """What checks rows with prompts or messages; see `check_prompts`."""
+    if task.is_chat:
+        return _MessageRows(source, task.messages_field or "", answered)
+    return _PromptRows(source, task.prompt_field or "", task.completion_field if answered else None)
 
 
 class _PromptRows(RowChecker[GenerationExample]):

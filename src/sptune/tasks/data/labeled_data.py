@@ -19,7 +19,7 @@ from sptune.tasks.data.class_checks import (
 from sptune.tasks.data.column_checks import check_column_names
 from sptune.tasks.data.error_report import raise_errors
 from sptune.tasks.data.file_reader import open_file
-from sptune.tasks.data.row_checks import check_named_rows, check_rows
+from sptune.tasks.data.row_checks import check_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.split_roles import open_roles
 from sptune.tasks.splits import Example, Splits, divide
@@ -145,7 +145,7 @@ def read_labeled(
     source = open_file(path)
     columns = check_column_names(text_columns, label_column)
     examples = check_rows(source, columns, label_column, known_labels=check_class_names(labels))
-    _raise_errors_and_log_notes(source)
+    raise_errors_and_log_notes(source)
     return examples
 
 
@@ -157,35 +157,12 @@ def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS)
     """
     source = open_file(path)
     examples = check_rows(source, check_column_names(text_columns, None), None)
-    _raise_errors_and_log_notes(source)
+    raise_errors_and_log_notes(source)
     return examples
 
 
-def read_named(
-    path: str | Path, name_column: str, text_columns: Mapping[str, Sequence[str]]
-) -> list[tuple[str, Example]]:
-    """Read the texts of one file whose rows are for several adapters.
-
-    Args:
-        path: the file.
-        name_column: the column that names the adapter of each row.
-        text_columns: for each adapter, the columns with its text.
-
-    Returns:
-        The adapter's name and the example of each row, in the order of the file.
-
-    Raises:
-        InputError: all errors of the file in one message.
-    """
-    source = open_file(path)
-    for columns in text_columns.values():
-        check_column_names([*columns, name_column], None)
-    examples = check_named_rows(source, name_column, text_columns)
-    _raise_errors_and_log_notes(source)
-    return examples
-
-
-def _raise_errors_and_log_notes(source: RowSource) -> None:
+def raise_errors_and_log_notes(source: RowSource) -> None:
+    """Raise the errors of a source; log what is unusual if there are none."""
     raise_errors([source.errors])
     for note in source.notes:
         logger.warning("%s", note)

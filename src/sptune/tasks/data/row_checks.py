@@ -49,33 +49,9 @@ def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
     return [example for example in examples if example is not None]
 
 
-def check_named_rows(
-    source: RowSource, name_column: str, text_columns: Mapping[str, Sequence[str]]
-) -> list[tuple[str, Example]]:
-    """Turn rows into examples of several tasks; errors go into `source.errors`.
-
-    Args:
-        source: the rows.
-        name_column: the column that names the task of each row.
-        text_columns: for each name, the columns with its text.
-
-    Returns:
-        The name and the example of each row without errors.
-    """
-    if source.columns is not None and report_header(source, [name_column], source.columns):
-        return []
-    checkers = {name: _LabeledRows(source, columns, None, None, None) for name, columns in text_columns.items()}
-    examples: list[tuple[str, Example]] = []
-    for line, values in source.rows:
-        name = _check_name(values.get(name_column), name_column, checkers, line, source.errors)
-        example = None if name is None else checkers[name].example(line, values)
-        if name is not None and example is not None:
-            examples.append((name, example))
-    for checker in checkers.values():
-        checker.report_missing()
-    if not examples:
-        _report_no_rows(source)
-    return examples
+def text_rows(source: RowSource, text_columns: Sequence[str]) -> RowChecker[Example]:
+    """What checks rows with texts and no labels."""
+    return _LabeledRows(source, text_columns, None, None, None)
 
 
 class RowChecker(abc.ABC, Generic[Checked]):
@@ -127,7 +103,7 @@ class RowChecker(abc.ABC, Generic[Checked]):
     def report(self) -> None:
         """Report the errors that concern many rows, after the last row."""
         if not self.count:
-            _report_no_rows(self.source)
+            report_no_rows(self.source)
         self.report_missing()
 
 
@@ -181,24 +157,13 @@ class _LabeledRows(RowChecker[Example]):
             report_unknown_labels(errors, self._unknown, self.count, column, self.known_labels or (), self.train_name)
 
 
-def _report_no_rows(source: RowSource) -> None:
+def report_no_rows(source: RowSource) -> None:
+    """Report that a source has no rows, unless it has other errors."""
     if not source.errors.count:
         source.errors.add(
             "empty: it has a header but no rows" if source.columns else "empty: it has no examples",
             "Add at least one example, or leave the file out.",
         )
-
-
-def _check_name(value: Any, column: str, names: Collection[str], line: int, errors: ErrorReport) -> str | None:
-    """One of the names; None, and an error in the report, if it is another value."""
-    if isinstance(value, str) and value in names:
-        return value
-    known = f"Write one of {', '.join(map(repr, names))}, or name the adapter that is meant as well."
-    if value is None or value == "":
-        errors.add("names no adapter", known, line=line, field=column)
-    else:
-        errors.add("is not the name of an adapter given", known, line=line, field=column, value=value)
-    return None
 
 
 def check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str | None:
