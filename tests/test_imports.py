@@ -7,7 +7,7 @@ import pytest
 
 import sptune
 
-HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "matplotlib", "scipy")
+HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "matplotlib", "scipy", "ray", "fastapi")
 
 
 def in_fresh_process(program: str) -> str:
@@ -18,7 +18,9 @@ def in_fresh_process(program: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["fit", "--help"], ["compare", "--help"]], ids=" ".join
+    "arguments",
+    [["--help"], ["--version"], ["fit", "--help"], ["compare", "--help"], ["serve", "--help"]],
+    ids=" ".join,
 )
 def test_help_and_version_load_no_heavy_library(arguments: list[str]) -> None:
     printed = in_fresh_process(f"""

@@ -160,11 +160,13 @@ class Replica:
 
     def _put(self, name: str, folder: Path) -> Description:
         """Load an adapter here, which finds out whether it can be, and let all replicas serve it."""
-        copy = self.store.copy(folder)
+        copy = folder
         try:
+            copy = self.store.copy(folder)
             self.pool.put(name, copy)
-        except InputError as error:
-            raise InputError(str(error).replace(str(copy), str(folder))) from None
+        except InputError as error:  # in words that clients know
+            root = "" if self.root is None else f"{self.root}/"
+            raise InputError(str(error).replace(str(copy), str(folder)).replace(root, "")) from None
         self.store.serve(name, copy)
         return _describe(name, self.pool[name])
 
