@@ -41,9 +41,7 @@ class SPTModel(BaseTuner):
     # -- what PEFT calls -------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        peft_config = cast(SPTConfig, peft_config)
-        _refuse_other_adapters(self.model)
-        backbone = _backbone_for(self.model, peft_config)
+        peft_config, backbone = cast(SPTConfig, peft_config), self._found
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
         backbone.check_layers(layers)
         _check_phm_dim(peft_config, backbone)
@@ -71,7 +69,7 @@ class SPTModel(BaseTuner):
     ) -> None:
         peft_config = cast(SPTConfig, peft_config)
         # All state is set here and not in the constructor, which does not run for a second adapter.
-        attached = _find_attachment(self.model) or Attachment(self.model, _backbone_for(self.model, peft_config))
+        attached = _find_attachment(self.model) or Attachment(self.model, self._found)
         self._attached = attached
         _set_layers(attached, adapter_name, peft_config, self.active_adapters, parent.training)
         block = cast(SPTLayer, attached.backbone.layers[int(target_name)])
@@ -141,9 +139,10 @@ class SPTModel(BaseTuner):
             InputError: a module that cannot be trained; the model is unchanged then.
         """
         config = cast(SPTConfig, self.peft_config[adapter_name])
+        _refuse_other_adapters(model)
+        backbone = self._found = _backbone_for(model, config)  # for the methods that PEFT calls in inject_adapter
         if not config.modules_to_save:
             return super().inject_adapter(model, adapter_name, *args, **kwargs)
-        backbone = _backbone_for(model, config)
         names, in_blocks = find_modules_to_save(model, backbone, config.modules_to_save, config.task_type)
         # Full paths in the bare backbone, which PEFT does not find in wrapped blocks, and which a fresh backbone has.
         config.modules_to_save = names
