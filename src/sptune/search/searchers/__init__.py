@@ -1,7 +1,8 @@
 """The searchers: one table with their properties, and one file each.
 
 To add a searcher, add a row to `SEARCHERS` and `searchers/NAME.py` with a function `find_layers(problem)`, which takes
-a `SearchProblem`, trains networks if it needs any, and returns `Findings`.
+a `SearchProblem`, trains networks if it needs any, and returns `Findings`. A searcher that learns gates in another way
+than DARTS passes a `GateSampler` to `SPTSearchTrainer`; see gumbel.py.
 """
 
 from __future__ import annotations
