@@ -1,4 +1,4 @@
-"""A verbalizer task on a real causal model from its GGUF file, from data to generation with the adapter."""
+"""A real causal model from its GGUF file, with label words and writing text: from data to what it generates."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sptune.runs.adapter_pool import AdapterPool
-from sptune.runs.run import fit
+from sptune.runs.inference import predict
+from sptune.runs.run import fit, train
 
 REVIEWS = [
     ("a warm and funny film", "positive"),
@@ -61,3 +62,29 @@ def test_adapter_loads_and_generates_with_cache_batch_and_left_padding(run: Any)
     alone.pop("token_type_ids", None)
     single = pool.model.generate(**alone, **options)
     assert torch.equal(cached[1, -4:], single[0, -4:])
+
+
+def test_a_chat_model_learns_to_answer_in_one_word(tmp_path: Path, smollm2_file: Path) -> None:
+    def chat(text: str, label: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Good or bad? {text}"}, {"role": "assistant", "content": label}]
+
+    rows = [json.dumps({"messages": chat(text, label)}) for text, label in REVIEWS]
+    files = {}
+    for name in ("train", "validation", "test"):
+        files[f"{name}_file"] = str(tmp_path / f"{name}.jsonl")
+        Path(files[f"{name}_file"]).write_text("\n".join(rows), encoding="utf-8")
+    run = train(
+        **files,
+        gguf_file=str(smollm2_file),
+        task_kind="generate",
+        output_dir=tmp_path / "run",
+        prompt_layers=[26, 28],
+        max_steps=12,
+        batch_size=6,
+        max_new_tokens=4,
+    )
+    metrics = run.metrics
+    assert metrics["test"]["loss"] < metrics["baseline"]["test"]["loss"] / 2
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"messages": chat(*REVIEWS[0])[:1]}), encoding="utf-8")
+    (row,) = predict(run.adapter_dir, tmp_path / "asked.jsonl")
+    assert row["generated"] in ("positive", "negative")

@@ -191,7 +191,7 @@ class RunOptions:
     linear_probe: bool = _option(
         True,
         "Training",
-        "Also train a linear probe (label words: evaluate zero-shot), and report the gain over it.",
+        "Also train a linear probe (label words, generate: evaluate zero-shot), and report the gain over it.",
         verbs=TRAINING,
     )
     seed: int = _option(0, "Training", "Seed of sampling, initialization and training.")

@@ -140,6 +140,8 @@ def test_prompts_alone_are_enough_to_write(tmp_path):
     assert [one.prompt for one in read_prompts(chats, task, answered=False)] == [(Message("user", "why?"),)] * 2
     with pytest.raises(InputError, match="no turn of the assistant"):
         read_prompts(chats, task)
+    single = write_jsonl(tmp_path / "single.jsonl", [{"messages": [USER]}])
+    assert len(read_prompts(single, task, answered=False)) == 1
 
 
 def test_a_task_is_what_its_document_says():

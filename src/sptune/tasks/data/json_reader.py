@@ -96,8 +96,19 @@ def _objects(values: Iterable[tuple[int, Any]], errors: ErrorReport) -> Rows:
 
 
 def _is_table(value: Any) -> bool:
-    """Whether one JSON object holds all examples, as a list or column by column."""
-    return isinstance(value, dict) and bool(value) and all(isinstance(one, list | dict) for one in value.values())
+    """Whether one JSON object holds all examples, as a list or column by column, and is not itself a conversation."""
+    if not isinstance(value, dict) or not value or any(map(_is_conversation, value.values())):
+        return False
+    return all(isinstance(one, list | dict) for one in value.values())
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a value is a list of chat messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(one, dict) and {"role", "content"} <= set(one) for one in value)
+    )
 
 
 def _table_remedy(table: dict[str, Any]) -> str:
