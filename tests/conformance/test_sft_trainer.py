@@ -60,7 +60,8 @@ def loss_of(trainer):
     (batch,) = trainer.get_train_dataloader()
     trainer.model.eval()
     with torch.no_grad():
-        return trainer.model(**{name: value for name, value in batch.items() if name != "seq_lengths"}).loss, batch
+        inputs = {name: value for name, value in batch.items() if name != "seq_lengths"}
+        return trainer.model(**inputs, use_cache=False).loss, batch  # without a cache, as SFTTrainer trains
 
 
 @pytest.mark.parametrize("placement", ["add", "prepend"])
