@@ -78,12 +78,12 @@ def _read_prompts(options: RunOptions) -> tuple[GenerationTask, Splits[Generatio
 
 def _need_data(options: RunOptions) -> None:
     if not options.train_file and not options.dataset:
-        others = "" if options.task_kind == GENERATE else (
-            f", or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})"
-        )  # fmt: skip
+        sources = "a Hugging Face dataset (dataset)"
+        if options.task_kind != GENERATE:
+            sources += f", or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})"
         raise InputError(
-            "There are no data to train on: give a train_file (and validation_file, test_file if you have them), a "
-            f"Hugging Face dataset (dataset){others}."
+            "There are no data to train on: give a train_file (and validation_file, test_file if you have them) or "
+            f"{sources}."
         )
 
 
