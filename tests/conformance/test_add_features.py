@@ -609,6 +609,18 @@ def test_a_network_is_offloaded_with_its_prompts(adapter, tmp_path):
     torch.testing.assert_close(_logits(_offloaded(network, tmp_path / "disk"), batch), expected)
 
 
+def test_rows_with_adapters_of_their_own_in_an_offloaded_network(attach, randomize, tmp_path):
+    network, batch = attach(BY_NAME["llama"].build()), BY_NAME["llama"].batch()
+    network.add_adapter("other", SPTConfig(prompt_layers=[1, 2], modules_to_save=["lm_head"]))
+    network.set_adapter("other")
+    randomize(network, 7)
+    names = ["other", "default", "__base__"]
+    with torch.no_grad():
+        expected = network(**batch, adapter_names=names).logits
+        offloaded = _offloaded(network, tmp_path / "disk")
+        torch.testing.assert_close(offloaded(**batch, adapter_names=names).logits, expected)
+
+
 def test_hooks_on_wrapped_blocks_do_not_lead_past_the_prompts(adapter):
     folder, batch, expected = adapter
     model = BY_NAME["llama"].build()

@@ -65,6 +65,7 @@ class MixedBatch:
         distinct = dict.fromkeys(name for name in self.names if name != BASE)
         self.adapters = {name: _collect(name, attachment) for name in distinct}
         self.prompts = self._prompts_in_front()
+        self._added = self._with("add")
         self._groups: dict[tuple[int, int], list[RowGroup]] = {}
 
     def check_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class MixedBatch:
 
     def has_prompts_at(self, layer: int) -> bool:
         """Whether some row has a prompt at a layer that is added to its tokens."""
-        return any(layer in adapter.generators for adapter in self._with("add").values())
+        return any(layer in adapter.generators for adapter in self._added.values())
 
     def add_offsets(
         self, layer: int, states: torch.Tensor, to_dtype: Callable[[torch.Tensor, torch.dtype], torch.Tensor]
@@ -118,7 +119,7 @@ class MixedBatch:
         """
         batch = states.shape[0]
         if (layer, batch) not in self._groups:
-            at_layer = {name: adapter.generators.get(layer) for name, adapter in self._with("add").items()}
+            at_layer = {name: adapter.generators.get(layer) for name, adapter in self._added.items()}
             rows = [at_layer.get(name) for name in self.names_of(batch)]
             self._groups[layer, batch] = group_rows(rows, states.device)
         tokens = states.reshape(batch, -1, states.shape[-1])
@@ -187,6 +188,12 @@ def _collect(name: str, attachment: Attachment) -> RowAdapter:
 
 
 def _row_generator(block: nn.Module, name: str, settings: AdapterSettings) -> RowGenerator:
-    assert isinstance(block, SPTLayer)
+    """What makes an adapter's prompts at a block.
+
+    Raises:
+        KeyError: there is nothing: another thread deletes the adapter, or has not loaded all of it.
+    """
+    if not isinstance(block, SPTLayer):
+        raise KeyError(name)
     gate = block.spt_gate[name] if settings.config.searching else None
     return RowGenerator(block.spt_generator[name], gate, settings.config)

@@ -52,7 +52,7 @@ class SavedModule(ModulesToSaveWrapper):
         distinct = list(dict.fromkeys(modules))
         if len(distinct) == 1:
             return distinct[0](*args, **kwargs)
-        if tensor is not None and len(args) == 1 and not kwargs and _can_be_stacked(modules):
+        if tensor is not None and len(args) == 1 and not kwargs and _can_be_stacked(modules, tensor.device):
             return run_linears(cast(list[nn.Linear], modules), tensor)
         return run_in_turn(modules, args, kwargs)
 
@@ -140,9 +140,9 @@ def run_in_turn(modules: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dic
     return torch.cat(padded)[order.argsort()]
 
 
-def _can_be_stacked(modules: Sequence[nn.Module]) -> bool:
-    """Whether the rows' modules are small linear layers of one dtype."""
-    linears = [one for one in modules if type(one) is nn.Linear]
+def _can_be_stacked(modules: Sequence[nn.Module], device: torch.device) -> bool:
+    """Whether the rows' modules are small linear layers of one dtype, with their weights on the device of the input."""
+    linears = [one for one in modules if type(one) is nn.Linear and one.weight.device == device]
     if len(linears) < len(modules) or len({one.weight.dtype for one in linears}) > 1:
         return False
     return len(linears) * max(one.weight.numel() for one in linears) <= MAX_STACKED_WEIGHTS

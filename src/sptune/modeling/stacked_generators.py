@@ -40,8 +40,10 @@ class RowGenerator:
         """The dtype of the generator's weights."""
         return next(self.generator.parameters()).dtype
 
-    def kind(self) -> Hashable:
-        """What must be the same for generators to be stacked."""
+    def kind(self, device: torch.device) -> Hashable:
+        """What must be the same for generators to be stacked on a device."""
+        if next(self.generator.parameters()).device != device:
+            return id(self.generator)  # accelerate brings offloaded weights back when their module is called
         config = self.config
         activation = getattr(self.generator, "activation", None)
         # An activation with weights belongs to one adapter.
@@ -127,7 +129,7 @@ def group_rows(rows: Sequence[RowGenerator | None], device: torch.device) -> lis
     kinds: dict[Hashable, list[tuple[int, RowGenerator]]] = {}
     for number, row in enumerate(rows):
         if row is not None:
-            kinds.setdefault(row.kind(), []).append((number, row))
+            kinds.setdefault(row.kind(device), []).append((number, row))
     return [_group(members, len(rows), device) for members in kinds.values()]
 
 
