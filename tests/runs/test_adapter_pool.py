@@ -283,6 +283,9 @@ def test_a_folder_that_cannot_be_loaded_changes_nothing(folders: dict[str, Path]
     shutil.copytree(folders["films"], tmp_path / "broken")
     damage, message = BROKEN[broken]
     damage(tmp_path / "broken")
+    if broken != "another backbone":
+        with pytest.raises(InputError, match=message):
+            AdapterPool(tmp_path / "broken")
     for name in ("films", "new"):
         with pytest.raises(InputError, match=message):
             pool.put(name, tmp_path / "broken")

@@ -20,8 +20,6 @@ import pytest
 from tiny_adapters import write_answerer, write_tiny_adapter, write_tiny_writer
 from tiny_runs import causal_lm, masked_lm  # noqa: F401
 
-pytest.importorskip("ray.serve")
-
 NUM_ADAPTERS = 32
 START_SECONDS = 300
 

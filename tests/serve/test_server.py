@@ -17,6 +17,10 @@ from sptune.cli.commands import main
 from sptune.runs.adapter_pool import AdapterPool
 from tiny_adapters import write_answerer
 
+pytest.importorskip("ray.serve")
+# In one process, which starts the server once.
+pytestmark = pytest.mark.xdist_group("server")
+
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
 CLIENTS = 200
 
@@ -215,6 +219,8 @@ def test_no_answer_is_wrong_or_lost_while_an_adapter_is_replaced_and_a_replica_d
         (["{adapter}", "--replicas", "0"], "choose at least 1"),
         (["{adapter}", "--root", "{folder}/none"], "no such folder"),
         (["{adapter}", "--port", "99999"], "choose another"),
+        (["{adapter}", "--port", "0"], "choose another"),
+        (["a/b={adapter}"], "'a/b' cannot be a part of a URL"),
     ],
 )
 def test_wrong_calls_leave_with_2_before_anything_starts(

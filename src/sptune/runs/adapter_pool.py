@@ -52,11 +52,7 @@ class AdapterPool:
         self._turn = threading.RLock()
         self._keys = (f"adapter{number}" for number in itertools.count())
         self._adapters: dict[str, LoadedAdapter] = {}
-        first = self._prepare(self._first)
-        backbone, _ = load_backbone(self._first.backbone, self.tokenizer)
-        self.model = PeftModel.from_pretrained(backbone, str(self._first.path), adapter_name=first.key).eval()
-        self.model.to(processes().device)
-        self._adapters[first_name] = first
+        self._adapters[first_name] = self._load_first()
         for name, folder in others:
             self._adapters[name] = self._load(folder)
 
@@ -162,6 +158,18 @@ class AdapterPool:
         encoder = build_encoder(folder.task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
         return LoadedAdapter(folder, next(self._keys), encoder)
 
+    def _load_first(self) -> LoadedAdapter:
+        """Load the backbone with the first adapter."""
+        adapter = self._prepare(self._first)
+        backbone, _ = load_backbone(self._first.backbone, self.tokenizer)
+        with _loading(self._first):
+            model = PeftModel.from_pretrained(
+                backbone, str(self._first.path), adapter_name=adapter.key, low_cpu_mem_usage=True
+            )
+            self.model = model.eval().to(processes().device)
+            self._try(adapter)
+        return adapter
+
     def _load(self, folder: AdapterFolder) -> LoadedAdapter:
         """Load the weights of an adapter, and try it.
 
@@ -171,20 +179,17 @@ class AdapterPool:
         check_same_backbone(self._first, folder)
         adapter = self._prepare(folder)
         try:
-            # So loaded, weights take as much memory as in the file, whatever size the configuration names.
-            found = self.model.load_adapter(
-                str(folder.path), adapter.key, torch_device=str(self.model.device), low_cpu_mem_usage=True
-            )
-            if found.missing_keys or found.unexpected_keys:
-                raise ValueError(f"missing: {found.missing_keys}, not expected: {found.unexpected_keys}")
-            self._try(adapter)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            with _loading(folder):
+                found = self.model.load_adapter(
+                    str(folder.path), adapter.key, torch_device=str(self.model.device), low_cpu_mem_usage=True
+                )
+                if found.missing_keys or found.unexpected_keys:
+                    raise ValueError(f"missing: {found.missing_keys}, not expected: {found.unexpected_keys}")
+                self._try(adapter)
+        except InputError:
             if adapter.key in self.model.peft_config:
                 self.model.delete_adapter(adapter.key)
-            raise InputError(
-                f"{folder.path}: its weights do not fit its configuration, its task or the backbone ({error}); save "
-                "the adapter again with the versions that trained it."
-            ) from error
+            raise
         return adapter
 
     def _try(self, adapter: LoadedAdapter) -> None:
@@ -212,3 +217,18 @@ class AdapterPool:
         self.model.set_adapter(next(iter(used)))  # PEFT warns if the active adapter is deleted
         for key in set(self.model.peft_config) - used:
             self.model.delete_adapter(key)
+
+
+@contextlib.contextmanager
+def _loading(folder: AdapterFolder) -> Iterator[None]:
+    """A context manager for loading weights, which says whose they are if they do not fit.
+
+    With low_cpu_mem_usage weights take as much memory as in the file, whatever sizes the configuration names.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder.path}: its weights do not fit its configuration, its task or the backbone ({error}); save the "
+            "adapter again with the versions that trained it."
+        ) from error

@@ -16,6 +16,9 @@ from sptune.runs.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, find_folder
 from sptune.runs.output_folder import TASK_FILE, file_lock
 
 INDEX_FILE = "adapters.json"
+# Names stand in paths of requests.
+NAME = r"^[^/\s]([^/\x00-\x1f]*[^/\s])?$"
+MAX_NAME = 200
 # The files of an adapter that are copied and loaded, and their largest size in bytes.
 MAX_BYTES = {CONFIG_FILE: 2**20, TASK_FILE: 2**20, WEIGHTS_FILE: 2**30}
 

@@ -14,13 +14,10 @@ from ray import serve
 from starlette.exceptions import HTTPException
 
 from sptune.errors import InputError, TakenNameError, TooLongError, UnknownAdapterError
-from sptune.serve.adapter_store import folder_within
+from sptune.serve.adapter_store import MAX_NAME, NAME, folder_within
 from sptune.serve.replica import AdapterRequest, Replica
 
 WRONG_JSON, FORBIDDEN, UNKNOWN, TAKEN, TOO_LONG, WRONG_INPUT, FAILED = 400, 403, 404, 409, 413, 422, 500
-
-# Names stand in paths and in columns of data files.
-NAME = r"^[^/\s]([^/\x00-\x1f]*[^/\s])?$"
 
 
 MAX_NEW_TOKENS = 4096
@@ -71,7 +68,7 @@ class FolderRequest(Body):
 class AddRequest(FolderRequest):
     """An adapter folder and the name to serve it under."""
 
-    name: str = Field(pattern=NAME, max_length=200)
+    name: str = Field(pattern=NAME, max_length=MAX_NAME)
 
 
 def current_replica() -> Any:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import re
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sptune.errors import InputError
+from sptune.errors import InputError, SptuneError
 
 APPLICATION = "sptune"
 
@@ -65,14 +66,18 @@ def serving(
         raise InputError(f"root={str(root)!r}: there is no such folder; name the folder that adapters are added from.")
     _check_port(host, port)
     from sptune.runs.adapter_folder import named_folders, read_all
-    from sptune.serve.adapter_store import AdapterStore
+    from sptune.serve.adapter_store import MAX_NAME, NAME, AdapterStore
 
     folders = named_folders(adapters)
+    for name in folders:
+        if len(name) > MAX_NAME or not re.fullmatch(NAME, name):
+            raise InputError(f"{folders[name]}: {name!r} cannot be a part of a URL; write for example films=FOLDER.")
     read_all(folders)
     with tempfile.TemporaryDirectory(prefix="sptune-serve-") as store:
-        AdapterStore.create(Path(store), folders)
+        copies = AdapterStore.create(Path(store), folders).read()
+        sources = {str(copy): str(folders[name]) for name, copy in copies.items()}
         options = {"store": store, "root": None if root is None else str(root.resolve())}
-        with _ray_serve(host, port, replicas, metrics_port, options):
+        with _ray(metrics_port), _replicas(host, port, replicas, options, sources):
             yield f"http://{host}:{port}"
 
 
@@ -86,36 +91,67 @@ def wait_for_end() -> None:
 
 
 @contextlib.contextmanager
-def _ray_serve(
-    host: str, port: int, replicas: int, metrics_port: int | None, options: dict[str, Any]
+def _ray(metrics_port: int | None) -> Iterator[None]:
+    """Ray on this machine."""
+    import ray
+
+    settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _replicas(
+    host: str, port: int, replicas: int, options: dict[str, Any], sources: Mapping[str, str]
 ) -> Iterator[None]:
-    """Ray on this machine with the replicas."""
+    """The replicas, each with its share of the machine, behind Ray Serve's proxy.
+
+    Args:
+        host: address to listen at.
+        port: port to listen at.
+        replicas: their number.
+        options: arguments of each.
+        sources: the folder that each copy in the store was made of, for messages.
+
+    Raises:
+        SptuneError: they do not start.
+    """
     import ray
     from ray import serve
 
     from sptune.serve.http_api import build_app
     from sptune.serve.replica import MAX_BATCH_SIZE, Replica
 
-    settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    resources = ray.cluster_resources()
+    shares = {f"num_{kind.lower()}s": _share(resources.get(kind, 0), replicas) for kind in ("CPU", "GPU")}
+    # As many requests wait for the next batch as are answered in this one.
+    deployment: Any = serve.deployment(
+        num_replicas=replicas, max_ongoing_requests=2 * MAX_BATCH_SIZE, ray_actor_options=shares
+    )
     try:
         serve.start(http_options={"host": host, "port": port})
-        resources = ray.cluster_resources()
-        deployment: Any = serve.deployment(
-            num_replicas=replicas,
-            # As many as wait for the next batch while one is answered.
-            max_ongoing_requests=2 * MAX_BATCH_SIZE,
-            ray_actor_options={
-                "num_cpus": _share(resources["CPU"], replicas),
-                "num_gpus": _share(resources.get("GPU", 0), replicas),
-            },
-        )
-        serve.run(deployment(serve.ingress(build_app)(Replica)).bind(**options), name=APPLICATION, route_prefix="/")
+        application = deployment(serve.ingress(build_app)(Replica)).bind(**options)
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/")
+        except RuntimeError as error:
+            found = serve.status().applications[APPLICATION].deployments.values()
+            reason = _last_error("\n".join(one.message for one in found))
+            for copy, source in sources.items():
+                reason = reason.replace(f"{copy}:", f"{source}:")
+            raise SptuneError(f"The replicas did not start: {reason}") from error
         yield
     finally:
         serve.shutdown()
-        ray.shutdown()
+
+
+def _last_error(text: str) -> str:
+    """What the last error says in the tracebacks that Ray tells of."""
+    errors = re.findall(r"Error: (.*)", text)
+    return errors[-1] if errors else text
 
 
 def _share(amount: float, replicas: int) -> float:
@@ -125,6 +161,8 @@ def _share(amount: float, replicas: int) -> float:
 
 def _check_port(host: str, port: int) -> None:
     try:
+        if port < 1:
+            raise OverflowError("ports are numbers from 1 to 65535")
         with socket.create_server((host, port)):
             pass
     except (OSError, OverflowError) as error:
