@@ -16,7 +16,7 @@ demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
 
 test: $(VENV)/.test
-	@$(PYTEST) $(VENV)/bin/pytest -n auto --dist loadgroup
+	@$(PYTEST) $(VENV)/bin/pytest -n auto
 
 lint: $(VENV)/.lint
 	@$(VENV)/bin/ruff check

@@ -18,8 +18,6 @@ from sptune.runs.adapter_pool import AdapterPool
 from tiny_adapters import write_answerer
 
 pytest.importorskip("ray.serve")
-# In one process, which starts the server once.
-pytestmark = pytest.mark.xdist_group("server")
 
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
 CLIENTS = 200
