@@ -165,7 +165,7 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
     accuracies: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
     scores = Table("setting", "k=1", "k=2", "mean", "better than the first by", "stopped", "seconds", "runs",
                    title="Regret of the layers with the largest gates", title_justify="left")  # fmt: skip
-    responses = Table("setting", "truth", "alone", "closing", "closing, weight split", "height", "third of the way",
+    correlations = Table("setting", "truth", "alone", "closing", "closing, weight split", "height", "third of the way",
                       "truth by alone", "truth by closing", "loss, weight split", "loss, architecture split",
                       title="What the gates correlate with", title_justify="left")  # fmt: skip
     for name in settings:
@@ -197,13 +197,14 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
             f"{np.median(ratios):.2f}",
             str(len(runs)),
         )
-        responses.add_row(name, *_responses(table, [row for rows in runs.values() for row in rows]))
+        own = responses(table, [row for rows in runs.values() for row in rows])
+        correlations.add_row(name, *(f"{value:.2f}" for value in own.values()))
     everything = [row for name in settings for rows in by_run[name].values() for row in rows]
-    responses.add_row("all of them", *_responses(table, everything))
+    correlations.add_row("all of them", *(f"{value:.2f}" for value in responses(table, everything).values()))
     console = Console(width=150)
     console.print(scores)
     console.print("Seconds are relative to the first setting and include training only.")
-    console.print(responses)
+    console.print(correlations)
 
 
 def _layers(rows: list[Row], criterion: str, size: int) -> list[int]:
@@ -216,7 +217,8 @@ def _regret(table: SubsetTable, key: tuple[str, int], rows: list[Row], criterion
     return table.regret(key[0], _layers(rows, criterion, size), key[1])
 
 
-def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:
+def responses(table: SubsetTable, rows: list[Row]) -> dict[str, float]:
+    """What the gates correlate with, and the losses: means over the rows."""
     found = defaultdict(list)
     for row in rows:
         known = [accuracy for _, accuracy in sorted(table.accuracies(row["task"], 1).items())]
@@ -229,7 +231,7 @@ def _responses(table: SubsetTable, rows: list[Row]) -> list[str]:
         found["truth by closing"].append(spearman(row["perturbation"], known))
         found["loss, weight split"].append(row["losses"][1])
         found["loss, architecture split"].append(row["losses"][0])
-    return [f"{np.mean(values):.2f}" for values in found.values()]
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def main() -> None:

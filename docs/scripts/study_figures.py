@@ -133,21 +133,58 @@ def difference(study: str, method: str, against: str = "", *tasks: str) -> str:
 
     Args:
         study: see `runs_of`.
-        method: the one.
+        method: the one; "prompts:spt-prepend" is that of another study.
         against: the other; the reference if it is empty.
         tasks: those that count; all if none is named.
     """
-    runs = runs_of(study)
-    gaps = _differences(runs[method], runs[against or reference(study)])
+    gaps = _differences(_runs(study, method), _runs(study, against or reference(study)))
     return f"{100 * abs(mean_of_means({task: gaps[task] for task in tasks or gaps})):.1f}"
 
 
 def gap(study: str, method: str, against: str, *tasks: str) -> str:
     """How many points a method is above another, with the 95 % interval on other seeds, as `difference` has it."""
-    runs = runs_of(study)
-    gaps = {task: own for task, own in _differences(runs[method], runs[against]).items() if task in (tasks or {task})}
+    gaps = _differences(_runs(study, method), _runs(study, against))
+    gaps = {task: own for task, own in gaps.items() if task in (tasks or gaps)}
     low, high = interval_within(gaps)
     return f"{100 * mean_of_means(gaps):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def span(study: str, what: str, method: str, *tasks: str) -> str:
+    """The lowest and the highest value of a method's runs, such as "1,989 to 1,990"; one number if they are the same.
+
+    Args:
+        study: see `runs_of`.
+        what: a name of `MEASURES`.
+        method: its name, or "all".
+        tasks: those that count; all if none is named.
+    """
+    measure, form = MEASURES[what]
+    methods = runs_of(study).values() if method == "all" else [_runs(study, method)]
+    values = [measure(row) for own in methods for (task, _), row in own.items() if task in (tasks or {task})]
+    return " to ".join(dict.fromkeys(form.format(end) for end in (min(values), max(values))))
+
+
+def selected(study: str, method: str, *layers: str) -> str:
+    """In how many runs a method has exactly these layers, such as "24 of 25"."""
+    rows = _runs(study, method).values()
+    return f"{sum(row['prompt_layers'] == list(map(int, layers)) for row in rows)} of {len(rows)}"
+
+
+def apart(study: str, method: str, other: str, *tasks: str) -> str:
+    """By how many correct test examples two runs of one task and seed differ: the lowest and the highest number."""
+    first, second = _runs(study, method), _runs(study, other)
+    keys = [key for key in first if key in second and key[0] in (tasks or {key[0]})]
+    counts = [abs(_correct(first[key]) - _correct(second[key])) for key in keys]
+    return " to ".join(dict.fromkeys(map(str, (min(counts), max(counts)))))
+
+
+def times(study: str, method: str, against: str = "") -> str:
+    """How many times the parameters of another method a method has."""
+    own, other = (
+        statistics.median(row["parameters"]["added"] for row in _runs(study, name).values())
+        for name in (method, against or reference(study))
+    )
+    return f"{own / other:.1f}" if own < 10 * other else f"{own / other:.0f}"
 
 
 def by_seed(study: str) -> str:
@@ -203,6 +240,12 @@ def parameters(study: str, method: str) -> str:
     return _parameters(runs_of(study)[reference(study) if method == "reference" else method])
 
 
+def _runs(study: str, method: str) -> Runs:
+    """The runs of a method, of another study if that stands before it and a colon."""
+    other, _, name = method.rpartition(":")
+    return runs_of(other or study)[name]
+
+
 def _tasks(study: str) -> list[str]:
     found = {task for own in runs_of(study).values() for task, _ in own}
     return [task for task in TASKS if task in found]
@@ -222,6 +265,16 @@ def _differences(own: Runs, other: Runs) -> dict[str, list[float]]:
     return by_task
 
 
+def _correct(row: Row) -> int:
+    return round(row["test"]["accuracy"] * row["test"]["examples"])
+
+
+def _standard_error(row: Row) -> float:
+    """Of the accuracy of one run, in points."""
+    accuracy = row["test"]["accuracy"]
+    return 100 * math.sqrt(accuracy * (1 - accuracy) / row["test"]["examples"])
+
+
 def _seconds(rows: Iterable[Row]) -> list[float]:
     return [row["seconds"]["total"] for row in rows]
 
@@ -238,10 +291,23 @@ def _interval(ends: tuple[float, float]) -> str:
     return "" if math.isnan(ends[0]) else f"[{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
 
 
+MEASURES: dict[str, tuple[Callable[[Row], float], str]] = {
+    "score": (lambda row: 100 * row["test"]["score"], "{:.1f}"),
+    "standard-error": (_standard_error, "{:.1f}"),
+    "test-examples": (lambda row: row["test"]["examples"], "{:,}"),
+    "development-examples": (lambda row: row["validation"]["examples"], "{:,}"),
+    "search-seconds": (lambda row: row["seconds"]["search"], "{:.0f}"),
+    "seconds": (lambda row: row["seconds"]["total"], "{:.0f}"),
+}
+
 FIGURES: dict[str, Callable[..., str]] = {
     "scores": scores,
     "difference": difference,
     "gap": gap,
+    "span": span,
+    "selected": selected,
+    "apart": apart,
+    "times": times,
     "by_seed": by_seed,
     "costs": costs,
     "slower": slower,
