@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 
 import default_figures  # noqa: E402
+import instruction_figures  # noqa: E402
 import load_figures  # noqa: E402
 import search_figures  # noqa: E402
 import speed_figures  # noqa: E402
@@ -32,6 +33,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     **study_figures.FIGURES,
     **search_figures.FIGURES,
     **default_figures.FIGURES,
+    **instruction_figures.FIGURES,
     **load_figures.FIGURES,
     **speed_figures.FIGURES,
 }
