@@ -58,8 +58,8 @@ def instruction_difference() -> str:
     interval = f" ± {reach:.3f}" if reach else ""
     number = "one seed" if len(both) == 1 else f"{len(both)} seeds"
     return (
-        f"The held-out loss of `spt` minus LoRA's is {np.mean(losses):+.3f}{interval} nats ({number}); its training takes "
-        f"{ratio:.2f} times as long."
+        f"The held-out loss of `spt` minus LoRA's is {np.mean(losses):+.3f}{interval} nats ({number}); its training "
+        f"takes {ratio:.2f} times as long."
     )
 
 
