@@ -10,13 +10,17 @@ VENV4 = .venv-transformers-4
 # Tests run in several processes of one thread each.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint conformance peft docs clean
+.PHONY: demo test browser lint conformance peft docs clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
 
 test: $(VENV)/.test
 	@$(PYTEST) $(VENV)/bin/pytest -n auto
+
+# Needs Debian's package chromium, or another Chromium that CHROMIUM names.
+browser: $(VENV)/.browser
+	@$(PYTEST) $(VENV)/bin/pytest -rs tests/report/test_browser.py
 
 lint: $(VENV)/.lint
 	@$(VENV)/bin/ruff check
@@ -47,7 +51,7 @@ $(VENV)/.torch $(VENV4)/.torch: %/.torch:
 	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.lint $(VENV)/.docs $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+$(VENV)/.demo $(VENV)/.lint $(VENV)/.docs $(VENV)/.browser $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
 	@touch $@
 

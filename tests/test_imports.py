@@ -7,7 +7,19 @@ import pytest
 
 import sptune
 
-HEAVY = ("torch", "transformers", "peft", "datasets", "accelerate", "matplotlib", "scipy", "ray", "fastapi")
+HEAVY = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "scipy",
+    "ray",
+    "fastapi",
+    "altair",
+    "jinja2",
+)
 
 
 def in_fresh_process(program: str) -> str:

@@ -33,6 +33,8 @@ RUN_FILES = {
     "search.json",
     "metrics.json",
     "predictions.jsonl",
+    "training_history.json",
+    "report.html",
     "search.png",
     "search.svg",
 }
@@ -202,7 +204,7 @@ def test_train_takes_given_layers(options: dict[str, Any], tmp_path: Path) -> No
     assert run.prompt_layers == [0, 2]
     assert "baseline" not in run.metrics
     assert {path.name for path in run.output_dir.iterdir()} == {
-        "config.yaml", "adapter", "metrics.json", "predictions.jsonl",
+        "config.yaml", "adapter", "metrics.json", "predictions.jsonl", "training_history.json", "report.html",
     }  # fmt: skip
 
 

@@ -175,6 +175,29 @@ def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
 
 @app.command()
 @with_exit_codes
+def report(
+    folder: Annotated[Path, typer.Argument(help="Output folder of a run or of a comparison.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write report.html of a run or a comparison anew: a page that opens without a network."""
+    from sptune.errors import InputError
+
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder; name the output folder of a run or of a comparison.")
+    with running():
+        from sptune.compare.comparison_report import SUMMARY_FILE, write_comparison_report
+        from sptune.runs.run_report import write_run_report
+
+        write = write_comparison_report if (folder / SUMMARY_FILE).exists() else write_run_report
+        path = write(folder)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        results.print(escape(str(path)))
+
+
+@app.command()
+@with_exit_codes
 def tasks(as_json: JsonFlag = False) -> None:
     """List the benchmark tasks."""
     from sptune.tasks import BENCHMARK_TASKS

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sptune import whole_files
+from sptune.compare.comparison_report import STUDY_FILE, SUMMARY_FILE, write_comparison_report
 from sptune.compare.methods import ADAPTERS, PROMPTS, with_new_name
 from sptune.compare.networks import lowest_layer
 from sptune.compare.pictures import plot_layers, plot_scores, searching
@@ -25,12 +26,12 @@ from sptune.compare.tables import cost_table, score_table
 from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
 from sptune.modeling.loading import check_supported, find_source, load_config, text_config
+from sptune.runs.output_folder import REPORT_FILE
 from sptune.runs.progress import processes
 from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.task_data import read_data
 
-STUDY_FILE = "study.yaml"
-SUMMARY_FILE, TABLES_FILE = "summary.json", "summary.md"
+TABLES_FILE = "summary.md"
 PICTURES = BY_PARAMETERS, BY_TIME, LAYERS = "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"
 
 
@@ -148,7 +149,9 @@ def check_output(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the study writes.")
-    held = [name for name in (STUDY_FILE, SUMMARY_FILE, TABLES_FILE, *PICTURES) if (folder / name).exists()]
+    held = [
+        name for name in (STUDY_FILE, SUMMARY_FILE, TABLES_FILE, REPORT_FILE, *PICTURES) if (folder / name).exists()
+    ]
     if held and not any((folder / name).exists() for name in (ROWS_FILE, LOCKS_FOLDER)):
         raise InputError(
             f"{folder}: has no runs of a study, but {', '.join(held)}, which this one would replace; name another "
@@ -236,7 +239,7 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
 
 
 def write_results(comparison: Comparison) -> None:
-    """Write the summary, as JSON and as tables in Markdown, and the pictures of a comparison."""
+    """Write the summary, as JSON and as tables in Markdown, the pictures and the report of a comparison."""
     folder, study, summary = comparison.output_dir, comparison.study, comparison.summary
     whole_files.write_json(folder / SUMMARY_FILE, [line.to_dict() for line in summary])
     tables = score_table(study, summary, comparison.rows), cost_table(study, summary)
@@ -251,3 +254,4 @@ def write_results(comparison: Comparison) -> None:
     for name, draw in drawers.items():
         with whole_files.written_whole(folder / name) as partial:
             draw(partial)
+    write_comparison_report(folder)

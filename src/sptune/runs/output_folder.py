@@ -23,6 +23,8 @@ ADAPTER_FOLDER = "adapter"
 SEARCH_FILE = "search.json"
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+HISTORY_FILE = "training_history.json"
+REPORT_FILE = "report.html"
 SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TASK_FILE = "task.json"
@@ -33,6 +35,8 @@ RUN_FILES = (
     SEARCH_FILE,
     METRICS_FILE,
     PREDICTIONS_FILE,
+    HISTORY_FILE,
+    REPORT_FILE,
     *SEARCH_PICTURES,
     CHECKPOINTS_FOLDER,
 )

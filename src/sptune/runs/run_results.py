@@ -12,6 +12,7 @@ from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
 from sptune.runs.progress import processes
+from sptune.runs.run_report import write_run_report
 from sptune.runs.stages import SPLITS, Job
 from sptune.search.search_result import SearchResult
 from sptune.training.trainer import SPTTrainer
@@ -53,7 +54,7 @@ def evaluate_and_save(
         }
     if job.is_main:
         plan.monitor.stage("Saving")
-        _save(job, network, metrics, rows)
+        _save(job, network, metrics, rows, training_history(trainer))
         clean_up(job)
     processes().wait_for_everyone()
     return metrics
@@ -95,8 +96,22 @@ def _metrics(
     }
 
 
-def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows) -> None:
-    """Write adapter, predictions and metrics, to which sizes and times are added."""
+def training_history(trainer: SPTTrainer) -> list[dict[str, Any]]:
+    """Losses over the steps of a training: what training_history.json holds.
+
+    Returns:
+        Entries with "step" and "training_loss", the mean since the entry before, or "validation_loss".
+    """
+    names = {"loss": "training_loss", "eval_loss": "validation_loss"}
+    return [
+        {"step": entry["step"], names[name]: entry[name]}
+        for entry in trainer.state.log_history
+        for name in names.keys() & entry.keys()
+    ]
+
+
+def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows, history: Rows) -> None:
+    """Write adapter, predictions, losses and metrics, to which sizes and times are added; and the report of all."""
     plan = job.plan
     document = {
         "task": plan.task.to_dict(),
@@ -116,12 +131,14 @@ def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows) -> None:
     adapter = plan.folder / outputs.ADAPTER_FOLDER
     metrics["adapter_bytes"] = outputs.write_adapter(adapter, network, document, card)
     outputs.write_json_lines(plan.folder / outputs.PREDICTIONS_FILE, rows)
+    whole_files.write_json(plan.folder / outputs.HISTORY_FILE, history)
     seconds = plan.clock.seconds
     metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
     metrics["seconds"]["total"] = round(plan.clock.total, 2)
     metrics["search_share"] = round(seconds.get("search", 0.0) / plan.clock.total, 3)
     metrics["versions"] = outputs.versions()
     whole_files.write_json(plan.folder / outputs.METRICS_FILE, metrics)
+    write_run_report(plan.folder)
 
 
 def _gain(job: Job, results: dict[str, Metrics], reference: dict[str, Any]) -> dict[str, dict[str, float]]:

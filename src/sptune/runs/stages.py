@@ -36,6 +36,8 @@ from sptune.training.trainer import SPTTrainer
 
 WARMUP_SHARE = 0.06
 CLIP_NORM = 1.0
+# Points of the learning curve.
+LOGGED_LOSSES = 50
 SPLITS = ("train", "validation", "test")
 # Transformers 4 leaves the mixed precision of one training in the environment, where the next one finds it; what stood
 # there at first is of whoever launched this process.
@@ -286,7 +288,8 @@ def training_arguments(
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=1,
-        logging_strategy="no",
+        logging_strategy="steps" if name == "train" else "no",
+        logging_steps=math.ceil(steps / LOGGED_LOSSES),
         report_to="none",
         use_cpu=on_cpu(),
         disable_tqdm=True,

@@ -1,0 +1,67 @@
+"""Folders of a run and of a comparison as their files are, with texts that a page must not run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+SCRIPT = "<script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'> & a </script> dull film"
+METRICS: dict[str, Any] = {
+    "task": "films</title><script>window.attacked = 3</script>",
+    "model": "/models/tiny",
+    "prompt_layers": [1],
+    "train": {"accuracy": 0.9, "score": 0.9, "examples": 40},
+    "validation": {"accuracy": 0.85, "score": 0.85, "examples": 20},
+    "test": {"accuracy": 0.8, "score": 0.8, "examples": 20},
+    "baseline": {
+        "kind": "linear probe",
+        "validation": {"accuracy": 0.7, "score": 0.7, "examples": 20},
+        "test": {"accuracy": 0.65, "score": 0.65, "examples": 20},
+    },
+    "gain": {"validation": {"accuracy": 0.15, "score": 0.15}, "test": {"accuracy": 0.15, "score": 0.15}},
+    "parameters": {"trainable": 1234, "generators": 1000, "head": 234, "total": 98765},
+    "training": {"steps": 40, "best_step": 40},
+    "adapter_bytes": 4321,
+    "seconds": {"data": 0.07, "train": 12.5, "total": 12.57},
+}
+
+
+def write_run(folder: Path) -> Path:
+    """A run without a search, of twenty test examples of which four are wrong."""
+    rows = []
+    for number in range(20):
+        label = ("neg</script>", "pos")[number % 2]
+        surely = 0.5 + number / 50
+        prediction = label if number >= 4 else ("pos", "neg</script>")[number % 2]
+        other = "pos" if prediction != "pos" else "neg</script>"
+        scores = dict(sorted({prediction: surely, other: 1 - surely}.items()))
+        text = f"{SCRIPT} {number}"
+        rows.append({"text": text, "label": label, "prediction": prediction, "scores": scores})
+    history = [{"step": step, "training_loss": 1 / step} for step in range(1, 41)]
+    history += [{"step": step, "validation_loss": 2 / step} for step in (20, 40)]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "training_history.json").write_text(json.dumps(history))
+    return folder
+
+
+def summary_line(method: str, mean: float, parameters: int, seconds: float, **more: Any) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "method": method, "runs": 6, "failed": 0, "scores": {"a": mean - 0.1, "b": mean + 0.1}, "mean": mean,
+        "deviation": 0.01, "difference": None, "low": None, "high": None, "parameters": parameters,
+        "seconds": seconds, "memory": None, "adapter_bytes": 4 * parameters,
+    }  # fmt: skip
+    return {**line, **more}
+
+
+def write_comparison(folder: Path) -> Path:
+    """Three methods on two tasks."""
+    lines = [
+        summary_line("spt", 0.8, 2000, 10.0),
+        summary_line("lora", 0.75, 90000, 20.0, difference=-0.05, low=-0.08, high=-0.02),
+        summary_line("<script>window.attacked = 4</script>", 0.85, 0, 5.0, difference=0.05, low=-0.01, high=0.11),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(lines))
+    (folder / "study.yaml").write_text("against: spt\n")
+    return folder
