@@ -12,6 +12,7 @@ from scipy import stats
 from sptune.cli.commands import main
 from sptune.compare.comparison_report import write_comparison_report
 from sptune.errors import InputError
+from sptune.report.intervals import f1_interval
 from sptune.runs.run_report import write_run_report
 
 
@@ -59,6 +60,27 @@ def test_figures_of_a_run_are_those_of_its_metrics(tmp_path: Path) -> None:
     assert {place: at(METRICS, place) for place in figures} == figures
     interval = stats.binomtest(16, 20).proportion_ci(method="wilson")
     assert f"{interval.low:.4f} to {interval.high:.4f}" in page.text
+
+
+def test_a_run_without_a_linear_probe_has_a_page(tmp_path: Path) -> None:
+    alone = {name: value for name, value in METRICS.items() if name not in ("baseline", "gain")}
+    (write_run(tmp_path) / "metrics.json").write_text(json.dumps(alone))
+    page = Page(write_run_report(tmp_path))
+    assert page.figures()["test.accuracy"] == 0.8
+    assert "linear probe" not in page.text
+
+
+def test_f1_has_an_interval(tmp_path: Path) -> None:
+    measured = {**METRICS, **{name: {**METRICS[name], "f1": 0.8} for name in ("validation", "test")}}
+    (write_run(tmp_path) / "metrics.json").write_text(json.dumps(measured))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "task.json").write_text(json.dumps({"task": {"positive_label": "pos"}}))
+    page = Page(write_run_report(tmp_path))
+    assert "bootstrap for F1" in page.text
+    rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    low, high = f1_interval([row["prediction"] == "pos" for row in rows], [row["label"] == "pos" for row in rows])
+    assert low < 0.8 < high
+    assert f"{low:.4f} to {high:.4f}" in page.text
 
 
 def test_the_most_confident_mistake_stands_first(tmp_path: Path) -> None:

@@ -23,8 +23,14 @@ def page(template: str, **values: Any) -> str:
     Args:
         template: the name of a template.
         **values: what it shows.
+
+    Raises:
+        ValueError: a value that the template needs is missing.
     """
-    return TEMPLATES.get_template(template).render(chart_library=_chart_library(), **values)
+    try:
+        return TEMPLATES.get_template(template).render(chart_library=_chart_library(), **values)
+    except jinja2.UndefinedError as error:
+        raise ValueError(str(error)) from None
 
 
 def number(value: float | None, form: str = ".4f") -> str:

@@ -83,7 +83,7 @@ def _figures(record: RunRecord) -> dict[str, Any]:
     if metrics.get("baseline"):
         lines.insert(0, _line(metrics["baseline"]["kind"], metrics["baseline"], "baseline.", columns, intervals))
         lines.append({**_line("gain", metrics["gain"], "gain.", columns, None), "form": "+.4f"})
-    sizes = [(f"{name} parameters", value, f"parameters.{name}") for name, value in metrics["parameters"].items()]
+    sizes = [(f"parameters: {name}", value, f"parameters.{name}") for name, value in metrics["parameters"].items()]
     sizes.append(("adapter, bytes", metrics["adapter_bytes"], "adapter_bytes"))
     if metrics.get("peak_memory"):
         sizes.append(("peak memory, bytes", metrics["peak_memory"], "peak_memory"))
