@@ -97,7 +97,7 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     assert [line[1] for line in scores[2:]] == [f"{line['scores']['words']:.4f}" for line in summary]
     assert len({len(line) for line in costs}) == 1
     kept = {path.name for path in tmp_path.iterdir()}
-    assert {"study.yaml", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
+    assert {"study.yaml", "report.html", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
     assert not (tmp_path / "runs").exists()
     assert Study.read(tmp_path / "study.yaml") == comparison.study
 

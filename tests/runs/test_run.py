@@ -85,6 +85,13 @@ def test_fit_writes_the_whole_folder_and_nothing_else(finished: Any) -> None:
     assert names == {"adapter_config.json", "adapter_model.safetensors", "task.json", "README.md"}
 
 
+def test_a_report_that_a_killed_run_lacks_is_written_when_it_is_resumed(finished: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished.output_dir, tmp_path / "run")
+    (folder / "report.html").unlink()
+    fit(output_dir=str(folder), resume=True)
+    assert "<h1>" in (folder / "report.html").read_text()
+
+
 def test_metrics_hold_scores_baseline_and_their_difference(finished: Any) -> None:
     metrics = json.loads((finished.output_dir / "metrics.json").read_text())
     assert metrics == finished.metrics

@@ -189,7 +189,10 @@ def report(
         from sptune.runs.run_report import write_run_report
 
         write = write_comparison_report if (folder / SUMMARY_FILE).exists() else write_run_report
-        path = write(folder)
+        try:
+            path = write(folder)
+        except OSError as error:
+            raise InputError(f"{folder}: the report cannot be written ({error.strerror or error}).") from None
     if as_json:
         print_json({"report": str(path)})
     else:

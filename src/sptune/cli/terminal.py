@@ -278,6 +278,7 @@ def print_run(run: Run, as_json: bool) -> None:
             + (f", {run.metrics['search_share']:.0%} of it for the search" if "search" in run.metrics else "")
         )
         results.print(f"Adapter: {escape(str(run.adapter_dir))}")
+        results.print(f"Report: {escape(str(run.output_dir / 'report.html'))}")
     results.print(f"Everything else: {escape(str(run.output_dir))}")
 
 

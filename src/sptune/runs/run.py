@@ -15,6 +15,7 @@ from sptune.runs.option_mappings import merged
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.runs.run_options import ORIGIN, RunOptions
+from sptune.runs.run_report import write_run_report
 from sptune.runs.run_results import clean_up, evaluate_and_save
 from sptune.runs.stages import Job, load
 
@@ -119,6 +120,8 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     if options.resume and finished.exists():
         monitor.note(f"{folder} holds a finished run; nothing was left to do.")
         results = whole_files.read_json(finished)
+        if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
+            write_run_report(folder)
         return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
     try:
         job = load(plan)
