@@ -45,6 +45,25 @@ def write_run(folder: Path) -> Path:
     return folder
 
 
+def write_generation_run(folder: Path) -> Path:
+    """A run that wrote twelve texts; its last one has nothing in common with the completion."""
+    measured = {"loss": 1.5, "perplexity": 4.48, "examples": 12}
+    without = {"loss": 2.5, "perplexity": 12.18, "examples": 12}
+    written = {"exact_match": 11 / 12, "rouge_l": 11 / 12, "generated_examples": 12}
+    gain = {name: {"loss": 1.0, "perplexity": 7.7} for name in ("validation", "test")}
+    metrics = {
+        **METRICS, "train": measured, "validation": measured, "test": {**measured, **written},
+        "baseline": {"kind": "zero-shot", "validation": without, "test": without}, "gain": gain,
+    }  # fmt: skip
+    talk = [{"role": "user", "content": SCRIPT}]
+    rows = [{"prompt": talk, "completion": f"word {number}", "generated": f"word {number}"} for number in range(11)]
+    rows.append({"prompt": talk, "completion": "one thing", "generated": "something else"})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 def summary_line(method: str, mean: float, parameters: int, seconds: float, **more: Any) -> dict[str, Any]:
     line: dict[str, Any] = {
         "method": method, "runs": 6, "failed": 0, "scores": {"a": mean - 0.1, "b": mean + 0.1}, "mean": mean,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import METRICS, SCRIPT, write_comparison, write_run
+from report_folders import METRICS, SCRIPT, write_comparison, write_generation_run, write_run
 from scipy import stats
 
 from sptune.cli.commands import main
@@ -81,6 +81,18 @@ def test_f1_has_an_interval(tmp_path: Path) -> None:
     low, high = f1_interval([row["prediction"] == "pos" for row in rows], [row["label"] == "pos" for row in rows])
     assert low < 0.8 < high
     assert f"{low:.4f} to {high:.4f}" in page.text
+
+
+def test_a_run_that_writes_shows_losses_and_the_texts_least_like_their_completions(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_generation_run(tmp_path)))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    figures = page.figures()
+    assert {"test.loss", "baseline.test.loss", "test.rouge_l"} <= set(figures)
+    assert {place: at(metrics, place) for place in figures} == figures
+    interval = stats.binomtest(11, 12).proportion_ci(method="wilson")
+    assert f"{interval.low:.4f} to {interval.high:.4f}" in page.text
+    assert page.text.index("something else") < page.text.index("word 0")
+    assert f"user: {SCRIPT}" in page.text
 
 
 def test_the_most_confident_mistake_stands_first(tmp_path: Path) -> None:
