@@ -111,6 +111,7 @@ def test_metrics_count_parameters_and_bytes_of_what_is_saved(finished: Any) -> N
     assert parameters["trainable"] == parameters["generators"] + parameters["head"]
     weights = finished.adapter_dir / "adapter_model.safetensors"
     assert finished.metrics["adapter_bytes"] == weights.stat().st_size
+    assert finished.metrics["peak_memory"] > weights.stat().st_size
     about = inspect(finished.adapter_dir)
     assert about["parameters"]["total"] == parameters["trainable"]
     assert about["prompt_layers"] == finished.prompt_layers

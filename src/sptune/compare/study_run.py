@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
-import importlib.util
 import platform
 import shutil
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -26,6 +23,7 @@ from sptune.compare.run_spec import Row, RunSpec
 from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.peak_memory import peak_memory
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor, on_cpu, processes
 
@@ -186,7 +184,7 @@ def _peak_memory() -> Iterator[dict[str, int]]:
     if torch.cuda.is_available() and not on_cpu():
         torch.cuda.reset_peak_memory_stats()
         yield found
-        found["bytes"] = torch.cuda.max_memory_allocated()
+        found["bytes"] = peak_memory() or 0
         return
     # Linux: give back what runs before have freed, and forget their peaks.
     with contextlib.suppress(OSError, AttributeError):
@@ -194,13 +192,5 @@ def _peak_memory() -> Iterator[dict[str, int]]:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     yield found
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not every kernel that calls itself Linux has this line.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                found["bytes"] = int(line.split()[1]) * 1024
-    elif importlib.util.find_spec("resource") is not None:
-        resource: Any = importlib.import_module("resource")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
+    if (peak := peak_memory()) is not None:
+        found["bytes"] = peak

@@ -11,6 +11,7 @@ from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
+from sptune.runs.peak_memory import peak_memory
 from sptune.runs.progress import processes
 from sptune.runs.run_report import write_run_report
 from sptune.runs.stages import SPLITS, Job
@@ -136,6 +137,7 @@ def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows, history: R
     metrics["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
     metrics["seconds"]["total"] = round(plan.clock.total, 2)
     metrics["search_share"] = round(seconds.get("search", 0.0) / plan.clock.total, 3)
+    metrics["peak_memory"] = peak_memory()
     metrics["versions"] = outputs.versions()
     whole_files.write_json(plan.folder / outputs.METRICS_FILE, metrics)
     write_run_report(plan.folder)
