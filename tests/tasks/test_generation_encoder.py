@@ -120,3 +120,11 @@ def test_tokenizers_that_cannot_be_used_are_refused(chatting, gpt2_tokenizer):
     endless.eos_token = None
     with pytest.raises(InputError, match="no end token"):
         GenerationEncoder(GenerationTask("t"), endless, max_length=64)
+
+
+def test_decoding_keeps_the_spaces_of_a_text(chatting):
+    tokenizer = chatting(CHATML)
+    tokenizer.clean_up_tokenization_spaces = True  # the default of some tokenizers, such as that of GPT-2
+    encoder = GenerationEncoder(GenerationTask("t"), tokenizer, max_length=64)
+    text = " it was good . is n't it ?"
+    assert encoder.decode(tokenizer(text).input_ids) == text

@@ -120,8 +120,10 @@ class GenerationEncoder:
         return len(self._prompt_tokens(self._texts(example)[0]))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens."""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """The text of generated tokens, with spaces as the model wrote them."""
+        # Some tokenizers remove spaces before punctuation by default, so that no text would equal its completion.
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
 
     def _refuse_full(self, examples: Sequence[GenerationExample]) -> None:
         if examples:
