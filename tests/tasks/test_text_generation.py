@@ -1,6 +1,9 @@
 import pytest
 import torch
+from peft import get_peft_model
+from transformers import GenerationConfig
 
+from sptune import SPTConfig
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_metrics import loss_metrics
 from sptune.tasks.generation_task import GenerationExample, GenerationTask
@@ -52,3 +55,31 @@ def test_the_loss_of_batches_is_that_of_each_example_alone(tokenizers, tiny_mode
     with torch.no_grad():
         alone = model(torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss
     assert loss_metrics(losses[4:5])["loss"] == pytest.approx(float(alone), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(5, 600))},
+        {"min_new_tokens": 20},
+        {"max_time": 1e-9},
+        {"return_dict_in_generate": True, "output_scores": True},
+        {"prompt_lookup_num_tokens": 3},
+        {"stop_strings": ["a"]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_settings_that_come_with_a_model_do_not_change_what_it_writes(tokenizers, tiny_model, settings, with_adapter):
+    model = tiny_model("llama", "ForCausalLM")
+    if with_adapter:
+        model = get_peft_model(model, SPTConfig(task_type="CAUSAL_LM", prompt_layers=[1], bottleneck_dim=4)).eval()
+    encoder = GenerationEncoder(GenerationTask("t"), tokenizers["llama"], max_length=100)
+    expected = generate_texts(model, encoder, EXAMPLES[:3], 20)
+    own = GenerationConfig(**settings)
+    backbone = model.get_base_model() if with_adapter else model
+    backbone.generation_config = own
+    assert generate_texts(model, encoder, EXAMPLES[:3], 20) == expected
+    assert model.generation_config is backbone.generation_config is own

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_metrics import completion_losses
@@ -43,22 +45,40 @@ def generate_texts(
     model.eval()
     for places, room in _batches(prompts, max_new_tokens, getattr(model.config, "max_position_embeddings", None)):
         batch = encoder.collator([{"input_ids": prompts[place]} for place in places], left=True)
+        # Settings for generation that come with a model, such as a repetition penalty, must not change the answers.
+        config = GenerationConfig(
+            max_new_tokens=room,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=encoder.stop_token_ids,
+            pad_token_id=encoder.collator.pad_token_id,
+        )
         options = {} if adapter_names is None else {"adapter_names": [adapter_names[place] for place in places]}
-        with torch.no_grad():
-            written = model.generate(
-                **{name: value.to(model.device) for name, value in batch.items()},
-                max_new_tokens=room,
-                do_sample=False,
-                num_beams=1,
-                eos_token_id=encoder.stop_token_ids,
-                pad_token_id=encoder.collator.pad_token_id,
-                **options,
-            )
+        on_device = {name: value.to(model.device) for name, value in batch.items()}
+        with torch.no_grad(), _generation_config(model, config):
+            written = model.generate(**on_device, generation_config=config, **options)
         for place, tokens in zip(places, written[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
             texts[place] = encoder.decode(_before_stop(tokens, encoder.stop_token_ids))
         step()
     model.train(was_training)
     return texts
+
+
+@contextlib.contextmanager
+def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Replace the settings for generation that come with a model; `generate` adds them to those that it is given.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        config: the settings until the block ends.
+    """
+    backbone = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = backbone.generation_config
+    backbone.generation_config = config
+    try:
+        yield
+    finally:
+        backbone.generation_config = own
 
 
 def _batches(
