@@ -333,6 +333,19 @@ def test_a_disabled_model_is_the_backbone(attach, build_backbone, build_batch, b
         assert torch.equal(network(**batch, adapter_names=["wide"] * 3).logits, network(**batch).logits)
 
 
+@pytest.mark.parametrize("adapters", [ADAPTERS, IN_FRONT], ids=["add", "prepend"])
+def test_disabled_layers_are_the_backbone(attach, build_backbone, build_batch, bert, adapters):
+    head = {"head": {"prompt_layers": [1], "modules_to_save": ["2.output.dense"]}}
+    network, batch = attach(build_backbone(bert), adapters | head), build_batch(bert)
+    names = ["head", "wide", "search"]
+    with torch.no_grad():
+        expected = network(**batch, adapter_names=names).logits
+        network.base_model.disable_adapter_layers()
+        assert torch.equal(network(**batch, adapter_names=names).logits, network(**batch).logits)
+        network.base_model.enable_adapter_layers()
+        assert torch.equal(network(**batch, adapter_names=names).logits, expected)
+
+
 def test_a_cache_of_other_rows_is_refused(attach, build_backbone, build_batch, llama):
     network, batch = attach(build_backbone(llama), IN_FRONT), build_batch(llama, (3, 3))
     with torch.no_grad():

@@ -155,7 +155,7 @@ class SPTLayer(nn.Module, BaseTunerLayer):
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mixed_batch = self.attachment.context.mixed_batch
-        if mixed_batch is not None:
+        if mixed_batch is not None and not self.disable_adapters:
             return self._run_mixed(mixed_batch, args, kwargs)
         adapter = self.active_spt_adapter()
         if adapter is not None:

@@ -45,7 +45,7 @@ class SavedModule(ModulesToSaveWrapper):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the active adapter's copy, or in a mixed batch that of each row."""
         mixed_batch = self.attachment.context.mixed_batch
-        if mixed_batch is None:
+        if mixed_batch is None or self.disable_adapters:
             return super().forward(*args, **kwargs)
         tensor = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
         modules = mixed_batch.modules_of(self, len(mixed_batch.names) if tensor is None else len(tensor))
