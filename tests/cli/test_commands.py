@@ -129,7 +129,8 @@ def test_config_is_read_and_the_command_line_goes_before_it(
     [
         (["fit", "--output", "{folder}"], "model is missing"),
         (["fit", "--no-such-option"], "No such option"),
-        (["fit", "--batch-size", "many"], "--batch-size"),
+        (["fit", "--batch-size", "many"], "'many' is not a whole number"),
+        (["fit", "--learning-rate", "fast"], "'fast' is not a number"),
         (["fit", "--generator", "magic", "--output", "{folder}"], "Error: --generator 'magic' is not allowed"),
         (["fit", "--learning-rate", "-1"], "--learning-rate -1.0 is not allowed"),
         (
@@ -142,6 +143,8 @@ def test_config_is_read_and_the_command_line_goes_before_it(
         (["train", "--prompt-layers", "three"], "indices such as 3,5"),
         (["fit", "--label-word", "great"], "positive=great"),
         (["evaluate", "--adapter", "{folder}", "--test-file", "x.jsonl"], "holds no adapter"),
+        (["inspect", "--adapter", "{folder}/none"], "there is no such folder"),
+        (["serve", "{folder}", "--root", "{folder}/none"], "Error: --root"),
         (["search"], "model is missing, and so are the data"),
         (["search", "--model", "m"], "--output is missing"),
     ],
@@ -187,7 +190,9 @@ def test_tasks_and_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None
     code, out, _ = call(["models", "--json"], capsys)
     assert code == 0
     assert json.loads(out)["llama"]["attention"] == "causal"
-    assert call(["models"], capsys)[0] == 0
+    code, out, _ = call(["models"], capsys)
+    assert code == 0
+    assert "--placement add, also takes other" in out
 
 
 def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_file_with_wrong_names_is_refused_with_all_lines(
     message = str(refusal.value)
     assert "texts.csv:3, field 'who', value 'film': is not the name of an adapter" in message
     assert "'films', 'kinds'" in message
-    assert "texts.csv:4, field 'who': names no adapter" in message
+    assert "texts.csv:4, field 'who', value '': names no adapter" in message
     assert "texts.csv:5, field 'text'" in message
     with pytest.raises(InputError, match="no column 'adapter'; found 'who', 'text'"):
         predict([folders["films"], folders["kinds"]], file, adapter_column="adapter")

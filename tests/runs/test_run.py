@@ -547,7 +547,7 @@ def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[st
     [
         ({"model": None}, "model is missing"),
         ({"model": "./nowhere"}, "there is no such folder"),
-        ({"model": "someone/surely-not-there-0"}, "could not be loaded on the model hub"),
+        ({"model": "someone/surely-not-there-0"}, "could not be loaded from the model hub"),
         ({"gguf_file": "weights.gguf"}, "weights.gguf"),
         ({"train_file": None}, "no data to train on"),
         ({"prompt_layers": [1]}, "use train"),

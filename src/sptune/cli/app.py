@@ -24,7 +24,7 @@ FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 PACKAGE = Path(__file__).parent.parent
 
 app = typer.Typer(
-    help="Learn at which layers to prompt a frozen transformer, and train prompts at only those.",
+    help="Find the layers of a frozen transformer that need prompts, and train prompts at only those.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -76,6 +76,8 @@ def evaluate(
     if as_json:
         print_json(metrics)
         return
+    if metrics.get("score") in [value for name, value in metrics.items() if name != "score"]:
+        del metrics["score"]  # the task's only metric, which is shown by its own name
     for name, value in metrics.items():
         results.print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
 
@@ -167,6 +169,8 @@ def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in about.items():
+        if value is None:
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {shown(one)}" for key, one in value.items() if one not in (None, [], ""))
         table.add_row(name.replace("_", " "), escape(shown(value)))
@@ -220,19 +224,29 @@ def tasks(as_json: JsonFlag = False) -> None:
 @app.command()
 @with_exit_codes
 def models(as_json: JsonFlag = False) -> None:
-    """List the model families that can take prompts."""
+    """List the model families that take prompts in front of the text (--placement prepend)."""
     from sptune.modeling.prepend.families import FAMILIES
 
     described = {name: {"attention": "causal" if family.causal else "both ways"} for name, family in FAMILIES.items()}
     if as_json:
         print_json(described)
         return
-    table = Table("family", "attention", "tasks")
+    table = Table("family", "attention", "tasks", title="With --placement prepend", title_justify="left")
     for name, about in described.items():
-        both = "verbalizer, classifier" if name != "electra" else "classifier, verbalizer with a generator checkpoint"
-        table.add_row(name, about["attention"], both)
+        kinds = _tasks_of(name, about["attention"] == "causal")
+        table.add_row(name, about["attention"], kinds)
     results.print(table)
     results.print("Another family with blocks like Llama's or BERT's: name its list of blocks with --layers-path.")
+    results.print(
+        "The default, --placement add, also takes other transformers with a list of blocks, such as T5 or Gemma."
+    )
+
+
+def _tasks_of(family: str, causal: bool) -> str:
+    """The kinds of tasks that a family can do."""
+    if family == "electra":
+        return "classifier, verbalizer with a generator checkpoint"
+    return "verbalizer, classifier" + (", generate" if causal else "")
 
 
 @app.command()

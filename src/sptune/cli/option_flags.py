@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +19,13 @@ from sptune.runs.run_options import ORIGIN, all_options
 from sptune.search.searchers import FIXED_SETTINGS
 
 FLAGS = {name: f"--{option.flag}" for name, option in all_options().items()}
+# Arguments of functions that only some commands take.
+_OTHER_FLAGS = {name: f"--{name.replace('_', '-')}" for name in ("adapter_column", "root", "port", "replicas")}
+# How help and messages call the types of numbers.
+NUMBERS: dict[type, tuple[str, str]] = {int: ("INTEGER", "whole number"), float: ("FLOAT", "number")}
+_NAMES = FLAGS | _OTHER_FLAGS
 # What stands in quotation marks is the user's own and stays.
-_OPTION = re.compile(rf"(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?<![\w./-])({'|'.join(FLAGS)})(=(?=\S)|(?![\w=./-]))")
+_OPTION = re.compile(rf"(?<!\w)'[^']*'|(?<!\w)\"[^\"]*\"|(?<![\w./-])({'|'.join(_NAMES)})(=(?=\S)|(?![\w=/-]|\.\w))")
 
 
 def in_flags(message: str) -> str:
@@ -31,7 +36,8 @@ def in_flags(message: str) -> str:
         if name is None:
             return found[0]
         # Without a value, a name such as "data" is more likely just a word.
-        return f"{FLAGS[name]} " if sign else FLAGS[name] if "_" in name else name
+        alone = "_" not in name and found.string[found.start() - 1 : found.end() + 1] != f"({name})"
+        return f"{_NAMES[name]} " if sign else name if alone else _NAMES[name]
 
     return _OPTION.sub(flag, message.removeprefix(f"{ORIGIN}: "))
 
@@ -73,8 +79,23 @@ def _annotation(option: Option, *, hidden: bool = False) -> Any:
                 kind = simple
     if is_switch and option.default is not False:
         flag = f"{flag}/--no-{option.flag}"
-    shown = typer.Option(flag, help=help_text, rich_help_panel=option.group, show_default=False, hidden=hidden)
+    number: dict[str, Any] = {"parser": _number_parser(kind), "metavar": NUMBERS[kind][0]} if kind in NUMBERS else {}
+    shown = typer.Option(
+        flag, help=help_text, rich_help_panel=option.group, show_default=False, hidden=hidden, **number
+    )
     return Annotated[kind | None, shown]
+
+
+def _number_parser(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    """Reads a number; Typer's own reader refuses other texts in words of its own."""
+
+    def read(text: str) -> int | float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is not a {NUMBERS[kind][1]}.") from None
+
+    return read
 
 
 def given_options(values: Mapping[str, Any]) -> dict[str, Any]:

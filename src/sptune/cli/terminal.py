@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # In a file or a pipe tables are as wide as they need to be.
 LONG_LINE = 1000
+# How often a log says which step a stage is at.
+SECONDS_PER_LINE = 30
 
 results = Console(soft_wrap=True, highlight=False)
 if not results.is_terminal:
@@ -32,7 +35,7 @@ messages = Console(stderr=True, highlight=False)
 
 
 class Stages:
-    """Shows the stages of a run on standard error: bars on a terminal, a line a stage elsewhere.
+    """Shows the stages of a run on standard error: bars on a terminal, elsewhere lines with the stage or step.
 
     It is a `sptune.runs.progress.Monitor`; not by inheritance, because importing that takes seconds.
     """
@@ -51,6 +54,7 @@ class Stages:
             console=messages,
         )
         self._task: Any = None
+        self._next_line = 0.0
 
     def __enter__(self) -> Stages:
         return self
@@ -64,6 +68,7 @@ class Stages:
         """A stage begins."""
         self._close()
         self.title, self.steps, self.done = title, steps, 0
+        self._next_line = time.monotonic() + SECONDS_PER_LINE
         if not self.is_main:
             return
         if messages.is_terminal:
@@ -77,11 +82,23 @@ class Stages:
         self.done += 1
         if self._task is not None:
             self._progress.advance(self._task)
+        elif self.is_main and self.steps and time.monotonic() >= self._next_line:
+            messages.print(escape(self.where()), soft_wrap=True)
+            self._next_line = time.monotonic() + SECONDS_PER_LINE
+
+    def resumed(self, done: int) -> None:
+        """The stage goes on after steps that an interrupted run did."""
+        self.done += done
+        if self._task is not None:
+            self._progress.advance(self._task, done)
+        self.note(f"Continuing after step {done} of {self.steps}.")
 
     def note(self, text: str) -> None:
         """Something to read."""
         if self.is_main:
-            messages.print(f"[yellow]Note:[/] {escape(text)}", soft_wrap=True)
+            from sptune.cli.option_flags import in_flags
+
+            messages.print(f"[yellow]Note:[/] {escape(in_flags(text))}", soft_wrap=True)
 
     def where(self) -> str:
         """Where the run stands, in words."""
@@ -260,11 +277,12 @@ def print_run(run: Run, as_json: bool) -> None:
         return
     search_file = run.output_dir / "search.json"
     if search_file.exists():
+        from sptune.cli.option_flags import in_flags
         from sptune.search import SearchResult
 
         found = SearchResult.load(search_file)
         for remark in found.remarks:
-            results.print(remark)
+            results.print(escape(in_flags(remark)))
         if found.history:
             _print_layers(found)
     results.print(f"Prompt layers: [bold]{', '.join(map(str, run.prompt_layers))}[/]")
@@ -275,7 +293,7 @@ def print_run(run: Run, as_json: bool) -> None:
             f"Trained parameters: {parameters['trainable']:,} ({parameters['generators']:,} in prompt generators), "
             f"of {parameters['total']:,} in all; adapter: {run.metrics['adapter_bytes']:,} bytes; "
             f"time: {run.metrics['seconds']['total']:.0f} s"
-            + (f", {run.metrics['search_share']:.0%} of it for the search" if "search" in run.metrics else "")
+            + (f", {run.metrics['search_share']:.0%} of it for the search" if run.metrics.get("search_share") else "")
         )
         results.print(f"Adapter: {escape(str(run.adapter_dir))}")
         results.print(f"Report: {escape(str(run.output_dir / 'report.html'))}")

@@ -94,7 +94,16 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
         study: the study.
         lines: its summary; methods without a run are left out.
     """
-    columns = ["method", "parameters", "s/step", "seconds", f"by {study.against}'s", "memory, MB", "saved, kB", "rates"]
+    columns = [
+        "method",
+        "parameters",
+        "s/step",
+        "seconds",
+        f"seconds / {study.against}",
+        "memory, MB",
+        "saved, kB",
+        "rates",
+    ]
     begun = _begun(lines)
     rows = [
         [
@@ -112,7 +121,7 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
         for line in begun
     ]
     machines = dict.fromkeys(line.machine for line in begun if line.machine)
-    notes = [f"Times and memory: {one}; they compare only as far as nothing else ran there." for one in machines]
+    notes = [f"Times and memory: {one}; they are comparable only if nothing else ran there." for one in machines]
     elsewhere = [line.method for line in begun if line.runs and math.isnan(line.seconds)]
     if elsewhere:
         notes.append(

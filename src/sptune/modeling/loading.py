@@ -351,7 +351,7 @@ def _load(what: str, source: BackboneSource, load: Callable[[], Loaded]) -> Load
         return load()
     except (OSError, ValueError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        place = "in this folder" if Path(source.model).is_dir() else "on the model hub or in its local cache"
+        place = "from this folder" if Path(source.model).is_dir() else "from the model hub or its local cache"
         remedy = "" if Path(source.model).is_dir() else (
             " Check the name and the network, set HF_ENDPOINT for a mirror, or give a local folder (--model ./folder)."
         )  # fmt: skip

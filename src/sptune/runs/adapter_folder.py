@@ -64,6 +64,8 @@ def find_folder(adapter: str | Path) -> Path:
     for folder in (Path(adapter), Path(adapter) / ADAPTER_FOLDER):
         if (folder / CONFIG_FILE).is_file():
             return folder
+    if not Path(adapter).is_dir():
+        raise InputError(f"{adapter}: there is no such folder; name the adapter folder that a run wrote.")
     raise InputError(f"{adapter}: holds no adapter (no {CONFIG_FILE}); name the adapter folder that a run wrote.")
 
 

@@ -47,7 +47,7 @@ def evaluate(
         messages_column: column with lists of messages, likewise.
         max_new_tokens: maximum length of a generated text in tokens. Default: as in training.
         output: where to write the predictions, as JSON Lines; None not to write them.
-        overwrite: the file may be there already.
+        overwrite: the file may exist already.
         monitor: receives progress events.
 
     Returns:
@@ -106,7 +106,7 @@ def predict(
         prompt_column: column with the prompt, likewise.
         messages_column: column with lists of messages, likewise; a last turn of the assistant is written anew.
         max_new_tokens: maximum length of a generated text in tokens. Default: as in training.
-        overwrite: `output` may be there already.
+        overwrite: `output` may exist already.
         monitor: receives progress events.
 
     Returns:

@@ -9,6 +9,9 @@ import yaml
 
 from sptune.runs.card_parts import LANGUAGE_MODELS, CardParts
 
+# Names of folders that say nothing about the model in them.
+UNTELLING = ("model", "models", "checkpoint", "final", "best", "snapshots")
+
 
 def model_card(
     base: dict[str, Any], load: str, tokenizer: str, task: str, parts: CardParts, metrics: dict[str, Any]
@@ -27,7 +30,7 @@ def model_card(
 {_front_matter(base, parts.pipeline)}
 ---
 
-# {task}: selective prompts for {Path(base["model"]).name}
+# {task}: selective prompts for {_model_name(base["model"])}
 
 An adapter for `{base["model"]}`: soft prompts at layers {", ".join(map(str, metrics["prompt_layers"]))}, made by
 Selective Prompt Tuning with sptune. The backbone is frozen; {metrics["parameters"]["trainable"]:,} \
@@ -54,6 +57,15 @@ Or from the shell:
 
     sptune predict --adapter path/to/this/folder --input {parts.input_file} --output predictions.jsonl
 """
+
+
+def _model_name(model: str) -> str:
+    """The name of a backbone in a title: a hub id as it is, of a local path the last part that says something."""
+    path = Path(model)
+    if not path.is_absolute():
+        return model
+    names = [name for name in reversed(path.parts[1:]) if name.lower() not in UNTELLING]
+    return names[0] if names else path.name
 
 
 def _front_matter(base: dict[str, Any], pipeline: str) -> str:

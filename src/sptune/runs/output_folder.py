@@ -127,7 +127,7 @@ def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None
 
     Args:
         path: the file to write.
-        overwrite: it may be there already.
+        overwrite: it may exist already.
         read: what the user's data are read from, which is never written over.
 
     Raises:
@@ -140,7 +140,7 @@ def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None
     if read is not None and path.exists() and read.exists() and path.samefile(read):
         raise InputError(f"{path}: is the data themselves; name another file for the predictions.")
     if path.exists() and not overwrite:
-        raise InputError(f"{path}: is there already; replace it with --overwrite, or name another file.")
+        raise InputError(f"{path}: exists already; replace it with --overwrite, or name another file.")
 
 
 def check_sources(folder: Path, sources: Iterable[str | None]) -> None:

@@ -50,6 +50,12 @@ class Monitor:
     def step(self) -> None:
         """One step of the stage is done."""
 
+    def resumed(self, done: int) -> None:
+        """The stage goes on after steps that an interrupted run did."""
+        logger.info("Continuing after step %d.", done)
+        for _ in range(done):
+            self.step()
+
     def note(self, text: str) -> None:
         """Something the user should read."""
         logger.warning("%s", text)
@@ -65,8 +71,8 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Count the steps of the checkpoint."""
-        for _ in range(state.global_step):
-            self.monitor.step()
+        if state.global_step:
+            self.monitor.resumed(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count a step."""

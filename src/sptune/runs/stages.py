@@ -109,14 +109,14 @@ def load(plan: Plan) -> Job:
 def zero_shot(
     job: Job, splits: Sequence[str] = SPLITS[1:], callbacks: Sequence[TrainerCallback] = ()
 ) -> dict[str, Any]:
-    """What the language model answers without any training.
+    """The metrics of the language model without any training.
 
     Args:
         job: a task of a language model.
         splits: what it is evaluated on.
         callbacks: besides the one that counts steps.
     """
-    job.plan.monitor.stage("Asking the language model without any training, for comparison")
+    job.plan.monitor.stage("Evaluating the language model without any training (zero-shot), for comparison")
     trainer = make_trainer(job, job.backbone, training_arguments(job, "baseline", 1), callbacks=callbacks)
     return {"kind": "zero-shot", "parameters": 0, **evaluate_splits(job, trainer, job.encoded, splits)}
 

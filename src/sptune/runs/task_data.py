@@ -50,8 +50,8 @@ def read_data(options: RunOptions) -> tuple[AnyTask, Splits[Any]]:
             if given not in labels and lookalike_key(given) == lookalike_key(label)
         ]
         raise InputError(
-            f"label_words are given for {', '.join(options.label_words)}, but the classes are {', '.join(labels)}"
-            f"{''.join(alike)}; give one word for each class (label_words)."
+            f"The label words (label_words) are those of {', '.join(options.label_words)}, but the classes are "
+            f"{', '.join(labels)}{''.join(alike)}; give one word for each class (label_words)."
         )
     words = tuple(options.label_words[label] for label in labels)
     task = Task(name, "verbalizer", columns, label_column, labels, template=options.template, label_words=words)

@@ -17,7 +17,7 @@ def test_a_wrong_encoding_is_reported_with_the_line_and_the_command(tmp_path):
     path = tmp_path / "train.csv"
     path.write_bytes("text,label\nfine,good\ncrème brûlée,bad\n".encode("cp1252"))
     message = refusal(train_file=path)
-    assert f"{path}:3: not UTF-8" in message
+    assert f"{path}:3, value b'cr\\xe8me br\\xfbl\\xe9e,b': not UTF-8" in message
     assert "iconv -f CP1252 -t UTF-8" in message
 
 

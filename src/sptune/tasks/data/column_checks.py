@@ -18,11 +18,16 @@ def check_column_names(text_columns: Sequence[str], label_column: str | None) ->
         InputError: if there is no text column, or a column is named twice.
     """
     columns = (text_columns,) if isinstance(text_columns, str) else tuple(text_columns)
-    if not columns or len(set(columns)) < len(columns) or label_column in columns:
+    if label_column in columns:
         raise InputError(
-            f"text_columns {', '.join(map(repr, columns)) or 'none'} and label_column {label_column!r}: name at "
-            "least one column with text, each column once."
+            f"The column {label_column!r} is named for both the text and the label (text_columns, label_column); name "
+            "another one for either."
         )
+    repeated = next((column for column in columns if columns.count(column) > 1), None)
+    if repeated is not None:
+        raise InputError(f"The column {repeated!r} is named twice (text_columns); name each column once.")
+    if not columns:
+        raise InputError("No column with text is named; name at least one (text_columns).")
     return columns
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -63,8 +63,10 @@ def _rows(
         unnamed = [value for value in values[len(columns) :] if value.strip()]
         if not len(columns) <= len(values) <= len(header):
             errors.add(
-                f"{len(values)} values, but the header names {len(columns)} columns ({', '.join(columns)})",
-                _width_remedy(delimiter, only_blanks_added=len(values) > len(header) and not unnamed),
+                f"{_count(values, 'value')}, but the header names {_count(columns, 'column')} ({', '.join(columns)})",
+                "Add the missing values, or remove the line."
+                if len(values) < len(columns)
+                else _width_remedy(delimiter, only_blanks_added=not unnamed),
                 line=number,
             )
             continue
@@ -74,6 +76,10 @@ def _rows(
                 f"{errors.locate(number)}: {shorten(unnamed[0])} is in a column without a name and is ignored."
             )
         yield number, dict(zip(columns, values, strict=False))
+
+
+def _count(things: Sequence[str], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _declared_delimiter(path: Path) -> str | None:

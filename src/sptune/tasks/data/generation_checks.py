@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sptune.tasks.data.error_report import describe_type, shorten
+from sptune.tasks.data.error_report import describe_type, or_remove, shorten
 from sptune.tasks.data.lookalike_names import is_blank, lookalike_key
 from sptune.tasks.data.row_checks import RowChecker, check_text, checked_examples
 from sptune.tasks.data.row_source import RowSource
@@ -33,12 +33,16 @@ def prompt_rows(source: RowSource, task: GenerationTask, *, answered: bool) -> R
     return _PromptRows(source, task.prompt_field or "", task.completion_field if answered else None)
 
 
+def _column_options(answered: bool) -> tuple[str, ...]:
+    """The options that name columns; only those of answered rows name one of completions."""
+    return ("prompt_column", *(["completion_column"] if answered else []), "messages_column")
+
+
 class _PromptRows(RowChecker[GenerationExample]):
     """Rows with a prompt and, unless its column is None, a completion."""
 
-    column_options = ("prompt_column", "completion_column", "messages_column")
-
     def __init__(self, source: RowSource, prompt: str, completion: str | None) -> None:
+        self.column_options = _column_options(completion is not None)
         super().__init__(source, [prompt, *([] if completion is None else [completion])])
 
     def make_example(self, line: int, values: Mapping[str, Any]) -> GenerationExample | None:
@@ -54,9 +58,8 @@ class _PromptRows(RowChecker[GenerationExample]):
 class _MessageRows(RowChecker[GenerationExample]):
     """Rows with a list of messages, the last of which is the assistant's if they are answered."""
 
-    column_options = _PromptRows.column_options
-
     def __init__(self, source: RowSource, column: str, answered: bool) -> None:
+        self.column_options = _column_options(answered)
         super().__init__(source, [column])
         self.answered = answered
 
@@ -70,14 +73,14 @@ class _MessageRows(RowChecker[GenerationExample]):
             return GenerationExample(turns, None, self.source.errors.locate(line))
         problem = None
         if all(turn.role != ASSISTANT for turn in turns):
-            problem = ("no turn of the assistant", "Add what the assistant should write, or remove the line.")
+            problem = ("no turn of the assistant", or_remove("Add what the assistant should write", line))
         elif turns[-1].role != ASSISTANT:
             problem = (
                 f"the last turn is of {turns[-1].role!r}, and the model learns to write the assistant's",
                 "End the conversation with a turn of the assistant.",
             )
         elif len(turns) == 1:
-            problem = ("no message before the assistant's", "Begin with what the user writes, or remove the line.")
+            problem = ("no message before the assistant's", or_remove("Begin with what the user writes", line))
         if problem is not None:
             self.source.errors.add(*problem, line=line, field=column)
             return None
@@ -90,14 +93,14 @@ class _MessageRows(RowChecker[GenerationExample]):
             remedy = (
                 'Write a list such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
             )
-            if isinstance(value, str):
+            if isinstance(value, str) and line:
                 remedy += " Use JSON Lines or Parquet: other files hold no lists."
             found = "nothing" if value is None else f"a {describe_type(value)}"
             self.source.errors.add(f"{found}, not a list of messages", remedy, line=line, field=self.columns[0])
             return None
         if not value:
             self.source.errors.add(
-                "no messages", "Write at least one, or remove the line.", line=line, field=self.columns[0]
+                "no messages", or_remove("Write at least one", line), line=line, field=self.columns[0]
             )
             return None
         turns = [self._turn(entry, f"{self.columns[0]}[{place}]", line) for place, entry in enumerate(value)]
@@ -138,6 +141,6 @@ def _check_prompt(value: Any, field: str, line: int, source: RowSource) -> str |
         )
         return None
     if isinstance(value, str) and value and is_blank(value):
-        source.errors.add("nothing but blanks", "Write the text, or remove the line.", line=line, field=field)
+        source.errors.add("nothing but blanks", or_remove("Write the text", line), line=line, field=field)
         return None
     return check_text(value, field, line, source.errors)

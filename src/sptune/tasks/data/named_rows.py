@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from sptune.tasks.data.column_checks import check_column_names, report_header
+from sptune.tasks.data.column_checks import check_column_names, report_header, report_missing_fields
 from sptune.tasks.data.error_report import ErrorReport
 from sptune.tasks.data.file_reader import open_file
 from sptune.tasks.data.generation_checks import prompt_rows
@@ -15,6 +15,9 @@ from sptune.tasks.data.row_checks import RowChecker, report_no_rows, text_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.task import Task
+
+# The option that names the column, for messages.
+NAME_COLUMNS = ("adapter_column",)
 
 
 def read_named(path: str | Path, name_column: str, tasks: Mapping[str, Task | GenerationTask]) -> list[tuple[str, Any]]:
@@ -49,14 +52,22 @@ def row_checker(source: RowSource, task: Task | GenerationTask) -> RowChecker[An
 
 def _check_rows(source: RowSource, name_column: str, checkers: Mapping[str, RowChecker[Any]]) -> list[tuple[str, Any]]:
     """The name and the example of each row without errors; errors go into `source.errors`."""
-    if source.columns is not None and report_header(source, [name_column], source.columns):
+    if source.columns is not None and report_header(source, [name_column], source.columns, NAME_COLUMNS):
         return []
     examples = []
-    for line, values in source.rows:
-        name = _check_name(values.get(name_column), name_column, checkers, line, source.errors)
+    unnamed: list[int] = []
+    seen: dict[str, None] = {}
+    count = 0
+    for count, (line, values) in enumerate(source.rows, start=1):  # noqa: B007
+        seen.update(dict.fromkeys(values))
+        if name_column not in values:
+            unnamed.append(line)
+            continue
+        name = _check_name(values[name_column], name_column, checkers, line, source.errors)
         example = None if name is None else checkers[name].example(line, values)
         if name is not None and example is not None:
             examples.append((name, example))
+    report_missing_fields(source, {name_column: unnamed}, count, list(seen), NAME_COLUMNS)
     for checker in checkers.values():
         checker.report_missing()
     if not examples:
@@ -68,9 +79,9 @@ def _check_name(value: Any, column: str, names: Collection[str], line: int, erro
     """One of the names; None, and an error in the report, if it is another value."""
     if isinstance(value, str) and value in names:
         return value
-    known = f"Write one of {', '.join(map(repr, names))}, or name the adapter that is meant as well."
+    known = f"Write one of {', '.join(map(repr, names))}, or add --adapter NAME=FOLDER for another."
     if value is None or value == "":
-        errors.add("names no adapter", known, line=line, field=column)
+        errors.add("names no adapter", known, line=line, field=column, value=value)
     else:
         errors.add("is not the name of an adapter given", known, line=line, field=column, value=value)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from sptune.tasks.data.column_checks import CLASS_COLUMNS, report_header, report_missing_fields
-from sptune.tasks.data.error_report import ErrorReport, describe_type
+from sptune.tasks.data.error_report import ErrorReport, describe_type, or_remove
 from sptune.tasks.data.label_checks import check_label, is_missing, report_unknown_labels, report_unlabeled_rows
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_source import RepeatedValues, RowSource
@@ -119,6 +119,8 @@ class _LabeledRows(RowChecker[Example]):
         train_name: str | None,
     ) -> None:
         super().__init__(source, [*text_columns, *([] if label_column is None else [label_column])])
+        if label_column is None:
+            self.column_options = ("text_columns",)
         self.text_columns = text_columns
         self.label_column = label_column
         self.known_labels = known_labels
@@ -169,7 +171,7 @@ def report_no_rows(source: RowSource) -> None:
 def check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str | None:
     """A text; None, and an error in the report, if it is blank or not text."""
     if value is None or (isinstance(value, str) and is_blank(value)):
-        error, remedy = "empty text", "Write the text, or remove the line."
+        error, remedy = "empty text", or_remove("Write the text", line)
     elif not isinstance(value, str):
         error = f"a {describe_type(value)}, not text"
         remedy = "Name a column that holds text, or put the value in quotation marks."

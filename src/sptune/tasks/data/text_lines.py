@@ -80,8 +80,8 @@ def _decode(line: bytes, number: int, likely_encoding: str, errors: ErrorReport)
     try:
         text = line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        near = ascii(line[max(error.start - 12, 0) : error.start + 12])
-        errors.add(f"not UTF-8 (near {near})", _conversion_remedy(likely_encoding), line=number)
+        near = line[max(error.start - 12, 0) : error.start + 12]
+        errors.add("not UTF-8", _conversion_remedy(likely_encoding), line=number, value=near)
         text = line.decode("utf-8", errors="replace")
     if "\0" in text:
         place = text.index("\0")
