@@ -128,3 +128,18 @@ def test_decoding_keeps_the_spaces_of_a_text(chatting):
     encoder = GenerationEncoder(GenerationTask("t"), tokenizer, max_length=64)
     text = " it was good . is n't it ?"
     assert encoder.decode(tokenizer(text).input_ids) == text
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("<think>\\n\\n</think>\\n\\n", ""), ("", "\\n"), ("Answer : ", " .\\n"), ("", "")]
+)
+def test_what_a_template_writes_around_an_answer_is_no_part_of_the_generated_text(chatting, before, after):
+    content = "(message['content'] if message['role'] == 'user' else '" + before + "' + message['content'] + '"
+    tokenizer = chatting(CHATML.replace("message['content']", content + after + "')"))
+    encoder = GenerationEncoder(GenerationTask.of_messages("t"), tokenizer, max_length=300)
+    for answer in ("nobody", "a book . <think>"):
+        example = GenerationExample(CHAT.prompt, answer, "1")
+        (row,) = encoder.encode([example])
+        learned = [token for token in row["labels"] if token != -100]
+        assert learned[-1] == encoder.stop_token_ids[0]
+        assert encoder.decode(learned[:-1]) == answer

@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
 from sptune.tasks.generation_task import ASSISTANT, GenerationExample, Message
-from sptune.tasks.special_tokens import broken_up, special_token_pattern
+from sptune.tasks.special_tokens import broken_up, plain_text, special_token_pattern
 
 # A template with this block says which tokens are the assistant's.
 ASSISTANT_BLOCK = re.compile(r"\{%-?\s*generation\b")
+# An answer that shows what a template writes around each.
+PROBE = "Qx7"
 
 
 class ChatFormat:
@@ -39,11 +41,13 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self._special = special_token_pattern(tokenizer)
         self._marks_assistant = ASSISTANT_BLOCK.search(str(tokenizer.chat_template)) is not None
-        probe = GenerationExample((Message("user", "a"),), "b", "a conversation of one question and one answer")
+        probe = GenerationExample((Message("user", "a"),), PROBE, "a conversation of one question and one answer")
         answer = self.texts(probe)[1]
-        after = tokenizer(answer[answer.rindex("b") + 1 :], add_special_tokens=False)["input_ids"]
+        start = answer.rindex(PROBE)
+        self._before, after = self._tokens(answer[:start]), self._tokens(answer[start + len(PROBE) :])
         special = set(tokenizer.all_special_ids)
         self.stop_token_id = next((token for token in after if token in special), None)
+        self._after = after if self.stop_token_id is None else after[: after.index(self.stop_token_id)]
 
     def texts(self, example: GenerationExample) -> tuple[str, str]:
         """The text of the prompt, up to where the assistant begins to write, and the text of its turn.
@@ -65,6 +69,18 @@ class ChatFormat:
             )
         return prompt, whole[len(prompt) :]
 
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The content of a turn that a model wrote.
+
+        Some templates write text of their own around the content, such as an empty block of thoughts, which a model
+        learns with it.
+
+        Args:
+            tokens: without the one that ends the turn.
+        """
+        before, after = plain_text(self.tokenizer, self._before), plain_text(self.tokenizer, self._after)
+        return plain_text(self.tokenizer, tokens).removeprefix(before).removesuffix(after)
+
     def answered_tokens(self, example: GenerationExample) -> list[bool] | None:
         """Which tokens of the prompt are earlier turns of the assistant; None if the template does not mark them."""
         if not self._marks_assistant or isinstance(example.prompt, str):
@@ -77,6 +93,9 @@ class ChatFormat:
             return_assistant_tokens_mask=True,
         )
         return [bool(flag) for flag in encoded["assistant_masks"]]
+
+    def _tokens(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(self, messages: Any, example: GenerationExample, **options: Any) -> str:
         try:

@@ -14,7 +14,7 @@ from sptune.tasks.completion_collator import CompletionCollator
 from sptune.tasks.generation_metrics import IGNORED
 from sptune.tasks.generation_task import GenerationExample, GenerationTask
 from sptune.tasks.padding import padding_token_id
-from sptune.tasks.special_tokens import ending_tokens
+from sptune.tasks.special_tokens import ending_tokens, plain_text
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,8 @@ class GenerationEncoder:
         return len(self._prompt_tokens(self._texts(example)[0]))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of generated tokens, with spaces as the model wrote them."""
-        # Some tokenizers remove spaces before punctuation by default, so that no text would equal its completion.
-        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return str(text)
+        """The text of generated tokens; of a turn in a conversation its content."""
+        return plain_text(self.tokenizer, tokens) if self._chat is None else self._chat.decode(tokens)
 
     def _refuse_full(self, examples: Sequence[GenerationExample]) -> None:
         if examples:

@@ -1,8 +1,9 @@
-"""Special tokens of a tokenizer: those it adds after a text, and texts that spell one."""
+"""Special tokens of a tokenizer: those it adds after a text, text without them, and texts that spell one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,12 @@ def ending_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """The number of special tokens that the tokenizer adds after a text."""
     special = tokenizer("it", return_special_tokens_mask=True)["special_tokens_mask"]
     return len(special) - max(index for index, flag in enumerate(special) if not flag) - 1
+
+
+def plain_text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """The text of tokens without special ones, with spaces as the tokens have them."""
+    # Some tokenizers remove spaces before punctuation by default, so that no text would equal its completion.
+    return str(tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def special_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
