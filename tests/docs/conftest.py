@@ -84,6 +84,7 @@ def _tokenizer(*, causal: bool) -> PreTrainedTokenizerFast:
 def _write_data(folder: Path) -> None:
     reviews = [(text, "5" if good else "1") for text, good in _sentences(600)]
     _write_csv(folder / "reviews.csv", ["review", "stars"], reviews)
+    _write_csv(folder / "test.csv", ["review", "stars"], reviews[:60])
     _write_csv(folder / "new.csv", ["review"], [(text,) for text, _ in reviews[:5]])
     pairs = [(text, text[::-1], "yes" if good else "no") for text, good in _sentences(60)]
     _write_csv(folder / "pairs.csv", ["premise", "hypothesis", "gold"], pairs)
@@ -97,6 +98,7 @@ def _write_data(folder: Path) -> None:
         ({"role": "user", "content": text}, {"role": "assistant", "content": stars}) for text, stars in reviews[:60]
     ]
     _write_lines(folder / "instructions.jsonl", [{"messages": [*pair]} for pair in turns])
+    _write_lines(folder / "test.jsonl", [{"messages": [*pair]} for pair in turns[:10]])
     _write_lines(folder / "questions.jsonl", [{"messages": [user]} for user, _ in turns[:3]])
     own = [{"review": text, "stars": stars} for text, stars in reviews[:60]]
     _write_lines(folder / "reviews" / "train.jsonl", own)

@@ -21,6 +21,8 @@ from sptune.cli.commands import main
 from sptune.compare.study import Study
 from sptune.errors import InputError
 from sptune.tasks.data import read_labeled
+from sptune.tasks.data.generation_data import read_prompts
+from sptune.tasks.generation_task import GenerationTask
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -117,7 +119,12 @@ def test_data_are_read_as_shown(language: str, ending: str, tmp_path: Path) -> N
     for block in shown:
         file = tmp_path / f"train.{ending}"
         file.write_text(block, encoding="utf-8")
-        assert len(read_labeled(file, labels=["positive", "negative"])) == 2
+        if "label" in block:
+            assert len(read_labeled(file, labels=["positive", "negative"])) == 2
+        else:
+            messages = '"messages"' in block
+            task = GenerationTask.of_messages("shown", "messages") if messages else GenerationTask("shown")
+            assert len(read_prompts(file, task)) == 1
 
 
 def test_errors_of_data_are_reported_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
