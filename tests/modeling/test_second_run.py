@@ -1,5 +1,6 @@
 """Models that checkpoint their blocks themselves: the second run has the gates and layers of the first."""
 
+import contextlib
 import copy
 
 import pytest
@@ -125,6 +126,56 @@ def test_a_context_that_is_not_known_is_refused():
         loss = checkpoint(network, inputs, use_reentrant=False).sum()
     with pytest.raises(InputError, match=r"block 0 again.*one by one"):
         loss.backward()
+
+
+def forwards_of_one_leaf(how, reentrant, *parts):
+    """A network without an embedding and the loss of forwards on parts of one leaf, each in a context or in none."""
+    network, loss = build(how, reentrant), 0.0
+    network.get_base_model().embedding = nn.Identity()
+    leaf = torch.randn(4, SIZE, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    for name, part in parts:
+        with contexts(network)[name]() if name else contextlib.nullcontext():
+            loss = loss + network(leaf[part] if part else leaf).square().sum()
+    return network, loss
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("names", [("gates", "gates"), ("layers", "other layers"), ("layers", None), (None, "gates")])
+def test_an_input_of_several_contexts_is_refused(names, reentrant):
+    _, loss = forwards_of_one_leaf("blocks", reentrant, *((name, None) for name in names))
+    with pytest.raises(InputError, match=r"block 0 again.*inputs\.clone"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_slices_of_one_input_have_contexts_of_their_own(reentrant):
+    parts = (("layers", slice(0, 2)), ("gates", slice(2, 4)), ("layers", slice(0, 2)))
+    for one, other in zip(*(_gradients_of(how, reentrant, *parts) for how in ("nothing", "blocks")), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def _gradients_of(how, reentrant, *parts):
+    network, loss = forwards_of_one_leaf(how, reentrant, *parts)
+    loss.backward()
+    return [p.grad for name, p in network.named_parameters() if "spt_generator" in name]
+
+
+def test_one_input_serves_many_steps():
+    """Each step has a backward pass of its own, and evaluation in between has none."""
+
+    def steps(how):
+        network, inputs = build(how), torch.randn(3, SIZE, generator=torch.Generator().manual_seed(2))
+        network.get_base_model().embedding = nn.Identity()
+        for name in ("gates", "other layers", "gates"):
+            with contexts(network)[name]():
+                loss = network(inputs).square().sum()
+            with torch.no_grad(), contexts(network)["other layers"]():
+                network(inputs)
+            loss.backward()
+        return [p.grad for name, p in network.named_parameters() if "spt_generator" in name]
+
+    for one, other in zip(steps("nothing"), steps("blocks"), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_without_contexts_a_whole_model_may_be_checkpointed():

@@ -149,7 +149,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
                 with context_of_first_run(attached.context, states, self.index):
                     return self._run(args, kwargs)
             attached.keeps_contexts |= attached.context.is_replacing
-            if attached.keeps_contexts:
+            # Without gradients, the context is kept for reentrant checkpointing only, whose input requires one.
+            if attached.keeps_contexts or torch.is_grad_enabled() or states.requires_grad:
                 keep_context(attached.context, states)
         return self._run(args, kwargs)
 
