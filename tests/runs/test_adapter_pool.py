@@ -292,3 +292,20 @@ def test_a_folder_that_cannot_be_loaded_changes_nothing(folders: dict[str, Path]
     assert pool.predict([("films", TEXTS[0])]) == before
     assert list(pool.adapters) == ["films"]
     assert len(pool.model.peft_config) == 1
+
+
+def test_more_tokens_than_the_backbone_takes_are_refused(
+    folders: dict[str, Path], tmp_path: Path, causal_lm: str
+) -> None:
+    for name, folder in {"films": folders["films"], "writer": write_tiny_writer(tmp_path / "w", causal_lm, 0)}.items():
+        long = shutil.copytree(folder, tmp_path / name)
+        document = json.loads((long / "task.json").read_text(encoding="utf-8"))
+        (long / "task.json").write_text(json.dumps({**document, "max_length": 10**9}), encoding="utf-8")
+        refusal = rf"{name}.task\.json: max_length=1000000000 is more than the \d+ tokens this backbone takes"
+        pool = AdapterPool({"good": folder})
+        with pytest.raises(InputError, match=refusal):
+            pool.put("long", long)
+        assert list(pool.adapters) == ["good"]
+        (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "it", "prompt": "it"}) + "\n", encoding="utf-8")
+        with pytest.raises(InputError, match=refusal):
+            predict(long, tmp_path / "rows.jsonl")

@@ -1,6 +1,7 @@
 """Replicas that share a store: each serves what the store holds, whenever it started."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,18 @@ def test_a_wrong_text_costs_the_others_of_its_batch_nothing(store: Path) -> None
     assert [answer["text"] for answer in (answers[0], answers[3])] == ["it", "it"]
     assert isinstance(answers[1], InputError)
     assert isinstance(answers[2], UnknownAdapterError)
+
+
+def test_an_error_of_the_model_costs_the_others_of_its_batch_nothing(store: Path) -> None:
+    replica = Replica(str(store), None)
+
+    def refuse_long_rows(model: Any, args: Any, inputs: dict[str, Any]) -> None:
+        if inputs["attention_mask"].shape[1] > 8:
+            raise RuntimeError("out of memory")
+
+    replica.pool.model.register_forward_pre_hook(refuse_long_rows, with_kwargs=True)
+    asked = [("one", "it"), ("two", "it " * 20), ("two", "it")]
+    answers = replica.answer_batch([AdapterRequest(*one) for one in asked])
+    assert [answer["text"] for answer in (answers[0], answers[2])] == ["it", "it"]
+    assert isinstance(answers[1], RuntimeError)
+    assert answers[:1] == replica.answer_batch([AdapterRequest("one", "it")])

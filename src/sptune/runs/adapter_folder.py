@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune import whole_files
 from sptune.errors import InputError
-from sptune.modeling.loading import BackboneSpec
+from sptune.modeling.loading import BackboneSpec, longest_input
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
 from sptune.runs.task_kinds import AnyTask, task_from_document
 
@@ -53,6 +54,21 @@ class AdapterFolder:
         config = read_config(folder)
         task, backbone, max_length, max_new_tokens = _read_task(folder)
         return cls(folder, config, task, backbone, max_length, read_sizes(folder), max_new_tokens)
+
+    def input_length(self, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
+        """The maximum number of tokens of an input, which the backbone takes.
+
+        Args:
+            config: of the backbone.
+            tokenizer: of the backbone.
+
+        Raises:
+            InputError: it is more than the backbone takes.
+        """
+        try:
+            return longest_input(config, tokenizer, self.max_length)
+        except InputError as error:
+            raise InputError(f"{self.path / TASK_FILE}: {error}") from None
 
 
 def find_folder(adapter: str | Path) -> Path:

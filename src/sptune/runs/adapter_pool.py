@@ -47,7 +47,7 @@ class AdapterPool:
     def __init__(self, adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> None:
         (first_name, self._first), *others = read_all(named_folders(adapters)).items()
         source = self._first.backbone.source
-        self._causal, self.tokenizer = is_causal(load_config(source)), load_tokenizer(source)
+        self._config, self.tokenizer = load_config(source), load_tokenizer(source)
         # Threads take turns: a forward keeps the device busy by itself, and no adapter may change within one.
         self._turn = threading.RLock()
         self._keys = (f"adapter{number}" for number in itertools.count())
@@ -103,7 +103,8 @@ class AdapterPool:
 
         Args:
             requests: pairs of an adapter's name and a text or prompt. A task with several text columns takes a mapping
-                from columns to texts, one of conversations a list of messages. Texts that are too long are cut.
+                from columns to texts, one of conversations a list of messages. Texts to classify that are too long are
+                cut; prompts are not.
             max_new_tokens: the maximum length of a text that is written; None for that of each adapter's training.
 
         Returns:
@@ -111,7 +112,7 @@ class AdapterPool:
             "prompt" and "generated".
 
         Raises:
-            InputError: an adapter is not loaded, or a text is missing or empty.
+            InputError: an adapter is not loaded, a text is missing or empty, or a prompt leaves no room for an answer.
         """
         with self._turn:
             examples = [
@@ -154,8 +155,13 @@ class AdapterPool:
     # -- the model ---------------------------------------------------------------------------------------------------
 
     def _prepare(self, folder: AdapterFolder) -> LoadedAdapter:
-        """An adapter under a new key, whose weights are not loaded yet."""
-        encoder = build_encoder(folder.task, self.tokenizer, max_length=folder.max_length, causal=self._causal)
+        """An adapter under a new key, whose weights are not loaded yet.
+
+        Raises:
+            InputError: it does not fit the backbone's tokenizer or number of positions.
+        """
+        length = folder.input_length(self._config, self.tokenizer)
+        encoder = build_encoder(folder.task, self.tokenizer, max_length=length, causal=is_causal(self._config))
         return LoadedAdapter(folder, next(self._keys), encoder)
 
     def _load_first(self) -> LoadedAdapter:

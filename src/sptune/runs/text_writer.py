@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from sptune.modeling.loading import load_backbone, load_tokenizer
+from sptune.modeling.loading import load_backbone, load_config, load_tokenizer
 from sptune.runs.adapter_folder import AdapterFolder
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.progress import Monitor, processes
@@ -56,13 +56,14 @@ def load_writer(
         monitor: receives progress events.
 
     Raises:
-        InputError: a prompt is too long, or the backbone cannot be loaded.
+        InputError: a prompt or the adapter's maximum length is too long, or the backbone cannot be loaded.
     """
     monitor.stage("Loading the adapter and the backbone")
     tokenizer = load_tokenizer(saved.backbone.source)
-    encoder = GenerationEncoder(task, tokenizer, max_length=saved.max_length)
+    length = saved.input_length(load_config(saved.backbone.source), tokenizer)
+    encoder = GenerationEncoder(task, tokenizer, max_length=length)
     encoder.encode_prompts(examples)  # refuses those that are too long
     backbone, _ = load_backbone(saved.backbone, tokenizer)
     model = PeftModel.from_pretrained(backbone, str(saved.path)).eval().to(processes().device)
-    length = max_new_tokens or saved.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
-    return TextWriter(model, TextEvaluation(task, encoder, length), monitor)
+    new_tokens = max_new_tokens or saved.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
+    return TextWriter(model, TextEvaluation(task, encoder, new_tokens), monitor)

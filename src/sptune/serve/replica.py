@@ -113,25 +113,25 @@ class Replica:
         """
         together = self._write_together if request.write else self._classify_together
         answer = await together(request)
-        if isinstance(answer, InputError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
     # -- batches and adapters ----------------------------------------------------------------------------------------
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _classify_together(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
+    async def _classify_together(self, requests: list[AdapterRequest]) -> list[Row | Exception]:
         # In a thread of its own, so that this process takes requests meanwhile.
         return await asyncio.to_thread(self.answer_batch, requests)
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_SECONDS)
-    async def _write_together(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
+    async def _write_together(self, requests: list[AdapterRequest]) -> list[Row | Exception]:
         return await asyncio.to_thread(self.answer_batch, requests)
 
-    def answer_batch(self, requests: list[AdapterRequest]) -> list[Row | InputError]:
+    def answer_batch(self, requests: list[AdapterRequest]) -> list[Row | Exception]:
         """The answer to each request, or what is wrong with that one."""
         self._follow()
-        answers: dict[int, Row | InputError] = {}
+        answers: dict[int, Row | Exception] = {}
         examples: dict[int, tuple[str, Any]] = {}
         with self.pool.unchanged():
             for number, request in enumerate(requests):
@@ -140,8 +140,17 @@ class Replica:
                 except InputError as error:
                     answers[number] = error
             lengths = [requests[number].max_new_tokens for number in examples]
-            answers |= zip(examples, self.pool.predict_examples(list(examples.values()), lengths), strict=True)
+            answers |= zip(examples, self._rows(list(examples.values()), lengths), strict=True)
         return [answers[number] for number in range(len(requests))]
+
+    def _rows(self, examples: list[tuple[str, Any]], lengths: list[int | None]) -> list[Row | Exception]:
+        """The row of each example, or the error that this one causes even alone."""
+        try:
+            return [*self.pool.predict_examples(examples, lengths)]
+        except Exception as error:  # whatever one request causes, the others of its batch get their answers
+            if len(examples) == 1:
+                return [error]
+        return [self._rows([one], [length])[0] for one, length in zip(examples, lengths, strict=True)]
 
     def _follow(self) -> None:
         """Load the adapters that the store has now, and no others."""
