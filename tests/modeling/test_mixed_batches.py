@@ -71,6 +71,18 @@ def _alone(network, name, run):
     return run()
 
 
+@pytest.fixture
+def build_t5():
+    """``build_t5()``: an encoder-decoder with four blocks each."""
+
+    def build():
+        torch.manual_seed(1)
+        sizes = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 4, "num_heads": 4}
+        return AutoModelForSeq2SeqLM.from_config(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)).eval()
+
+    return build
+
+
 @torch.no_grad()
 def _assert_each_row_is_as_alone(network, batch, names=NAMES):
     mixed = network(**batch, adapter_names=names).logits
@@ -133,6 +145,28 @@ def test_modules_inside_and_outside_of_blocks(attach, build_backbone, build_batc
         },
     )
     _assert_each_row_is_as_alone(network, build_batch(bert, (4, 5, 6, 4)), ["one", "two", "__base__", "none"])
+
+
+def test_modules_whose_input_has_no_rows_are_refused(attach, build_t5, build_backbone, build_batch, bert, family_case):
+    """The lengths and sizes are such that the input's first dimension is a multiple of the rows."""
+    t5, t5_batch = build_t5(), build_batch(bert, (9, 5, 6))
+    t5_batch["decoder_input_ids"] = torch.randint(5, 100, (3, 3))
+    t5_batch.pop("position_ids")
+    case = family_case("deberta-v3")
+    deberta, deberta_batch = build_backbone(case), build_batch(case, (4, 5))
+    for model, batch, module, options in (
+        (t5, t5_batch, "relative_attention_bias", {"layers_path": "encoder.block", "task_type": "SEQ_2_SEQ_LM"}),
+        (deberta, deberta_batch, "encoder.LayerNorm", {}),
+    ):
+        own = {"prompt_layers": [1], "modules_to_save": [module]}
+        network = attach(model, {"one": own, "two": own, "none": {"prompt_layers": [1]}}, **options)
+        rows = len(batch["input_ids"])
+        for names in (["one", "two", "one"][:rows], ["none", "two", "two"][:rows]):
+            with torch.no_grad(), pytest.raises(ValueError, match="no row for each example.*set_adapter"):
+                network(**batch, adapter_names=names)
+        with torch.no_grad():
+            mixed = network(**batch, adapter_names=["two"] * rows).logits
+            torch.testing.assert_close(mixed, _alone(network, "two", lambda: network(**batch).logits), **CLOSE)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float64, torch.float32)], ids=str)
@@ -275,11 +309,8 @@ def test_assisted_generation(attach, build_backbone, build_batch, llama):
 
 @pytest.mark.parametrize("layers_path", ["encoder.block", "decoder.block"])
 @pytest.mark.parametrize("beams", [1, 3])
-def test_encoder_decoders(attach, build_batch, bert, layers_path, beams):
-    torch.manual_seed(1)
-    sizes = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 4, "num_heads": 4}
-    model = AutoModelForSeq2SeqLM.from_config(T5Config(**sizes, dropout_rate=0.0, decoder_start_token_id=0)).eval()
-    network = attach(model, task_type="SEQ_2_SEQ_LM", layers_path=layers_path)
+def test_encoder_decoders(attach, build_t5, build_batch, bert, layers_path, beams):
+    network = attach(build_t5(), task_type="SEQ_2_SEQ_LM", layers_path=layers_path)
     batch = build_batch(bert, LENGTHS)
     batch.pop("position_ids")
     mixed = _generated(network, batch, NAMES, num_beams=beams)

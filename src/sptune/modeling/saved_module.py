@@ -52,9 +52,28 @@ class SavedModule(ModulesToSaveWrapper):
         distinct = list(dict.fromkeys(modules))
         if len(distinct) == 1:
             return distinct[0](*args, **kwargs)
+        self._check_rows(tensor)
         if tensor is not None and len(args) == 1 and not kwargs and _can_be_stacked(modules, tensor.device):
             return run_linears(cast(list[nn.Linear], modules), tensor)
         return run_in_turn(modules, args, kwargs)
+
+    def _check_rows(self, tensor: torch.Tensor | None) -> None:
+        """Refuse inputs whose rows are positions or distances and not examples; their number may fit by chance.
+
+        Raises:
+            InputError: the module gets such an input.
+        """
+        module = self.original_module
+        heads = getattr(self.attachment.model.config, "num_attention_heads", None)
+        # T5 embeds (queries, keys) as a bias for each attention head.
+        embeds_distances = isinstance(module, nn.Embedding) and module.embedding_dim == heads
+        embeds_positions = isinstance(module, nn.Embedding) and tensor is not None and tensor.dim() < 2
+        # DeBERTa normalizes the weight of its embedding of distances.
+        if embeds_distances or embeds_positions or isinstance(tensor, nn.Parameter):
+            raise InputError(
+                f"adapter_names: modules_to_save holds a {type(module).__name__} whose input has no row for each "
+                "example, so it cannot be that of several adapters; split the batch by adapter and use set_adapter."
+            )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # PyTorch calls this before it loads the copies.
