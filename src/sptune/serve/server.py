@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import os
 import re
 import signal
 import socket
@@ -17,6 +18,8 @@ from typing import Any
 from sptune.errors import InputError, SptuneError
 
 APPLICATION = "sptune"
+# Ray's variable that turns its token off.
+AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def check_installed() -> None:
@@ -92,15 +95,25 @@ def wait_for_end() -> None:
 
 @contextlib.contextmanager
 def _ray(metrics_port: int | None) -> Iterator[None]:
-    """Ray on this machine."""
+    """Ray on this machine.
+
+    Its own ports listen on all interfaces, whatever the server's host is, and run the code that they are sent. So Ray
+    always asks for its token there, as it does by default.
+    """
     import ray
 
     settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
-    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    mode = os.environ.pop(AUTH_MODE, None)
     try:
-        yield
+        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        try:
+            yield
+        finally:
+            ray.shutdown()
     finally:
-        ray.shutdown()
+        os.environ.pop(AUTH_MODE, None)
+        if mode is not None:
+            os.environ[AUTH_MODE] = mode
 
 
 @contextlib.contextmanager
