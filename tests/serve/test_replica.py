@@ -1,5 +1,6 @@
 """Replicas that share a store: each serves what the store holds, whenever it started."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,18 @@ def test_an_error_of_the_model_costs_the_others_of_its_batch_nothing(store: Path
     assert [answer["text"] for answer in (answers[0], answers[2])] == ["it", "it"]
     assert isinstance(answers[1], RuntimeError)
     assert answers[:1] == replica.answer_batch([AdapterRequest("one", "it")])
+
+
+def test_refusals_name_no_folder_of_the_server(store: Path, masked_lm: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    replica = Replica(str(store), str(root))
+    folder = write_tiny_adapter(root / "other", masked_lm, 5)
+    task = json.loads((folder / "task.json").read_text())
+    task["backbone"]["model"] = "/secret/place/model"
+    (folder / "task.json").write_text(json.dumps(task))
+    with pytest.raises(InputError) as refusal:
+        replica.add("other", folder)
+    assert "other was trained on another backbone than the adapters that are served" in str(refusal.value)
+    assert str(tmp_path) not in str(refusal.value)
+    assert "model: 'model', not" in str(refusal.value)
+    assert "/secret" not in str(refusal.value)

@@ -58,14 +58,18 @@ def test_generated_texts_are_those_of_predict(server: Any, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"adapter": "adapter-0", "prompt": "it"}, 422, "predicts classes"),
+        (
+            {"adapter": "adapter-0", "prompt": "it"},
+            422,
+            "Adapter 'adapter-0' predicts classes; send the request to POST /classify",
+        ),
         ({"adapter": "other", "prompt": "it"}, 404, "No adapter 'other'"),
         ({"adapter": "writer-0", "prompt": ""}, 422, "empty text"),
         ({"adapter": "writer-0", "prompt": "it " * 24}, 413, "The text has 24 tokens, and at most 23 are read"),
         ({"adapter": "writer-0", "prompt": [{"role": "user", "content": "it"}]}, 422, "a list of messages"),
         ({"adapter": "writer-0", "prompt": "it", "max_new_tokens": 0}, 422, "max_new_tokens"),
         ({"adapter": "writer-0", "prompt": "it", "max_new_tokens": "5"}, 422, "max_new_tokens"),
-        ({"adapter": "writer-0", "text": "it"}, 422, "prompt: Field required"),
+        ({"adapter": "writer-0", "text": "it"}, 422, "'prompt' is missing: add this field to the body."),
     ],
 )
 def test_wrong_prompts_are_told_what_is_wrong(server: Any, body: Any, status: int, message: str) -> None:
@@ -91,13 +95,21 @@ def test_adapters_and_health_are_listed(server: Any) -> None:
         ({"adapter": "other", "text": "it"}, 404, "No adapter 'other' is loaded; loaded are: adapter-0, adapter-1"),
         ({"adapter": "adapter-0", "text": " \n"}, 422, "empty text"),
         ({"adapter": "adapter-0", "text": "it " * 60}, 413, "The text has 62 tokens, and at most 24 are read"),
-        ({"adapter": "adapter-0", "text": 3}, 422, "text: Input should be a valid string"),
-        ({"adapter": None, "text": "it"}, 422, "adapter: Input should be a valid string"),
-        ({"adapter": "adapter-0"}, 422, "text: Field required"),
-        ({"adapter": "adapter-0", "text": "it", "txt": "it"}, 422, "txt: Extra inputs are not permitted"),
+        ({"adapter": "adapter-0", "text": 3}, 422, "'text' is wrong: input should be a valid string"),
+        ({"adapter": None, "text": "it"}, 422, "'adapter' is wrong: input should be a valid string"),
+        ({"adapter": "adapter-0"}, 422, "'text' is missing"),
+        (
+            {"adapter": "adapter-0", "text": "it", "txt": "it"},
+            422,
+            "'txt' is not a field of this request: leave it out.",
+        ),
         ({"adapter": "pairs", "text": "it"}, 422, "the adapter reads the columns 'one', 'two'"),
         ({"adapter": "pairs", "text": {"one": "it", "three": "it"}}, 422, "'one', 'three' were given"),
-        ({"adapter": "writer-0", "text": "it"}, 422, "writes text"),
+        (
+            {"adapter": "writer-0", "text": "it"},
+            422,
+            "Adapter 'writer-0' writes text; send the request to POST /generate",
+        ),
         ({"adapter": "adapter-0", "text": "\ud800"}, 422, "half a surrogate pair"),
         (["it"], 422, "not a JSON object"),
         (b'{"adapter": "adapter-0", ', 400, "not JSON"),
@@ -116,9 +128,10 @@ def test_errors_for_machines(server: Any) -> None:
     long = server.classify("adapter-0", "it " * 60)[1]
     assert (long["length"], long["maximum"]) == (62, 24)
     status, content = server.request("GET", "/classify")
-    assert (status, "error" in content) == (405, True)
+    assert (status, content["error"]) == (405, "/classify does not take GET; use POST.")
     status, content = server.request("GET", "/nothing")
-    assert (status, "error" in content) == (404, True)
+    assert status == 404
+    assert content["error"].startswith("There is no /nothing; send requests to /classify,")
 
 
 def test_adapters_come_and_go(server: Any, causal_lm: str) -> None:

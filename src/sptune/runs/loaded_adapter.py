@@ -33,7 +33,7 @@ class LoadedAdapter:
             InputError: it writes text.
         """
         if isinstance(self.encoder, GenerationEncoder):
-            raise InputError(f"Adapter {self.encoder.task.name!r} writes text; let it generate.")
+            raise InputError("This adapter writes text and predicts no classes; use one that was trained on classes.")
         return self.encoder
 
     @property
@@ -44,7 +44,7 @@ class LoadedAdapter:
             InputError: it predicts classes.
         """
         if isinstance(self.encoder, TaskEncoder):
-            raise InputError(f"Adapter {self.encoder.task.name!r} predicts classes; let it classify.")
+            raise InputError("This adapter predicts classes and writes no text; use one that was trained to generate.")
         return self.encoder
 
     @property

@@ -17,9 +17,18 @@ from sptune.errors import InputError, TakenNameError, TooLongError, UnknownAdapt
 from sptune.serve.adapter_store import MAX_NAME, NAME, folder_within
 from sptune.serve.replica import AdapterRequest, Replica
 
-WRONG_JSON, FORBIDDEN, UNKNOWN, TAKEN, TOO_LONG, WRONG_INPUT, FAILED = 400, 403, 404, 409, 413, 422, 500
+WRONG_JSON, FORBIDDEN, UNKNOWN, WRONG_METHOD, TAKEN, TOO_LONG, WRONG_INPUT, FAILED = (
+    400,
+    403,
+    404,
+    405,
+    409,
+    413,
+    422,
+    500,
+)
 
-
+PATHS = ("/classify", "/generate", "/adapters", "/health")
 MAX_NEW_TOKENS = 4096
 
 
@@ -158,7 +167,7 @@ def answer_errors_as_json(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        response = _json(error.status_code, str(error.detail))
+        response = _json(error.status_code, _sentence(request, error))
         response.headers.update(error.headers or {})
         return response
 
@@ -167,15 +176,34 @@ def answer_errors_as_json(app: FastAPI) -> None:
         return _json(FAILED, f"The server failed ({type(error).__name__}); its log says why.")
 
 
+def _sentence(request: Request, error: HTTPException) -> str:
+    """What an error says to the client; those of the framework say no more than the name of their status."""
+    if error.status_code == UNKNOWN:
+        return f"There is no {request.url.path}; send requests to {', '.join(PATHS)}."
+    if error.status_code == WRONG_METHOD:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        return f"{request.url.path} does not take {request.method}; use {allowed}."
+    return str(error.detail)
+
+
 def _in_words(found: Sequence[dict[str, Any]]) -> str:
     """What is wrong with the fields of a body."""
     by_field: dict[str, list[str]] = {}
     for one in found:
         field = str(one["loc"][1]) if len(one["loc"]) > 1 else "the body"
-        by_field.setdefault(field, []).append(one["msg"])
+        by_field.setdefault(field, []).append(_problem(one))
     if "the body" in by_field:
         return "The body is not a JSON object; send one, with the header 'Content-Type: application/json'."
-    return "; ".join(f"{field}: {', or: '.join(messages)}" for field, messages in by_field.items())
+    return " ".join(f"{field!r} {', or '.join(dict.fromkeys(ms))}." for field, ms in by_field.items())
+
+
+def _problem(found: dict[str, Any]) -> str:
+    """What is wrong with a field, as the end of a sentence about it."""
+    if found["type"] == "missing":
+        return "is missing: add this field to the body"
+    if found["type"] == "extra_forbidden":
+        return "is not a field of this request: leave it out"
+    return f"is wrong: {found['msg'][0].lower()}{found['msg'][1:]}"
 
 
 def _json(status: int, message: str, **about: Any) -> Response:

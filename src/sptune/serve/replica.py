@@ -7,6 +7,8 @@ batch, so that all of them serve the same adapters.
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,10 +176,24 @@ class Replica:
             copy = self.store.copy(folder)
             self.pool.put(name, copy)
         except InputError as error:  # in words that clients know
-            root = "" if self.root is None else f"{self.root}/"
-            raise InputError(str(error).replace(str(copy), str(folder)).replace(root, "")) from None
+            raise InputError(self._without_paths(str(error), {copy: folder})) from None
         self.store.serve(name, copy)
         return _describe(name, self.pool[name])
+
+    def _without_paths(self, message: str, sources: Mapping[Path, Path]) -> str:
+        """A message without the server's folders, which are no concern of clients.
+
+        Args:
+            message: for clients.
+            sources: the folder that each copy in the store was made of.
+        """
+        for copy, source in sources.items():
+            message = message.replace(str(copy), str(source))
+        message = message.replace(str(self.store.first), "the adapters that are served")
+        if self.root is not None:
+            message = message.replace(f"{self.root}/", "")
+        # A backbone on the server's disk is named by its last part.
+        return re.sub(r"(?<=['\"])/(?:[^'\"/]+/)*([^'\"/]+)(?=['\"])", r"\1", message)
 
 
 def _checked(adapter: LoadedAdapter, request: AdapterRequest) -> Any:
@@ -186,6 +202,9 @@ def _checked(adapter: LoadedAdapter, request: AdapterRequest) -> Any:
     Raises:
         InputError: the text is empty, too long or not what the adapter reads, or the adapter does something else.
     """
+    if adapter.writes != request.write:
+        does, path = ("writes text", "generate") if adapter.writes else ("predicts classes", "classify")
+        raise InputError(f"Adapter {request.adapter!r} {does}; send the request to POST /{path}.")
     encoder = adapter.text_encoder if request.write else adapter.class_encoder
     characters = len(str(request.text))
     if characters > MAX_CHARACTERS:
@@ -201,7 +220,7 @@ def _checked(adapter: LoadedAdapter, request: AdapterRequest) -> Any:
 
 
 def _describe(name: str, adapter: LoadedAdapter) -> Description:
-    """What clients need to know of an adapter."""
+    """What clients need to know of an adapter; `version` counts the changes of all adapters together."""
     task = adapter.folder.task
     about: dict[str, Any] = {"max_length": adapter.folder.max_length}
     if isinstance(task, GenerationTask):
