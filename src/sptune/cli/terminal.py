@@ -336,12 +336,14 @@ def _print_scores(metrics: dict[str, Any]) -> None:
 def _print_table(metrics: dict[str, Any], names: list[str]) -> None:
     """Metrics on validation and test data, next to those of the linear probe or of zero-shot."""
     table = Table("", *(f"{split} {name}" for split in ("validation", "test") for name in names), box=None)
-    rows = [("prompts", metrics)]
+    rows, difference = [("prompts", metrics)], ""
     if "baseline" in metrics:
         rows.insert(0, (metrics["baseline"]["kind"], metrics["baseline"]))
-        rows.append(("gain", metrics["gain"]))
+        # Loss and perplexity are the better the lower they are.
+        difference = "reduction" if "perplexity" in names else "gain"
+        rows.append((difference, metrics["gain"]))
     for title, values in rows:
-        sign = "+" if title == "gain" else ""
+        sign = "+" if title == difference else ""
         table.add_row(
             title,
             *(f"{values[split][name]:{sign}.4f}" for split in ("validation", "test") for name in names),

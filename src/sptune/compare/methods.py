@@ -2,6 +2,9 @@
 
 What is trained is one of five kinds: prompts of sptune, a PEFT method, an adapter of the library `adapters`, weights of
 the backbone itself, or nothing but the head.
+
+To add a method of one of these kinds: add a row to `_TABLE`. Another kind also needs a branch in
+`sptune.compare.networks`, which builds what is trained.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Each makes a vector for every token from that token's own hidden state. The `phm` projection follows Zhang et al.
 (2021), "Beyond Fully-Connected Layers with Quaternions".
+
+To add a generator: write a module here whose `forward(hidden_states)` takes and returns (..., d), let `build_generator`
+build it, and list its name in `GENERATORS` of `sptune.prompt_config`.
 """
 
 from __future__ import annotations

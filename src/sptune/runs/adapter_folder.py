@@ -1,4 +1,4 @@
-"""Reading the folder of an adapter that a run wrote, without its weights and its backbone."""
+"""Reading the folder of an adapter that a run wrote, without its weights and its backbone; `run_results` writes it."""
 
 from __future__ import annotations
 

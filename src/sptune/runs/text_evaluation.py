@@ -1,4 +1,4 @@
-"""`TextEvaluation`: what a run measures and predicts where the answer is text."""
+"""`TextEvaluation`: the measurements and predictions of a run whose task is text generation."""
 
 from __future__ import annotations
 

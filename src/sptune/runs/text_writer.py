@@ -1,4 +1,4 @@
-"""`TextWriter`: a saved adapter that writes text, with its backbone."""
+"""`TextWriter`: one saved adapter that writes text, with its backbone, for `sptune evaluate` and `predict`."""
 
 from __future__ import annotations
 

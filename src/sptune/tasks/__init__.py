@@ -1,4 +1,4 @@
-"""Text classification: tasks, templates, label words, benchmark tasks, data, splits, encoding and metrics."""
+"""Text classification and text generation: tasks, templates, benchmark tasks, data, splits, encoding and metrics."""
 
 from sptune.renamed import warn_renamed
 from sptune.tasks.benchmark_tasks import BENCHMARK_SOURCES, BENCHMARK_TASKS, HubSource, benchmark_task, load_benchmark

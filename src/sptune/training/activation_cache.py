@@ -2,6 +2,7 @@
 
 Layers below the first one with a trained weight are frozen, so the same text gives the same states there in every
 epoch. The states of each real token are stored, without padding, in memory or in a memory-mapped file.
+`activation_caching` fills and reads the store during training; `caching_trainer` is a trainer for users.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""`ActivationCaching`: the part of a trainer that fills and reads the activation cache."""
+"""`ActivationCaching`: fills an `ActivationCache` during training and gives its states to the network.
+
+`SPTTrainer` of sptune has one, and so has `ActivationCachingTrainer` for any PEFT method.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 Each reads the text's hidden states at the input of its layer, restricted to the source tokens, and returns m vectors of
 the hidden size. `appg`, `mppg` and `npg` follow Late Prompt Tuning (Liu et al., 2022).
+
+To add a generator: write a module here, let `build_prompt_generator` build it, and list its name in `GENERATORS` of
+`sptune.prompt_config`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads labeled text from files or Hugging Face datasets and checks it before a model is loaded."""
+"""Reads labeled texts, prompts and chats from files or Hugging Face datasets; checks them before a model is loaded."""
 
 from sptune.tasks.data.labeled_data import load_splits, read_labeled, read_unlabeled
 from sptune.tasks.data.named_rows import read_named
