@@ -309,3 +309,17 @@ def test_more_tokens_than_the_backbone_takes_are_refused(
         (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "it", "prompt": "it"}) + "\n", encoding="utf-8")
         with pytest.raises(InputError, match=refusal):
             predict(long, tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("kind", "column"), [("text", "prediction"), ("text", "scores"), ("prompt", "prompt"), ("prompt", "generated")]
+)
+def test_a_column_of_names_that_the_output_would_replace_is_refused(
+    folders: dict[str, Path], tmp_path: Path, causal_lm: str, monkeypatch: pytest.MonkeyPatch, kind: str, column: str
+) -> None:
+    folder = folders["films"] if kind == "text" else write_tiny_writer(tmp_path / "films", causal_lm, 0)
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({kind: "it", column: "films"}) + "\n", encoding="utf-8")
+    monkeypatch.setattr("sptune.runs.adapter_pool.load_backbone", None)  # nothing is loaded
+    with pytest.raises(InputError, match=rf"{column}.*rename the column"):
+        predict(folder, file, adapter_column=column)

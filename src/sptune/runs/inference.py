@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
 from sptune.runs.class_evaluation import prediction_rows
 from sptune.runs.progress import Monitor
-from sptune.runs.task_kinds import Columns, check_max_new_tokens, read_examples
+from sptune.runs.task_kinds import AnyTask, Columns, check_max_new_tokens, read_examples
 from sptune.runs.text_writer import load_writer
 from sptune.tasks import compute_metrics, read_named
 from sptune.tasks.generation_task import GenerationTask
@@ -175,6 +175,7 @@ def _predict(
     for task in tasks.values():
         check_max_new_tokens(task, max_new_tokens)
     if adapter_column is not None:
+        _check_adapter_column(adapter_column, tasks.values())
         examples = read_named(input, adapter_column, tasks)
     elif len(saved) > 1:
         raise InputError(
@@ -191,6 +192,22 @@ def _predict(
     if adapter_column is not None:
         rows = [{adapter_column: name, **row} for (name, _), row in zip(examples, rows, strict=True)]
     return rows
+
+
+def _check_adapter_column(column: str, tasks: Iterable[AnyTask]) -> None:
+    """Refuse a column that a row of the output has for something else.
+
+    Raises:
+        InputError: which.
+    """
+    written: set[str] = set()
+    for task in tasks:
+        written |= {"prompt", "generated"} if isinstance(task, GenerationTask) else {"prediction", "scores"}
+    if column in written:
+        raise InputError(
+            f"adapter_column={column!r}: the output has a field of this name, which would replace the adapter's name; "
+            "rename the column in the file."
+        )
 
 
 def _load(saved: Mapping[str, AdapterFolder], monitor: Monitor) -> AdapterPool:
