@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sptune import predict
 from sptune.errors import InputError, UnknownAdapterError
-from sptune.runs.adapter_folder import named_folders
+from sptune.runs.adapter_folder import AdapterFolder, named_folders
 from sptune.runs.adapter_pool import AdapterPool
 from tiny_adapters import write_tiny_adapter, write_tiny_writer
 
@@ -323,3 +324,23 @@ def test_a_column_of_names_that_the_output_would_replace_is_refused(
     monkeypatch.setattr("sptune.runs.adapter_pool.load_backbone", None)  # nothing is loaded
     with pytest.raises(InputError, match=rf"{column}.*rename the column"):
         predict(folder, file, adapter_column=column)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("adapter_config.json", lambda text: "[" * 100_000, "cannot be read as JSON"),
+        ("task.json", lambda text: '{"task":' * 100_000, "cannot be read as JSON"),
+        ("task.json", lambda text: text.replace('"max_length": 24', '"max_length": Infinity'), "has the wrong type"),
+        ("task.json", lambda text: text.replace('"good"', "1"), "labels contains 1, which is not text"),
+        ("task.json", lambda text: text.replace('"text"', "null"), "text_fields contains None, which is not text"),
+    ],
+)
+def test_files_with_values_of_the_wrong_type_are_refused(
+    folders: dict[str, Path], tmp_path: Path, file: str, change: Callable[[str], str], message: str
+) -> None:
+    broken = shutil.copytree(folders["films"], tmp_path / "films")
+    text = (broken / file).read_text(encoding="utf-8")
+    (broken / file).write_text(change(text), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{file}.*{message}"):
+        AdapterFolder.read(broken)

@@ -129,7 +129,7 @@ def _read_task(folder: Path) -> tuple[AnyTask, BackboneSpec, int, int | None]:
         return task, backbone, int(document["max_length"]), None if new_tokens is None else int(new_tokens)
     except InputError as error:
         raise InputError(f"{folder / TASK_FILE}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{folder / TASK_FILE}: a value is missing or has the wrong type ({error}); use an adapter that sptune fit "
             "or train wrote."

@@ -53,6 +53,9 @@ class Task:
                 raise self._error(f"{name} is the text {value!r}", "give a list")
             if value is not None:
                 object.__setattr__(self, name, tuple(value))
+            wrong = [one for one in value or () if not isinstance(one, str)]
+            if wrong:
+                raise self._error(f"{name} contains {wrong[0]!r}, which is not text", "give a list of texts")
         if self.kind not in KINDS:
             raise self._error(f"kind is {self.kind!r}", f"choose from {', '.join(KINDS)}")
         if not self.text_fields or len(set(self.text_fields)) < len(self.text_fields):
