@@ -31,3 +31,9 @@ def test_texts_are_compared_without_outer_spaces_and_in_any_script():
     for generated, completions in (([], []), (["a"], ["a", "b"])):
         with pytest.raises(InputError, match="Cannot compare"):
             text_metrics(generated, completions)
+
+
+def test_rouge_of_texts_without_words_or_spaces():
+    assert text_metrics([":-)"], [":-)"]) == {"exact_match": 1.0, "rouge_l": 1.0}
+    assert text_metrics([":-("], [":-)"]) == {"exact_match": 0.0, "rouge_l": 0.0}
+    assert text_metrics(["这部电影很好"], ["这部电影很坏"])["rouge_l"] == pytest.approx(5 / 6)

@@ -12,6 +12,9 @@ import torch.nn.functional as F  # noqa: N812
 from sptune.errors import InputError
 
 IGNORED = -100
+# Characters of Chinese and Japanese, which are written without spaces between words.
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
 
 def completion_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -51,7 +54,7 @@ def text_metrics(generated: Sequence[str], completions: Sequence[str]) -> dict[s
 
     Returns:
         "exact_match", the share of equal texts, and "rouge_l", the mean F-measure of ROUGE-L (Lin 2004) without
-        stemming.
+        stemming. Equal texts score 1, even without a word.
 
     Raises:
         InputError: if there are no texts, or not as many of both.
@@ -64,12 +67,17 @@ def text_metrics(generated: Sequence[str], completions: Sequence[str]) -> dict[s
     pairs = [(text.strip(), wanted.strip()) for text, wanted in zip(generated, completions, strict=True)]
     return {
         "exact_match": float(np.mean([text == wanted for text, wanted in pairs])),
-        "rouge_l": float(np.mean([scorer.score(wanted, text)["rougeL"].fmeasure for text, wanted in pairs])),
+        "rouge_l": float(
+            np.mean([text == wanted or scorer.score(wanted, text)["rougeL"].fmeasure for text, wanted in pairs])
+        ),
     }
 
 
 class _Words:
-    """Lower-case words of letters and digits of any script; the default of rouge-score knows only a to z."""
+    """Lower-case words of letters and digits, and single characters of Chinese and Japanese.
+
+    The default of rouge-score knows only a to z.
+    """
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"[^\W_]+", text.lower())
+        return WORD.findall(text.lower())
