@@ -143,3 +143,14 @@ def test_what_a_template_writes_around_an_answer_is_no_part_of_the_generated_tex
         learned = [token for token in row["labels"] if token != -100]
         assert learned[-1] == encoder.stop_token_ids[0]
         assert encoder.decode(learned[:-1]) == answer
+
+
+def test_completions_that_go_on_after_an_end_token_are_reported(gpt2_tokenizer, caplog):
+    encoder = GenerationEncoder(GenerationTask("t"), gpt2_tokenizer, max_length=64)
+    with caplog.at_level(logging.WARNING):
+        encoder.encode([PAIR, GenerationExample("a", " b<|endoftext|>", "2")])
+        assert not caplog.text
+        encoder.encode([PAIR, GenerationExample("a", " b<|endoftext|> and more", "train.jsonl:2")])
+    assert "1 of 2 completions contain the end token '<|endoftext|>' before their end (the first: train.jsonl:2)" in (
+        caplog.text
+    )

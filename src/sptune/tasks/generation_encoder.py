@@ -85,6 +85,7 @@ class GenerationEncoder:
             tokens, labels = prompt + completion, earlier + completion
             rows.append((tokens[: self.max_length], labels[: self.max_length]))
         self._refuse_full(full)
+        self._warn_early_ends(examples)
         self.too_long = len(cut)
         if cut:
             logger.warning(
@@ -122,6 +123,22 @@ class GenerationEncoder:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of generated tokens; of a turn in a conversation its content."""
         return plain_text(self.tokenizer, tokens) if self._chat is None else self._chat.decode(tokens)
+
+    def _warn_early_ends(self, examples: Sequence[GenerationExample]) -> None:
+        """Warn of completions that spell the end token, which are learned up to there."""
+        if self._chat is not None:  # messages are broken up where they spell one
+            return
+        end = str(self.tokenizer.eos_token)
+        early = [one for one in examples if (one.completion or "").partition(end)[2].strip()]
+        if early:
+            logger.warning(
+                "%d of %d completions contain the end token %r before their end (the first: %s); what follows it was "
+                "cut.",
+                len(early),
+                len(examples),
+                end,
+                early[0].where,
+            )
 
     def _refuse_full(self, examples: Sequence[GenerationExample]) -> None:
         if examples:
