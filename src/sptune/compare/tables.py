@@ -94,16 +94,8 @@ def cost_table(study: Any, lines: Sequence[Any]) -> TextTable:
         study: the study.
         lines: its summary; methods without a run are left out.
     """
-    columns = [
-        "method",
-        "parameters",
-        "s/step",
-        "seconds",
-        f"seconds / {study.against}",
-        "memory, MB",
-        "saved, kB",
-        "rates",
-    ]
+    relative = f"seconds / {study.against}"
+    columns = ["method", "parameters", "s/step", "seconds", relative, "memory, MB", "saved, kB", "rates"]
     begun = _begun(lines)
     rows = [
         [
