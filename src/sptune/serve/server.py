@@ -146,13 +146,7 @@ def _replicas(
         num_replicas=replicas, max_ongoing_requests=2 * MAX_BATCH_SIZE, ray_actor_options=shares
     )
     try:
-        try:
-            serve.start(http_options={"host": host, "port": port})
-        except Exception as error:  # of Ray, which says little where another process took the port meanwhile
-            raise SptuneError(
-                f"Ray Serve did not start at {host}:{port} ({type(error).__name__}). If another process has taken the "
-                "port meanwhile, choose another (port); otherwise see Ray's logs in /tmp/ray."
-            ) from error
+        _start_proxy(host, port)
         application = deployment(serve.ingress(build_app)(Replica)).bind(**options)
         try:
             serve.run(application, name=APPLICATION, route_prefix="/")
@@ -165,6 +159,23 @@ def _replicas(
         yield
     finally:
         serve.shutdown()
+
+
+def _start_proxy(host: str, port: int) -> None:
+    """Start what listens for requests.
+
+    Raises:
+        SptuneError: it does not start.
+    """
+    from ray import serve
+
+    try:
+        serve.start(http_options={"host": host, "port": port})
+    except Exception as error:  # of Ray, which says little where another process took the port meanwhile
+        raise SptuneError(
+            f"Ray Serve did not start at {host}:{port} ({type(error).__name__}). If another process has taken the "
+            "port meanwhile, choose another (port); otherwise see Ray's logs in /tmp/ray."
+        ) from error
 
 
 def _last_error(text: str) -> str:
