@@ -14,7 +14,7 @@ def test_the_demo_replaces_no_data_of_others(tmp_path: Path) -> None:
     mine = tmp_path / "data" / "train.jsonl"
     mine.parent.mkdir()
     mine.write_text("mine")
-    with pytest.raises(InputError, match=r"train\.jsonl: is there already"):
+    with pytest.raises(InputError, match=r"train\.jsonl: exists already"):
         run_demo(tmp_path)
     assert mine.read_text() == "mine"
 

@@ -144,7 +144,7 @@ def test_predictions_never_take_the_place_of_a_file_unasked(
         path.write_text(before)
     linked.symlink_to(texts)
     for use in (partial(predict, finished.adapter_dir, texts), partial(evaluate, finished.adapter_dir, texts)):
-        with pytest.raises(InputError, match=r"there\.jsonl: is there already; .*--overwrite"):
+        with pytest.raises(InputError, match=r"there\.jsonl: exists already; .*--overwrite"):
             use(output=there)
         for same in (texts, linked):
             with pytest.raises(InputError, match="jsonl: is the data"):
