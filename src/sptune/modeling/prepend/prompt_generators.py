@@ -148,7 +148,7 @@ class AttentionGenerator(nn.Module):
     def forward(self, hidden_states: torch.Tensor, source_mask: torch.Tensor, *, causal: bool = False) -> torch.Tensor:
         """Return prompts (batch, m, d) from hidden_states (batch, length, d) and source_mask (batch, length)."""
         source = self.down(hidden_states)
-        scores = self.queries @ source.mT / math.sqrt(source.shape[-1])
+        scores = (source @ self.queries.mT).mT / math.sqrt(source.shape[-1])
         scores = scores.masked_fill(~source_mask[:, None], torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1) * source_mask.any(-1)[:, None, None].to(scores.dtype)
         change = self.up(self.activation(weights @ source))
