@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -93,6 +94,28 @@ def test_logits_are_the_head_on_the_mean_of_the_real_tokens(
     torch.testing.assert_close(outputs.loss, torch.nn.functional.cross_entropy(expected, torch.tensor([0, 1, 2])))
     # The pretrained weights were not initialized again.
     assert all(torch.equal(value, model.backbone.state_dict()[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "size", "labels", "loss"),
+    [
+        (None, 3, torch.tensor([0, 2, 1]), functional.cross_entropy),
+        (None, 1, torch.tensor([0.5, -2.0, 3.0]), lambda logits, labels: functional.mse_loss(logits[:, 0], labels)),
+        (
+            "regression",
+            1,
+            torch.tensor([1, 2, 3]),
+            lambda logits, labels: functional.mse_loss(logits[:, 0], labels.float()),
+        ),
+        ("multi_label_classification", 3, torch.eye(3), functional.binary_cross_entropy_with_logits),
+    ],
+)
+def test_the_loss_is_that_of_the_problem_type(
+    backbone: PreTrainedModel, batch: dict[str, Tensor], problem_type: Any, size: int, labels: Tensor, loss: Any
+) -> None:
+    model = MeanPooledClassifier.from_backbone(backbone, num_labels=size, problem_type=problem_type)
+    outputs = model(**batch, labels=labels)
+    torch.testing.assert_close(outputs.loss, loss(outputs.logits, labels))
 
 
 def test_no_mask_means_all_tokens_are_real(backbone: PreTrainedModel, batch: dict[str, Tensor]) -> None:

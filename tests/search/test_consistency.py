@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import distributions
 from torch.nn import functional
 
-from sptune.search.consistency import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.consistency import draw_layer_masks, predictions_distance, states_distance, symmetric_kl
 
 
 def test_masks_drop_layers_independently_with_the_given_probability():
@@ -23,6 +24,17 @@ def test_symmetric_kl_is_the_mean_of_both_divergences():
     )
     torch.testing.assert_close(symmetric_kl(first, second), both / 2)
     assert symmetric_kl(first, first).item() == 0
+
+
+def test_predictions_of_labels_and_numbers_are_compared_as_their_distributions():
+    first, second = torch.randn(6, 4), torch.randn(6, 4)
+    p, q = distributions.Bernoulli(logits=first), distributions.Bernoulli(logits=second)
+    both = distributions.kl_divergence(p, q) + distributions.kl_divergence(q, p)
+    measured = predictions_distance("multi_label_classification", first, second)
+    torch.testing.assert_close(measured, both.mean() / 2)
+    p, q = (distributions.Normal(run[:, :1], 0.5**0.5) for run in (first, second))
+    both = distributions.kl_divergence(p, q) + distributions.kl_divergence(q, p)
+    torch.testing.assert_close(predictions_distance("regression", first[:, :1], second[:, :1]), both.mean() / 2)
 
 
 def test_states_are_compared_at_real_tokens_only():

@@ -3,8 +3,10 @@
 from collections import Counter
 
 import pytest
+from datasets import Dataset
 
-from sptune.search.data_split import split_indices
+from sptune.search import SearchConfig
+from sptune.search.data_split import split_dataset, split_indices
 
 
 def class_counts(labels, indices):
@@ -44,3 +46,13 @@ def test_the_split_depends_on_the_seed_alone():
     first = split_indices(labels, 30, gate_fraction=0.5, seed=4)
     assert split_indices(labels, 30, gate_fraction=0.5, seed=4) == first
     assert split_indices(labels, 30, gate_fraction=0.5, seed=5) != first
+
+
+def test_rare_labels_of_examples_with_several_are_in_both_splits():
+    # Every example has label 0; one in ten has label 1, too, and as many others have none.
+    labels = [[1.0, float(index % 10 == 0)] if index % 10 != 5 else [0.0, 0.0] for index in range(60)]
+    dataset = Dataset.from_dict({"labels": labels}).with_format("torch")
+    for split in split_dataset(dataset, SearchConfig(gate_fraction=0.5)):
+        rows = split[:]["labels"]
+        assert int(rows[:, 1].sum()) == 3
+        assert int((rows.sum(1) == 0).sum()) == 3

@@ -1,8 +1,10 @@
 """The table of searchers, and what all of them have in common."""
 
+import math
 import pkgutil
 
 import pytest
+import torch
 
 from sptune import discretize
 from sptune.errors import SptuneError
@@ -85,3 +87,30 @@ def test_random_draws_follow_the_seed(search):
 def test_a_search_that_diverges_says_so(search, searcher):
     with pytest.raises(SptuneError, match=r"diverged.*lower learning_rate"):
         search(searcher, args={"learning_rate": 1e30, "max_grad_norm": 0.0})
+
+
+@pytest.mark.parametrize("searcher", NAMES)
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "label"),
+    [
+        ("regression", 1, float),
+        ("multi_label_classification", 3, lambda index: [float(index == one) for one in range(3)]),
+    ],
+)
+def test_every_searcher_searches_with_numbers_and_several_labels(
+    build_supernet, build_args, make_examples, collate, searcher, problem_type, num_labels, label
+):
+    def collate_floats(examples):
+        labels = torch.tensor([label(example["labels"]) for example in examples], dtype=torch.float32)
+        return {**collate(examples), "labels": labels}
+
+    def scores(model, batch):
+        return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+    result = search_prompt_layers(
+        build_supernet(backbone={"num_labels": num_labels}), make_examples(24), build_args(max_steps=6),
+        SearchConfig(searcher=searcher, num_prompt_layers=2), class_scores=scores, problem_type=problem_type,
+        data_collator=collate_floats,
+    )  # fmt: skip
+    assert len(result.prompt_layers) == 2
+    assert all(math.isfinite(score) for score in result.scores)

@@ -102,6 +102,38 @@ def test_the_loss_is_the_cross_entropy_of_the_class_scores(build_trainer):
         torch.testing.assert_close(gradients.steps[0][name], gradient, atol=1e-6, rtol=1e-4)
 
 
+NUMBERS = [0.5 * index - 100 for index in range(8)]
+LABEL_SETS = [[float(index % 2), float(index % 3 == 0), 0.0] for index in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "size"), [("regression", NUMBERS, 1), ("multi_label_classification", LABEL_SETS, 3)]
+)
+def test_numbers_and_several_labels_have_the_loss_of_transformers(build_trainer, problem_type, labels, size):
+    examples = build_examples(8)
+    batch = {**pad_batch(examples), "labels": torch.tensor(labels)}
+
+    def scores(model, given):
+        return model(input_ids=given["input_ids"], attention_mask=given["attention_mask"]).logits
+
+    backbone = {"num_labels": size, "problem_type": problem_type}
+    trainer = build_trainer(
+        examples, backbone=backbone, trainer={"class_scores": scores, "problem_type": problem_type}, max_steps=1
+    )
+    trainer.data_collator = lambda rows: batch
+    own = trainer.model(**batch).loss.item()
+    trainer.eval_dataset = examples
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(own, rel=1e-5)
+    assert trainer.train().training_loss == pytest.approx(own, rel=1e-5)
+
+
+def test_problem_types_that_cannot_be_are_refused(build_trainer):
+    with pytest.raises(InputError, match="choose one of single_label_classification, multi_label"):
+        build_trainer(build_examples(8), trainer={"class_scores": first_two_scores, "problem_type": "ranking"})
+    with pytest.raises(InputError, match=r"label_smoothing_factor=0\.1 has no effect"):
+        build_trainer(build_examples(8), trainer={"problem_type": "regression"}, label_smoothing_factor=0.1)
+
+
 @pytest.mark.parametrize("bf16", [True, False])
 def test_short_bfloat16_batches_train_without_flash_attention_on_a_cpu(build_trainer, bf16):
     with_flash = []

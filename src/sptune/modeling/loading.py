@@ -27,6 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from sptune.errors import InputError
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
+from sptune.modeling.problem_types import SINGLE_LABEL, check_problem_type
 
 MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
 
@@ -82,13 +83,15 @@ class BackboneSpec:
         source: where the files are.
         head: "masked_lm", "causal_lm" or "classifier".
         pooling: input of a classifier's head, "mean" or "own"; None for a language-model head.
-        labels: class names of a classifier, in the order of its logits.
+        labels: names of a classifier's logits, in their order.
+        problem_type: what a classifier's logits mean, as in transformers; None for scores of exclusive classes.
     """
 
     source: BackboneSource
     head: str
     pooling: str | None = None
     labels: tuple[str, ...] = ()
+    problem_type: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for task.json."""
@@ -97,19 +100,23 @@ class BackboneSpec:
             "head": self.head,
             "pooling": self.pooling,
             "labels": list(self.labels),
+            **({"problem_type": self.problem_type} if self.problem_type else {}),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
         """The reverse of `to_dict`."""
         source = BackboneSource(**{field.name: values[field.name] for field in dataclasses.fields(BackboneSource)})
-        return cls(source, values["head"], values["pooling"], tuple(values["labels"]))
+        problem_type = values.get("problem_type")
+        check_problem_type(problem_type)
+        return cls(source, values["head"], values["pooling"], tuple(values["labels"]), problem_type)
 
     def python(self) -> str:
         """A Python expression that loads this backbone, for the model card."""
         files = self.source.python_files()
         if self.head == CLASSIFIER:
-            files = f", id2label={dict(enumerate(self.labels))}{files}"
+            problem = f", problem_type={self.problem_type!r}" if self.problem_type else ""
+            files = f", id2label={dict(enumerate(self.labels))}{problem}{files}"
         files += f", dtype={self.source.dtype!r}"  # transformers 5 would use the checkpoint's
         if self.pooling == "mean":
             return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
@@ -196,13 +203,17 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if spec.pooling == "mean":
         backbone, _ = _load_weights(AutoModel, source, options)
-        return MeanPooledClassifier.from_backbone(_renamed(backbone, source), id2label=id2label), ["classifier"]
+        model = MeanPooledClassifier.from_backbone(
+            _renamed(backbone, source), id2label=id2label, problem_type=spec.problem_type
+        )
+        return model, ["classifier"]
     if spec.head == CLASSIFIER:
         options |= {
             "num_labels": len(spec.labels),
             "id2label": id2label,
             "label2id": {label: index for index, label in id2label.items()},
             "pad_token_id": tokenizer.pad_token_id,
+            "problem_type": spec.problem_type or SINGLE_LABEL,
         }
     model, absent = _load_weights(_auto_class(spec.head), source, options)
     if absent and spec.head != CLASSIFIER:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune.errors import InputError
 from sptune.modeling.calls import CACHE_NAMES, argument_positions
+from sptune.modeling.problem_types import REGRESSION, SINGLE_LABEL, problem_loss
 
 
 class MeanPooledConfig(PretrainedConfig):
@@ -61,6 +61,7 @@ class MeanPooledClassifier(PreTrainedModel):
         *,
         num_labels: int | None = None,
         id2label: dict[int, str] | None = None,
+        problem_type: str | None = None,
         **kwargs: Any,
     ) -> MeanPooledClassifier:
         """A classifier with a new head on a pretrained backbone.
@@ -70,6 +71,8 @@ class MeanPooledClassifier(PreTrainedModel):
                 its backbone is taken.
             num_labels: number of classes; not needed with `id2label`.
             id2label: names of the classes.
+            problem_type: as in every transformers configuration; it decides on the loss. None for "regression" with
+                one class, else "single_label_classification".
             kwargs: passed to `AutoModel.from_pretrained`.
 
         Raises:
@@ -87,7 +90,13 @@ class MeanPooledClassifier(PreTrainedModel):
             base = base.backbone
         label2id = {label: index for index, label in id2label.items()}
         attention = base.config._attn_implementation
-        config = MeanPooledConfig(base.config, id2label=id2label, label2id=label2id, attn_implementation=attention)
+        config = MeanPooledConfig(
+            base.config,
+            id2label=id2label,
+            label2id=label2id,
+            problem_type=problem_type,
+            attn_implementation=attention,
+        )
         with torch.device("meta"):
             model = cls(config)
         model.backbone = _without_pooler(base)
@@ -137,7 +146,7 @@ class MeanPooledClassifier(PreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Class logits (batch, classes), and the cross entropy if `labels` (batch,) are given.
+        """Logits (batch, classes), and their loss if `labels` are given; see `problem_loss` for the shape of these.
 
         `past_key_values` and `cache` are two names of the cached keys and values in front of the text.
 
@@ -152,7 +161,8 @@ class MeanPooledClassifier(PreTrainedModel):
         kwargs.pop("return_dict", None)
         pooled = self.pool(input_ids, attention_mask, inputs_embeds, **given, **kwargs)
         logits = self.classifier(pooled)
-        loss = None if labels is None else functional.cross_entropy(logits.float(), labels)
+        problem = self.config.problem_type or (REGRESSION if self.config.num_labels == 1 else SINGLE_LABEL)
+        loss = None if labels is None else problem_loss(problem, logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
     def _cache_name(self) -> str:

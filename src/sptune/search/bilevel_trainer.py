@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
+from sptune.modeling.problem_types import SINGLE_LABEL
 from sptune.renamed import warn_renamed
 from sptune.search.bilevel import BilevelStep
-from sptune.search.consistency import draw_layer_masks, states_distance, symmetric_kl
+from sptune.search.consistency import draw_layer_masks, predictions_distance, states_distance
 from sptune.search.gate_sampler import GateSampler
 from sptune.search.supernet_trainer import SupernetTrainer
 from sptune.training.loss_items import batch_size
@@ -187,8 +188,11 @@ class SPTSearchTrainer(SupernetTrainer):
                 return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
             loss, outputs = self._mean_loss(model, twice)
         scores = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        if scores.shape[-1] < 2:
-            raise InputError("consistency='kl' compares class scores, but the model gives one number; choose 'mse'.")
+        if scores.shape[-1] < 2 and self.problem_type == SINGLE_LABEL:
+            raise InputError(
+                "consistency='kl' compares class scores, but the model gives one number; choose 'mse', or say "
+                "problem_type='regression'."
+            )
         first, second = scores[:size], scores[size:]
         labels = inputs.get("labels")
         if scores.dim() > 2 and isinstance(labels, torch.Tensor):
@@ -196,7 +200,7 @@ class SPTSearchTrainer(SupernetTrainer):
             first, second = (run[:, : predicted.shape[1]][predicted] for run in (first, second))
             if not predicted.any():
                 return loss, loss.new_zeros(()), outputs
-        return loss, symmetric_kl(first, second), outputs
+        return loss, predictions_distance(self.problem_type, first, second), outputs
 
     def _draw_masks(self, size: int) -> torch.Tensor:
         """Layer masks for `size` runs."""

@@ -36,18 +36,37 @@ def split_dataset(dataset: Dataset, search: SearchConfig) -> tuple[Dataset, Data
 
 
 def _class_labels(dataset: Any) -> list[int] | None:
-    """The column "labels", if it holds a class index for every example."""
+    """The group of each example within which the splits are drawn; None if the labels make no groups.
+
+    They are the column "labels" if it holds a class index for every example. Of 0 and 1 for each of several labels they
+    are the rarest label of each example, so that rare ones are in both splits.
+    """
     names = ("labels", "label")  # transformers' collators rename the second to the first
     if hasattr(dataset, "column_names"):
         column: Any = next((dataset[name] for name in names if name in dataset.column_names), [])
     else:
         examples = (dataset[index] for index in range(len(dataset)))
         column = [example[name] for example in examples for name in names if name in example]
+    column = list(column)
     try:
-        labels = torch.as_tensor(list(column))
+        tensors = bool(column) and isinstance(column[0], torch.Tensor)
+        labels = torch.stack(column) if tensors else torch.as_tensor(column)
     except (TypeError, ValueError, RuntimeError):
         return None
+    if labels.dim() == 2 and labels.is_floating_point():
+        return _rarest_labels(labels > 0).tolist()
     return labels.tolist() if labels.shape == (len(dataset),) and not labels.is_floating_point() else None
+
+
+def _rarest_labels(has_label: torch.Tensor) -> torch.Tensor:
+    """The index of the rarest label of each example, (examples,), or the number of labels for one without any.
+
+    Args:
+        has_label: (examples, labels), booleans.
+    """
+    counts = has_label.sum(0)
+    ranked = torch.where(has_label, counts, len(has_label) + 1)
+    return torch.where(has_label.any(1), ranked.argmin(1), has_label.shape[1])
 
 
 def split_indices(

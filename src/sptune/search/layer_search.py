@@ -38,6 +38,7 @@ def search_prompt_layers(
     search: SearchConfig | None = None,
     *,
     class_scores: ClassScores | None = None,
+    problem_type: str | None = None,
     data_collator: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     head_learning_rate: float | None = None,
@@ -53,6 +54,7 @@ def search_prompt_layers(
         args: training arguments of the search; epochs count over the weight split.
         search: how to search; None for the defaults. See `SearchConfig` for searchers that train nothing.
         class_scores: as in `SPTTrainer`.
+        problem_type: as in `SPTTrainer`.
         data_collator: as in `transformers.Trainer`.
         callbacks: as in `transformers.Trainer`.
         head_learning_rate: as in `SPTTrainer`.
@@ -68,7 +70,8 @@ def search_prompt_layers(
     if SEARCHERS[search.searcher].fixed:
         return _fixed_result(config, search, tuner.candidate_layers, tuner.backbone.num_layers)
     options: dict[str, Any] = {"class_scores": class_scores, "data_collator": data_collator, "callbacks": callbacks}
-    options |= {"head_learning_rate": head_learning_rate, "activation_cache": activation_cache}
+    options |= {"problem_type": problem_type, "head_learning_rate": head_learning_rate}
+    options["activation_cache"] = activation_cache
     sized = _with_number(search, tuner, config)  # an impossible choice fails before the training
     problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
     return _search(problem, config, search)

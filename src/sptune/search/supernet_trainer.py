@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.model import SPTModel
+from sptune.modeling.problem_types import problem_loss
 from sptune.search.data_split import split_dataset
 from sptune.search.held_out import HeldOutLosses
 from sptune.search.history import SearchHistory, check_search_checkpoint
@@ -169,7 +170,8 @@ class SupernetTrainer(SPTTrainer):
         if labels is None:
             raise InputError("The batch has no labels, which the search needs.")
         if self.class_scores is not None:
-            return F.cross_entropy(at_least_float32(self.class_scores(model, inputs)), labels, reduction="none")
+            scores = at_least_float32(self.class_scores(model, inputs))
+            return problem_loss(self.problem_type, scores, labels, reduction="none")
         logits = at_least_float32(model(**inputs).logits)
         if labels.is_floating_point():  # numbers, or a probability for each class
             loss_of = F.mse_loss if logits.shape[-1] == 1 else F.binary_cross_entropy_with_logits

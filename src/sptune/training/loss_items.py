@@ -25,7 +25,12 @@ class LossItems:
         return inputs.get(self.label_name)
 
     def positions(self, labels: torch.Tensor) -> torch.Tensor:
-        """Where a label is predicted, as booleans: a causal model predicts none at the first position."""
+        """Where a label is predicted, as booleans: a causal model predicts none at the first position.
+
+        Every number is a label; of class indices and tokens -100 means none.
+        """
+        if labels.is_floating_point():
+            return torch.ones_like(labels, dtype=torch.bool)
         if self.shifted and labels.dim() > 1:
             labels = labels[:, 1:]
         return labels != -100

@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
@@ -23,6 +22,7 @@ from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.loading import HEADS
 from sptune.modeling.model import SPTModel
+from sptune.modeling.problem_types import SINGLE_LABEL, check_problem_type, problem_loss
 from sptune.modeling.targets import before_first_target
 from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
@@ -45,8 +45,11 @@ class SPTTrainer(Trainer):
 
     Args:
         class_scores: function of the model and a batch that gives (batch, classes). These scores are the predictions,
-            and the loss is their cross entropy with the batch's labels (`args.label_names`, "labels" by default), or
+            and the loss is that of `problem_type` with the batch's labels (`args.label_names`, "labels" by default), or
             `compute_loss_func` with the scores as `logits` of the outputs. None for the model's own loss.
+        problem_type: what the class scores mean, in transformers' words: "single_label_classification" (cross entropy
+            with class indices), "multi_label_classification" (binary cross entropy with 0 and 1 for each class) or
+            "regression" (squared error of numbers). None for the first.
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, the rate of all other weights.
         head_modules: names of the modules of the head, in addition to PEFT's `modules_to_save`; each is one part of a
             dotted name, such as "pooler".
@@ -58,8 +61,8 @@ class SPTTrainer(Trainer):
     `compute_loss_func` therefore receives the number of items of its own batch.
 
     Raises:
-        InputError: `class_scores` without a name of labels or with several, or `head_learning_rate` with an optimizer
-            of your own.
+        InputError: `class_scores` without a name of labels or with several, an unknown `problem_type`, one of several
+            labels or a regression with label smoothing, or `head_learning_rate` with an optimizer of your own.
     """
 
     # Options of the learning rates, for messages.
@@ -72,14 +75,17 @@ class SPTTrainer(Trainer):
         self,
         *args: Any,
         class_scores: ClassScores | None = None,
+        problem_type: str | None = None,
         head_learning_rate: float | None = None,
         head_modules: Collection[str] = HEADS,
         activation_cache: ActivationCacheSettings | None = ActivationCacheSettings(),  # noqa: B008 (it is frozen)
         **kwargs: Any,
     ) -> None:
+        check_problem_type(problem_type)
         super().__init__(*args, **kwargs)
         self.caching = ActivationCaching(self, activation_cache, self._trial_loss)
         self.class_scores = class_scores
+        self._given_problem_type = problem_type
         self.head_learning_rate = head_learning_rate
         self.head_modules = head_modules
         self.model_accepts_loss_kwargs = True
@@ -90,6 +96,11 @@ class SPTTrainer(Trainer):
                 f"label_names={self.label_names}, but class_scores are compared with one column of labels; name that "
                 "one in TrainingArguments, or leave label_names out for 'labels'."
             )
+        if self.args.label_smoothing_factor and problem_type not in (None, SINGLE_LABEL):
+            raise InputError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor} has no effect with "
+                f"problem_type={problem_type!r}; leave one of the two out."
+            )
         if head_learning_rate is not None and self.optimizer is not None:
             raise InputError(
                 f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
@@ -99,6 +110,7 @@ class SPTTrainer(Trainer):
         self._check_divergence = DivergenceCheck(self._rates)
         self.add_callback(PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        self._backbone_config: Any = getattr(backbone, "config", None)
         self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
         if self.compute_loss_func is not None:
@@ -206,12 +218,19 @@ class SPTTrainer(Trainer):
         return loss, {"loss": loss, "logits": scores}
 
     def _loss_of_scores(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss of class scores (batch, classes) with labels (batch,)."""
+        """The mean loss of class scores (batch, classes) with labels; see `problem_loss` for their shape."""
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
         else:
-            loss = F.cross_entropy(scores, labels, label_smoothing=self.args.label_smoothing_factor)
+            smoothing = self.args.label_smoothing_factor
+            loss = problem_loss(self.problem_type, scores, labels, label_smoothing=smoothing)
         return loss if self.items.positions(labels).any() else loss.nan_to_num(0.0)
+
+    @property
+    def problem_type(self) -> str:
+        """What the scores mean; where the model has its own loss, its configuration says it."""
+        own = None if self.class_scores is not None else getattr(self._backbone_config, "problem_type", None)
+        return self._given_problem_type or own or SINGLE_LABEL
 
     @property
     def _takes_source_mask(self) -> bool:
