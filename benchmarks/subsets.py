@@ -6,12 +6,12 @@
 The table is for layer searches what NAS-Bench-201 is for architecture searches: searchers.py looks up the accuracy of
 the layers that a searcher chose, without training them.
 
-- MiniLM-L6: every non-empty set of the six layers, on 500 examples of four tasks, with three seeds. All other
-  examples of the task are test data.
+- MiniLM-L6: every non-empty set of the six layers, on 500 examples of four tasks, with three seeds and 3,000 test
+  examples.
 - SmolLM2-135M with label words (`--backbone smollm2`): every other layer alone, on three tasks, with two seeds and
-  2,000 test examples.
-- `--backbone minilm-prepend` and `smollm2-prepend`: prompts that are prepended to the text, with fewer seeds for sets
-  of three to five layers and fewer layers of SmolLM2.
+  1,000 test examples.
+- `--backbone minilm-prepend` and `smollm2-prepend`: prompts that are prepended to the text, with more test examples,
+  fewer seeds for sets of three to five layers and fewer layers of SmolLM2.
 
 A seed determines the training examples, their order and the initialization. `--data` contains one folder per task
 (trec, sst2, mr, mrpc). All .jsonl files in it are pooled; their fields are text (or text_a and text_b) and label. Sets
@@ -70,12 +70,12 @@ MINILM: Settings = {
     **COMMON,
 }
 BACKBONES: dict[str, Settings] = {
-    "minilm": {"backbone": f"{HEADED}, bfloat16 autocast", "seeds": 3, **MINILM, **ADDED},
+    "minilm": {"backbone": f"{HEADED}, bfloat16 autocast", "seeds": 3, **MINILM, "test_examples": 3000, **ADDED},
     "smollm2": {
         "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
         "tasks": ["sst2", "trec", "mr"],
         "candidates": list(range(0, 30, 2)),
-        "test_examples": 2000,
+        "test_examples": 1000,
         "seeds": 2,
         **COMMON,
         **ADDED,
