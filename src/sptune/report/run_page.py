@@ -167,9 +167,10 @@ def _sentence(record: RunRecord) -> str:
     result = f"a test {measure} of {test[measure]:.4f}"
     if metrics.get("baseline"):
         result += f", against {metrics['baseline']['test'][measure]:.4f} of the {metrics['baseline']['kind']}"
+    ended = ", where training ended early," if metrics["training"].get("stopped_early") else ""
     return (
         f"Prompts at {listed}{searcher} of the frozen backbone {backbone} were trained for "
-        f"{metrics['training']['steps']:,} steps and reach {result}."
+        f"{metrics['training']['steps']:,} steps{ended} and reach {result}."
     )
 
 

@@ -24,6 +24,8 @@ def check_ranges(options: RunOptions) -> None:
         "generated_examples",
         "search_steps",
         "max_steps",
+        "eval_steps",
+        "early_stopping",
         "batch_size",
         "gradient_accumulation_steps",
     ):

@@ -132,6 +132,19 @@ class OptionFields:
     max_steps: int | None = _option(
         None, "Training", "Optimizer steps of the final training, instead of epochs.", verbs=TRAINING
     )
+    eval_steps: int | None = _option(
+        None,
+        "Training",
+        "Evaluate on validation data every this many optimizer steps of the final training. Default: 5 times, in more "
+        "than 300 steps 10 times.",
+        verbs=TRAINING,
+    )
+    early_stopping: int | None = _option(
+        None,
+        "Training",
+        "End the final training after this many evaluations without improvement on validation data. Default: never.",
+        verbs=TRAINING,
+    )
     batch_size: int = _option(16, "Training", "Batch size per device.")
     gradient_accumulation_steps: int = _option(1, "Training", "Batches per optimizer step.")
     learning_rate: float | None = _option(

@@ -28,7 +28,7 @@ from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import Evaluation
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import check_prompts
-from sptune.runs.resolution import resolved
+from sptune.runs.resolution import check_early_stopping, resolved
 from sptune.runs.run_options import PLACES, RunOptions
 from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
@@ -108,6 +108,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(note)
     asked_for_bf16 = options.bf16
     options = resolved(options, task, spec, config, max_length, len(splits.train))
+    check_early_stopping(options)
     _note_missing_kernels(options, asked_for_bf16, monitor)
     if is_main:
         _claim(verb, folder, options)

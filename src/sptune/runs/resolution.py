@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
+from sptune.errors import InputError
 from sptune.modeling.loading import BackboneSpec
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.runs.progress import has_bfloat16_kernels, processes
@@ -79,6 +80,27 @@ def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) 
     if search.searcher not in FIXED_SETTINGS and criteria == (None, None, None):
         chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS[str(options.prompts.placement)], len(candidates))
     return chosen
+
+
+def evaluation_interval(eval_steps: int | None, steps: int) -> int:
+    """Optimizer steps between two evaluations of a training with this many steps; None for the default."""
+    return min(eval_steps or math.ceil(steps / (5 if steps <= 300 else 10)), steps)
+
+
+def check_early_stopping(options: RunOptions) -> None:
+    """Refuse to wait for more evaluations than there are; the options are resolved.
+
+    Raises:
+        InputError: early stopping could not save a single step.
+    """
+    patience, steps = options.early_stopping, options.max_steps or 0
+    evaluations = math.ceil(steps / evaluation_interval(options.eval_steps, steps)) if steps else 0
+    # The first evaluation is always an improvement, and after the last one training ends anyway.
+    if patience is not None and patience > evaluations - 2:
+        raise InputError(
+            f"early_stopping={patience} cannot end a training of {steps} steps early, which evaluates {evaluations} "
+            f"times; lower early_stopping, or evaluate more often (eval_steps={max(1, steps // (4 * patience))})."
+        )
 
 
 def _final_steps(epochs: float | None, batches: float) -> int:

@@ -70,6 +70,11 @@ def search(options: RunOptions | None = None, *, monitor: Monitor | None = None,
         SptuneError: as `fit`.
     """
     options = _without_layers("search", _options(options, fields))
+    if options.early_stopping is not None:
+        raise InputError(
+            f"search trains no final network, so early_stopping={options.early_stopping} has no effect; leave it out, "
+            "or use fit."
+        )
     return _run("search", options, monitor or Monitor())
 
 

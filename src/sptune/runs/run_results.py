@@ -93,6 +93,7 @@ def _metrics(
             "steps": trainer.state.global_step,
             "best_step": int(best.rsplit("-", 1)[1]) if best else trainer.state.global_step,
             f"best_validation_{job.plan.evaluation.best_metric}": trainer.state.best_metric,
+            **({"stopped_early": stages.has_stopped_early(trainer)} if job.plan.options.early_stopping else {}),
         },
     }
 

@@ -27,10 +27,12 @@ from sptune.runs.class_evaluation import by_length
 from sptune.runs.evaluation import quiet_stdout
 from sptune.runs.plan import Plan
 from sptune.runs.progress import StepCallback, on_cpu, processes
+from sptune.runs.resolution import evaluation_interval
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.data_order import grouping_by_length
+from sptune.training.early_stopping import EarlyStopping
 from sptune.training.linear_probe import LinearProbe, probe_scores
 from sptune.training.trainer import SPTTrainer
 
@@ -233,7 +235,17 @@ def train_network(job: Job, network: nn.Module, title: str, callbacks: Sequence[
         plan.monitor.stage(title, plan.max_steps)
         with quiet_stdout():
             trainer.train(resume_from_checkpoint=_last_checkpoint(plan, "train"))
+    if has_stopped_early(trainer):
+        plan.monitor.note(
+            f"Training ended after step {trainer.state.global_step} of {plan.max_steps}: {plan.options.early_stopping} "
+            "evaluations brought no improvement on validation data."
+        )
     return trainer
+
+
+def has_stopped_early(trainer: SPTTrainer) -> bool:
+    """Whether a training has ended before its last step."""
+    return trainer.state.global_step < trainer.state.max_steps
 
 
 def _spt_config(job: Job, prompt_layers: str | list[int]) -> SPTConfig:
@@ -262,7 +274,7 @@ def training_arguments(
     """What all stages share: AdamW, a short warm-up, linear decay, clipping, and the best checkpoint at the end."""
     os.environ[MIXED_PRECISION] = LAUNCHED_WITH
     options = job.plan.options
-    interval = math.ceil(steps / (5 if steps <= 300 else 10))
+    interval = evaluation_interval(options.eval_steps if evaluate else None, steps)
     more: dict[str, Any] = {}
     if evaluate:
         more |= {"eval_strategy": "steps", "eval_steps": interval, "load_best_model_at_end": True}
@@ -312,7 +324,8 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> SPTTrainer:
     """A trainer on the job's data and scores, or on those of a linear probe."""
-    how = job.plan.evaluation.trainer_options()
+    how, patience = job.plan.evaluation.trainer_options(), job.plan.options.early_stopping
+    stopping = [] if patience is None else [EarlyStopping(patience)]
     if encoded is None:
         encoded, collator = job.encoded, job.plan.encoder.collator
     else:
@@ -326,7 +339,7 @@ def make_trainer(
         head_learning_rate=job.plan.options.head_learning_rate,
         head_modules=job.head_modules,
         activation_cache=_activation_cache(job),
-        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *callbacks],
+        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *stopping, *callbacks],
         **how,
     )
 

@@ -9,6 +9,8 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from sptune.training.early_stopping import has_stopped
+
 
 def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
     """The checkpoint that `transformers.Trainer.train` would resume from; None if it would start again.
@@ -29,10 +31,12 @@ def trainer_state(checkpoint: str | None) -> TrainerState | None:
 
 
 def has_all_steps(trainer: Trainer, state: TrainerState) -> bool:
-    """Whether a checkpoint with this state has all steps of the trainer's arguments."""
+    """Whether a checkpoint with this state has all steps of the trainer's arguments, or was stopped early."""
     args = trainer.args
     if state.global_step == 0:
         return False
+    if has_stopped(trainer, state):
+        return True
     if args.max_steps > 0:
         return state.global_step >= args.max_steps
     if args.auto_find_batch_size and state.train_batch_size is not None:
