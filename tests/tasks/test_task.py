@@ -48,7 +48,7 @@ def test_a_masked_model_needs_a_mask():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "regression"}, "verbalizer, classifier"),
+        ({"kind": "ranking"}, "verbalizer, classifier, multi_label, regression"),
         ({"labels": ("good",)}, "two different classes"),
         ({"labels": ("good", "good")}, "two different classes"),
         ({"label_words": ("great",)}, "word of its own"),

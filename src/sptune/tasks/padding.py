@@ -31,7 +31,8 @@ class PaddingCollator:
             features: rows that `TaskEncoder.encode` returns.
 
         Returns:
-            `input_ids`, `attention_mask` and, if given, `token_type_ids`, (batch, length); `labels`, (batch,).
+            `input_ids`, `attention_mask` and, if given, `token_type_ids`, (batch, length); `labels`: class
+            indices or numbers (batch,), or 0 and 1 for each label, (batch, labels).
         """
         lengths = [len(feature["input_ids"]) for feature in features]
         longest = max(lengths)
@@ -43,7 +44,8 @@ class PaddingCollator:
                     row[longest - length if self.left else 0 :][:length] = torch.as_tensor(feature[name])
                 batch[name] = rows
         if "labels" in features[0]:
-            batch["labels"] = torch.tensor([int(feature["labels"]) for feature in features])
+            labels = torch.stack([torch.as_tensor(feature["labels"]) for feature in features])
+            batch["labels"] = labels.float() if labels.is_floating_point() else labels.long()
         return batch
 
 

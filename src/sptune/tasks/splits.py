@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Generic, Protocol, TypeVar
 
@@ -18,29 +18,49 @@ MAX_VALIDATION = 5000
 FEW_SHOT_VALIDATION = 1000
 
 
+Label = TypeVar("Label", str, tuple[str, ...], float)
+
+
 @dataclass(frozen=True)
-class Example:
+class Example(Generic[Label]):
     """One text or text pair.
 
     Attributes:
         fields: the text of each text column.
-        label: the name of the class; None if it is unknown.
+        label: the name of the class, the names of any number of labels, or a number; None if it is unknown.
         where: the location in the data, such as "train.jsonl:17".
+        rarest_label: of several labels, the one that fewest of the data have; see `with_rarest_labels`.
     """
 
     fields: dict[str, str]
-    label: str | None
+    label: Label | None
     where: str
+    rarest_label: str | None = None
 
     @property
     def stratum(self) -> Hashable:
-        """The class, within which splits are drawn."""
-        return self.label
+        """The group within which splits are drawn: the class, or a tuple of the rarest label; numbers have none."""
+        if isinstance(self.label, float):
+            return None
+        return (self.rarest_label,) if isinstance(self.label, tuple) else self.label
 
     @property
     def text(self) -> Hashable:
         """The input, which should not occur in two splits."""
         return tuple(self.fields.values())
+
+
+def with_rarest_labels(examples: Sequence[Example[tuple[str, ...]]]) -> list[Example[tuple[str, ...]]]:
+    """The examples with their rarest labels, so that rare labels are in all splits.
+
+    Splits can be in proportion to one thing only: two examples seldom have just the same labels. Of equally rare labels
+    the first in the alphabet counts.
+    """
+    counts = Counter(label for example in examples for label in example.label or ())
+    return [
+        replace(example, rarest_label=min(example.label or (), key=lambda label: (counts[label], label), default=None))
+        for example in examples
+    ]
 
 
 class SplitExample(Protocol):
@@ -119,7 +139,8 @@ def few_shot(examples: Sequence[AnyExample], count: int, *, seed: int) -> tuple[
     labels: list[Hashable] = [example.stratum for example in examples]
     counts = Counter(labels)
     if not len(counts) <= count <= len(examples):
-        of_classes = "" if None in counts else f" of {len(counts)} classes"
+        kind = "groups by rarest label" if any(isinstance(one, tuple) for one in counts) else "classes"
+        of_classes = "" if None in counts else f" of {len(counts)} {kind}"
         raise InputError(
             f"few_shot={count} does not fit: there are {len(examples)} training examples{of_classes}. "
             f"Choose a number from {len(counts)} to {len(examples)}."
@@ -240,13 +261,15 @@ def _split_off(
 
 
 def _how_drawn(examples: Sequence[SplitExample]) -> str:
+    if any(isinstance(example.stratum, tuple) for example in examples):
+        return "in proportion to the rarest label of each"
     grouped = any(example.stratum is not None for example in examples)
     return "in proportion to the classes" if grouped else "at random"
 
 
 def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) -> list[str]:
     """Notes on a split whose scores mislead: it shares texts with the training data, or has only one class."""
-    notes = []
+    notes: list[str] = []
     repeated, _ = _repeats(train, examples)
     if repeated:
         notes.append(
@@ -254,8 +277,8 @@ def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) 
             f"{repeated[0].where}): the {name} score is too optimistic."
         )
     classes = {example.stratum for example in examples}
-    if len(classes) == 1 and None not in classes:
-        notes.append(f"All {len(examples)} {name} examples are of the class {classes.pop()!r}: scores mean little.")
+    if len(classes) == 1 and isinstance(only := classes.pop(), str):
+        notes.append(f"All {len(examples)} {name} examples are of the class {only!r}: scores mean little.")
     return notes
 
 

@@ -1,7 +1,8 @@
-"""Task: the columns with text and label, the classes, and the template and label words of a verbalizer."""
+"""Task: the columns with text and label, what is predicted, and the template and label words of a verbalizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -9,27 +10,50 @@ from typing import Any
 from sptune.errors import InputError
 from sptune.tasks.template import MASK, Template
 
-KINDS = ("verbalizer", "classifier")
-METRICS = ("accuracy", "f1")
+VERBALIZER, CLASSIFIER, MULTI_LABEL, REGRESSION = "verbalizer", "classifier", "multi_label", "regression"
+# The metrics of each kind whose mean the score can be; the first one is the default.
+METRICS = {
+    VERBALIZER: ("accuracy", "f1"),
+    CLASSIFIER: ("accuracy", "f1"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "subset_accuracy"),
+    REGRESSION: ("r2",),
+}
+KINDS = tuple(METRICS)
+# What the scores of a head mean, in transformers' words.
+PROBLEM_TYPES = {MULTI_LABEL: "multi_label_classification", REGRESSION: "regression"}
+DEFAULT_THRESHOLD, DEFAULT_SEPARATOR = 0.5, "|"
+# What only some kinds have, and their defaults there.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    MULTI_LABEL: {"threshold": DEFAULT_THRESHOLD, "label_separator": DEFAULT_SEPARATOR},
+    REGRESSION: {"target_mean": 0.0, "target_std": 1.0},
+}
+OWN_FIELDS = tuple(name for own in DEFAULTS.values() for name in own)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A text-classification task.
+    """A task that predicts one class, several labels or a number for a text.
 
     Attributes:
         name: the name in messages and files.
-        kind: "verbalizer" (the language-model head scores one label word per class) or "classifier" (a classification
-            head that is trained with the prompts).
+        kind: "verbalizer" (the language-model head scores one label word per class), "classifier" (a classification
+            head that is trained with the prompts), "multi_label" (such a head, with any number of labels for each
+            text) or "regression" (a head that predicts a number).
         text_fields: the columns with text, in the order of the input; a classifier takes one or two.
         label_field: the column with the label.
-        labels: the names of the classes; the index in this tuple is the class index.
+        labels: the names of the classes or labels; the index in this tuple is the class index. A regression has none.
         template: for a verbalizer, the input with {column} and one [MASK], such as "{text} . It was [MASK] .".
         causal_template: the template for a causal language model, which ends at the answer; by default `template` up
             to [MASK].
         label_words: for a verbalizer, the answer word of each class, in the order of `labels`.
-        metrics: "accuracy" and "f1" (of `positive_label`); the score of the task is their mean.
+        metrics: the score of the task is the mean of these: "accuracy" and "f1" (of `positive_label`); of several
+            labels "micro_f1", "macro_f1" and "subset_accuracy"; of a regression "r2". By default the first one.
         positive_label: the positive class of F1.
+        threshold: of several labels, those with at least this probability are predicted. Default: 0.5.
+        label_separator: of several labels, what separates them in a text. Default: "|".
+        target_mean: of a regression, the mean of the training numbers. The head learns to predict
+            (number - mean) / standard deviation, so that its learning rate does not depend on the unit.
+        target_std: of a regression, their standard deviation.
 
     Raises:
         InputError: if a value is invalid.
@@ -43,10 +67,18 @@ class Task:
     template: str | None = None
     causal_template: str | None = None
     label_words: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] = ("accuracy",)
+    metrics: tuple[str, ...] = ()
     positive_label: str | None = None
+    threshold: float | None = None
+    label_separator: str | None = None
+    target_mean: float | None = None
+    target_std: float | None = None
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise self._error(f"kind is {self.kind!r}", f"choose from {', '.join(KINDS)}")
+        if self.metrics == ():
+            object.__setattr__(self, "metrics", METRICS[self.kind][:1])
         for name in ("text_fields", "labels", "label_words", "metrics"):
             value = getattr(self, name)
             if isinstance(value, str):
@@ -56,14 +88,15 @@ class Task:
             wrong = [one for one in value or () if not isinstance(one, str)]
             if wrong:
                 raise self._error(f"{name} contains {wrong[0]!r}, which is not text", "give a list of texts")
-        if self.kind not in KINDS:
-            raise self._error(f"kind is {self.kind!r}", f"choose from {', '.join(KINDS)}")
         if not self.text_fields or len(set(self.text_fields)) < len(self.text_fields):
             raise self._error(f"text_fields is {self.text_fields}", "name at least one column, each once")
-        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
+        if self.kind == REGRESSION and self.labels:
+            raise self._error(f"labels is {self.labels}", "leave it out: a regression predicts a number")
+        if self.kind != REGRESSION and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             raise self._error(f"labels is {self.labels}", "give at least two different classes")
         self._check_metrics()
-        if self.kind == "classifier":
+        self._check_own_fields()
+        if self.trains_head:
             self._check_classifier()
         else:
             self._check_verbalizer()
@@ -72,21 +105,45 @@ class Task:
         return InputError(f"Task {self.name!r}: {found}; {remedy}.")
 
     def _check_metrics(self) -> None:
-        if not self.metrics or any(metric not in METRICS for metric in self.metrics):
-            raise self._error(f"metrics is {self.metrics}", f"choose from {', '.join(METRICS)}")
+        allowed = METRICS[self.kind]
+        if not self.metrics or any(metric not in allowed for metric in self.metrics):
+            raise self._error(f"metrics is {self.metrics}", f"choose from {', '.join(allowed)}")
         if "f1" in self.metrics and self.positive_label is None:
             raise self._error("F1 needs a positive class", f"give positive_label, one of {', '.join(self.labels)}")
         if self.positive_label is not None and self.positive_label not in self.labels:
             raise self._error(f"positive_label is {self.positive_label!r}", f"choose from {', '.join(self.labels)}")
 
+    def _check_own_fields(self) -> None:
+        """Fill in what only some kinds have, and refuse it for others."""
+        defaults = DEFAULTS.get(self.kind, {})
+        for name in OWN_FIELDS:
+            value = getattr(self, name)
+            if value is None:
+                object.__setattr__(self, name, defaults.get(name))
+            elif name not in defaults:
+                raise self._error(f"{name} is {value!r}", f"leave it out: kind {self.kind!r} has none")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise self._error(f"threshold is {self.threshold}", "give a probability between 0 and 1")
+        if self.label_separator == "":
+            raise self._error("label_separator is empty", f"give a character such as {DEFAULT_SEPARATOR!r}")
+        if self.target_std is not None and not (
+            math.isfinite(self.target_mean or 0.0) and 0 < self.target_std < math.inf
+        ):
+            raise self._error(
+                f"target_mean is {self.target_mean} and target_std is {self.target_std}",
+                "give finite numbers, the second above 0",
+            )
+
     def _check_classifier(self) -> None:
         if len(self.text_fields) > 2:
             raise self._error(
-                f"a classifier reads one text or a pair, not {len(self.text_fields)} columns {self.text_fields}",
+                f"a {self._trained} reads one text or a pair, not {len(self.text_fields)} columns {self.text_fields}",
                 "join columns in your data, or use a verbalizer with a template",
             )
         if self.template is not None or self.causal_template is not None or self.label_words is not None:
-            raise self._error("a classifier has no template and no label words", "leave them out or choose verbalizer")
+            raise self._error(
+                f"a {self._trained} has no template and no label words", "leave them out or choose verbalizer"
+            )
 
     def _check_verbalizer(self) -> None:
         if self.template is None and self.causal_template is None:
@@ -110,14 +167,34 @@ class Task:
         if any(not word.strip() for word in words):
             raise self._error(f"label_words is {words}", "give each class a word")
 
+    @property
+    def _trained(self) -> str:
+        """What the kind is called where a head is trained."""
+        return "classifier" if self.kind == CLASSIFIER else f"task of kind {self.kind!r}"
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether a head is trained with the prompts."""
+        return self.kind != VERBALIZER
+
+    @property
+    def problem_type(self) -> str:
+        """What the scores mean, in transformers' words."""
+        return PROBLEM_TYPES.get(self.kind, "single_label_classification")
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """A name for each score: the classes; of a regression, the column with the number."""
+        return self.labels if self.kind != REGRESSION else (self.label_field,)
+
     def template_for(self, causal: bool) -> Template:
         """The template for a causal or a masked language model.
 
         Raises:
             InputError: if the task is a classifier or has no template for such a model.
         """
-        if self.kind != "verbalizer":
-            raise self._error("a classifier has no template", "use kind='verbalizer'")
+        if self.trains_head:
+            raise self._error(f"a {self._trained} has no template", "use kind='verbalizer'")
         if causal:
             return Template.parse(self.causal_template or self.template or "").open_ended()
         template = Template.parse(self.template or self.causal_template or "")
@@ -134,8 +211,10 @@ class Task:
         return Template.parse(text or "").answer_context
 
     def as_classifier(self) -> Task:
-        """The task as a classifier."""
-        return replace(self, kind="classifier", template=None, causal_template=None, label_words=None)
+        """The task with a head that is trained instead of label words."""
+        if self.trains_head:
+            return self
+        return replace(self, kind=CLASSIFIER, template=None, causal_template=None, label_words=None)
 
     def with_columns(self, text_columns: Sequence[str], label_column: str | None = None) -> Task:
         """The task with other column names, matched by position.
@@ -177,7 +256,8 @@ class Task:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of task.json."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return {name: value for name, value in values.items() if name not in OWN_FIELDS or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Task:

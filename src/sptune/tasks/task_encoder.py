@@ -22,6 +22,7 @@ from sptune.tasks.label_words import label_token_ids
 from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
 from sptune.tasks.special_tokens import broken_up, ending_tokens, special_token_pattern
 from sptune.tasks.splits import Example
+from sptune.tasks.targets import targets
 from sptune.tasks.task import Task
 from sptune.tasks.template import Template
 from sptune.tasks.truncation import tokens_that_fit
@@ -65,7 +66,7 @@ class TaskEncoder:
         self.max_length = max_length
         self.causal = causal
         self.too_long = 0
-        is_verbalizer = task.kind == "verbalizer"
+        is_verbalizer = not task.trains_head
         self.collator = PaddingCollator(padding_token_id(tokenizer), left=causal and is_verbalizer)
         self._template = self._input_template()
         self._answer = ""
@@ -91,7 +92,7 @@ class TaskEncoder:
 
     def _input_template(self) -> Template | None:
         """The template of the input; None for one text and for a pair that the tokenizer joins."""
-        if self.task.kind == "verbalizer":
+        if not self.task.trains_head:
             return self.task.template_for(self.causal)
         if len(self.task.text_fields) == 2 and self.causal:
             # The tokenizers of causal models put nothing between the texts of a pair.
@@ -119,15 +120,15 @@ class TaskEncoder:
             examples: all with labels, or all without.
 
         Returns:
-            Rows with `input_ids`, `attention_mask`, `token_type_ids` if the tokenizer returns them, `labels` (the
-            class index; absent without labels) and `length` in tokens.
+            Rows with `input_ids`, `attention_mask`, `token_type_ids` if the tokenizer returns them, `labels` (see
+            `sptune.tasks.targets`; absent without labels) and `length` in tokens.
 
         Raises:
             InputError: if there are no examples, a label is not a class of the task, or only some examples have labels.
         """
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
-        labels = _class_indices(self.task, examples)
+        labels = targets(self.task, examples)
         chunks: list[Dataset] = []
         too_long: list[Example] = []
         for start in range(0, len(examples), CHUNK):
@@ -257,7 +258,7 @@ class TaskEncoder:
         if arguments is not None and "token_type_ids" not in arguments:
             inputs.pop("token_type_ids", None)
         inputs |= options
-        if self.task.kind == "classifier":
+        if self.task.trains_head:
             return classifier_logits(model, inputs)
         if self.causal:
             return causal_answer_logits(model, inputs, arguments)
@@ -270,7 +271,7 @@ class TaskEncoder:
         Raises:
             InputError: if the head of the model does not fit the task.
         """
-        if self.task.kind == "classifier":
+        if self.task.trains_head:
             check_classes(logits, self.task)
             return logits.float()
         if max(self.label_token_ids) >= logits.shape[-1]:
@@ -287,27 +288,13 @@ def check_classes(logits: torch.Tensor, task: Task) -> None:
     Raises:
         InputError: the numbers differ.
     """
-    if logits.ndim != 2 or logits.shape[1] != len(task.labels):
+    count = len(task.score_names)
+    if logits.ndim != 2 or logits.shape[1] != count:
+        wanted = f"has {count} classes" if task.labels else "predicts one number"
         raise InputError(
-            f"The model returns scores of shape {tuple(logits.shape)}, but task {task.name!r} has {len(task.labels)} "
-            f"classes; load it with AutoModelForSequenceClassification and num_labels={len(task.labels)}."
+            f"The model returns scores of shape {tuple(logits.shape)}, but task {task.name!r} {wanted}; load it with "
+            f"AutoModelForSequenceClassification and num_labels={count}."
         )
-
-
-def _class_indices(task: Task, examples: Sequence[Example]) -> list[int] | None:
-    index = {label: number for number, label in enumerate(task.labels)}
-    for example in examples:
-        if example.label is not None and example.label not in index:
-            raise InputError(
-                f"{example.where}: label {example.label!r} is not a class of task {task.name!r} "
-                f"({', '.join(task.labels)}); correct the data or the task's labels."
-            )
-    missing = [example.where for example in examples if example.label is None]
-    if missing and len(missing) < len(examples):
-        raise InputError(
-            f"{len(missing)} of {len(examples)} examples have no label (the first: {missing[0]}); label all or none."
-        )
-    return None if missing else [index[example.label] for example in examples if example.label is not None]
 
 
 def warn_cut(too_long: Sequence[Example], count: int, max_length: int) -> None:

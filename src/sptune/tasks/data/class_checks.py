@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sptune.errors import InputError
 from sptune.tasks.data.label_checks import label_name
@@ -30,9 +30,8 @@ def check_class_names(labels: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def order_classes(examples: Sequence[Example], declared: Sequence[str] | None) -> tuple[str, ...]:
-    """The classes of the examples: in declared order, else numerical for numbers and alphabetical for names."""
-    seen = {example.label for example in examples if example.label is not None}
+def order_classes(seen: Collection[str], declared: Sequence[str] | None) -> tuple[str, ...]:
+    """The classes that occur: in declared order, else numerical for numbers and alphabetical for names."""
     if declared is not None:
         return tuple(name for name in declared if name in seen)
     numbers = {name: _number(name) for name in seen}
@@ -58,13 +57,13 @@ def check_numeric_labels(train: Sequence[Example], source: str, column: str, not
         raise InputError(
             f"{source}, field {column!r}: {len(labels)} different labels in {len(train)} examples, {len(fractions)} of "
             f"them fractional, such as {', '.join(map(repr, fractions[:3]))}. This looks like a number to predict, not "
-            "a class. Name another label column, or replace the numbers by a few classes, such as low and high; if "
-            "they are classes, name all of them (labels=...)."
+            "a class. Predict it (task_kind='regression'), name another label column, or replace the numbers by a few "
+            "classes, such as low and high; if they are classes, name all of them (labels=...)."
         )
     if len(numbers) == len(labels) > MAX_RATINGS and not fractions:
         notes.append(
             f"{source}, field {column!r}: {len(labels)} different whole numbers. Each one is a separate class; their "
-            "order is not learned."
+            "order is not learned. To predict a number, add task_kind='regression'."
         )
 
 
@@ -74,7 +73,7 @@ def check_classes(train: Sequence[Example], source: str, column: str, classes: S
     Raises:
         InputError: if there is only one class, or almost every example has a label of its own.
     """
-    seen = {example.label for example in train}
+    seen = {example.label for example in train if example.label is not None}
     if len(seen) < 2:
         raise InputError(
             f"{source}, field {column!r}, value {next(iter(seen))!r}: all {len(train)} examples have this one label. A "
@@ -86,26 +85,36 @@ def check_classes(train: Sequence[Example], source: str, column: str, classes: S
             f"{train[0].label!r}. This looks like a number to predict or an identifier, not a class; name another "
             "label column."
         )
-    notes.extend(
+    notes.extend(note_empty_classes(seen, source, classes))
+
+
+def note_empty_classes(seen: Collection[str], source: str, classes: Sequence[str]) -> list[str]:
+    """One note for each class without examples."""
+    return [
         f"The class {name!r} has no examples in {source}: it will not be learned."
         for name in classes
         if name not in seen
-    )
+    ]
 
 
-def check_spelling(train: Sequence[Example], source: str, column: str) -> None:
+def check_spelling(named: Sequence[tuple[str, str]], source: str, column: str) -> None:
     """Refuse classes whose names look alike, for example differ only in case: one of them is usually a typo.
+
+    Args:
+        named: the name and the place of each label of the training data.
+        source: the training data, for messages.
+        column: the label column.
 
     Raises:
         InputError: if two names look alike.
     """
-    count = Counter(example.label for example in train if example.label is not None)
+    count = Counter(name for name, _ in named)
     spellings: dict[str, str] = {}
     for name in count:
         other = spellings.setdefault(lookalike_key(name), name)
         if other != name:
             rare, common = sorted((name, other), key=lambda one: count[one])
-            place = next(example.where for example in train if example.label == rare)
+            place = next(where for one, where in named if one == rare)
             raise InputError(
                 f"{place}, field {column!r}, value {spell_out(rare, common)}: there is also a class "
                 f"{spell_out(common, rare)} with {count[common]} examples in {source}; this one has {count[rare]}. "
@@ -113,13 +122,18 @@ def check_spelling(train: Sequence[Example], source: str, column: str) -> None:
             )
 
 
-def note_rare_classes(train: Sequence[Example], source: str) -> list[str]:
-    """One note for each class with so few examples that it may be a typo and can hardly be learned."""
-    count = Counter(example.label for example in train)
+def note_rare_classes(counts: Mapping[str, int], examples: int, source: str) -> list[str]:
+    """One note for each class with so few examples that it may be a typo and can hardly be learned.
+
+    Args:
+        counts: the number of examples of each class.
+        examples: the number of all examples.
+        source: the training data, for messages.
+    """
     return [
-        f"The class {name!r} has {number} of the {len(train)} examples in {source}: it can hardly be learned."
-        for name, number in count.items()
-        if number < MIN_CLASS_SIZE and number * len(count) * 10 < len(train)
+        f"The class {name!r} has {number} of the {examples} examples in {source}: it can hardly be learned."
+        for name, number in counts.items()
+        if number < MIN_CLASS_SIZE and number * len(counts) * 10 < examples
     ]
 
 

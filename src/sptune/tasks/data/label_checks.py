@@ -33,12 +33,12 @@ def check_label(
     value: Any, column: str, class_names: Sequence[str] | None, line: int, errors: ErrorReport
 ) -> str | None:
     """The class name of a label; None, and an error in the report, if the value is not a label."""
-    if class_names is not None:
+    if class_names is not None and not isinstance(value, list | tuple):
         return _declared_label(value, column, class_names, line, errors)
     if not isinstance(value, str | int | float | Decimal):
         errors.add(
             f"a {describe_type(value)}, not one class",
-            "Write one name or number; examples with several classes are not supported.",
+            "Write one name or number; for examples with several labels add task_kind='multi_label'.",
             line=line,
             field=column,
             value=value,

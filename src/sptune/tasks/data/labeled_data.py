@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from sptune.errors import InputError
 from sptune.renamed import renamed_argument
 from sptune.tasks.data.class_checks import (
     check_class_names,
@@ -19,10 +22,19 @@ from sptune.tasks.data.class_checks import (
 from sptune.tasks.data.column_checks import check_column_names
 from sptune.tasks.data.error_report import raise_errors
 from sptune.tasks.data.file_reader import open_file
+from sptune.tasks.data.label_set_checks import (
+    LabelSet,
+    check_label_sets,
+    check_labels,
+    note_uniform_labels,
+    order_labels,
+)
+from sptune.tasks.data.number_checks import check_numbers, check_range, note_uniform_numbers
 from sptune.tasks.data.row_checks import check_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.split_roles import open_roles
-from sptune.tasks.splits import Example, Splits, divide
+from sptune.tasks.splits import Example, Splits, divide, with_rarest_labels
+from sptune.tasks.task import CLASSIFIER, DEFAULT_SEPARATOR, KINDS, MULTI_LABEL, REGRESSION
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +55,8 @@ def load_splits(
     text_columns: Sequence[str] = TEXT_COLUMNS,
     label_column: str = LABEL_COLUMN,
     labels: Sequence[str] | None = None,
+    kind: str = CLASSIFIER,
+    label_separator: str | None = None,
     few_shot: int | None = None,
     seed: int = 0,
 ) -> tuple[tuple[str, ...], Splits]:
@@ -56,30 +70,46 @@ def load_splits(
         dataset_config: the configuration of the dataset.
         split_names: the splits to use as "train", "validation" and "test"; None for one to split off from "train".
         text_columns: the column with the text; two columns for text pairs.
-        label_column: the column with the class, a name or a number.
-        labels: the classes in order; by default those of the training data, in declared, numerical or alphabetical
-            order.
+        label_column: the column with the class, a name or a number; with several labels, or the number to predict.
+        labels: the classes or labels in order; by default those of the training data, in declared, numerical or
+            alphabetical order.
+        kind: "classifier" for one class for each example, "multi_label" for any number of labels (a list, or a text
+            with separators), or "regression" for a number.
+        label_separator: of several labels, what stands between them in a text. Default: "|".
         few_shot: the number of training examples in all.
         seed: the seed of all random splits.
 
     Returns:
-        The classes in order, and the splits.
+        The classes or labels in order (of numbers none), and the splits.
 
     Raises:
         InputError: all errors of the data in one message.
     """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} is not allowed; choose one of {', '.join(KINDS)}.")
     text_columns = check_column_names(text_columns, label_column)
-    known = None if labels is None else check_class_names(labels)
+    known = None if labels is None or kind == REGRESSION else check_class_names(labels)
     files = (train_file, validation_file, test_file)
     columns, notes = [*text_columns, label_column], list[str]()
     openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, [label_column], notes)
     sources = {role: open_split() for role, open_split in openers.items()}
-    classes, examples = _check_sources(sources, text_columns, label_column, known, notes)
+    check: Any = _check_classes
+    if kind == MULTI_LABEL:
+        check = partial(_check_label_sets, separator=label_separator)
+    elif kind == REGRESSION:
+        check = _check_numbers
+    classes, examples = check(sources, text_columns, label_column, known, notes)
     source = _source_name(sources["train"])
-    return classes, divide(examples, few_shot_count=few_shot, seed=seed, source=source, notes=notes)
+    splits = divide(examples, few_shot_count=few_shot, seed=seed, source=source, notes=notes)
+    for name, split in (("validation", splits.validation), ("test", splits.test)):
+        if kind == MULTI_LABEL:
+            splits.notes.extend(note_uniform_labels(name, split))
+        elif kind == REGRESSION:
+            splits.notes.extend(note_uniform_numbers(name, split))
+    return classes, splits
 
 
-def _check_sources(
+def _check_classes(
     sources: Mapping[str, Sequence[RowSource]],
     text_columns: Sequence[str],
     label_column: str,
@@ -97,21 +127,74 @@ def _check_sources(
     train = _check_split(sources["train"], text_columns, label_column, labels, None)
     if not are_classes_known:
         check_numeric_labels(train, train_name, label_column, notes)
-    classes = labels or order_classes(train, declared)
+    classes = labels or order_classes({example.label for example in train if example.label is not None}, declared)
     examples = {"train": train}
     for role in ("validation", "test"):
         if role in sources:
             examples[role] = _check_split(
                 sources[role], text_columns, label_column, classes or None, None if labels else train_name
             )
+    _raise_errors_and_take_notes(sources, notes)
+    check_classes(train, train_name, label_column, classes, notes)
+    if not are_classes_known:
+        named = [(example.label, example.where) for example in train if example.label is not None]
+        check_spelling(named, train_name, label_column)
+        notes.extend(note_rare_classes(Counter(name for name, _ in named), len(train), train_name))
+    return classes, examples
+
+
+def _check_label_sets(
+    sources: Mapping[str, Sequence[RowSource]],
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: tuple[str, ...] | None,
+    notes: list[str],
+    *,
+    separator: str | None,
+) -> tuple[tuple[str, ...], dict[str, list[Example[LabelSet]]]]:
+    """As `_check_classes`, where each example has any number of labels."""
+    train_name = _source_name(sources["train"])
+    declared = sources["train"][0].class_names.get(label_column)
+    between = separator or DEFAULT_SEPARATOR
+
+    def check(role: str, known: tuple[str, ...] | None, name: str | None) -> list[Example[LabelSet]]:
+        how: dict[str, Any] = {"separator": between, "known_labels": known, "train_name": name}
+        return [
+            example for file in sources[role] for example in check_label_sets(file, text_columns, label_column, **how)
+        ]
+
+    train = check("train", labels, None)
+    names = labels or order_labels(train, declared)
+    examples = {"train": with_rarest_labels(train)}
+    for role in sources.keys() - {"train"}:
+        examples[role] = check(role, names or None, None if labels else train_name)
+    _raise_errors_and_take_notes(sources, notes)
+    are_known = labels is not None or declared is not None
+    check_labels(train, train_name, label_column, names, notes, separator=separator, are_known=are_known)
+    return names, examples
+
+
+def _check_numbers(
+    sources: Mapping[str, Sequence[RowSource]],
+    text_columns: Sequence[str],
+    label_column: str,
+    labels: None,
+    notes: list[str],
+) -> tuple[tuple[()], dict[str, list[Example[float]]]]:
+    """As `_check_classes`, where each example has a number; there are no classes."""
+    examples = {
+        role: [example for file in files for example in check_numbers(file, text_columns, label_column)]
+        for role, files in sources.items()
+    }
+    _raise_errors_and_take_notes(sources, notes)
+    check_range(examples["train"], _source_name(sources["train"]), label_column)
+    return (), examples
+
+
+def _raise_errors_and_take_notes(sources: Mapping[str, Sequence[RowSource]], notes: list[str]) -> None:
     files = [file for split in sources.values() for file in split]
     raise_errors(file.errors for file in files)
     notes.extend(note for file in files for note in file.notes)
-    check_classes(train, train_name, label_column, classes, notes)
-    if not are_classes_known:
-        check_spelling(train, train_name, label_column)
-        notes.extend(note_rare_classes(train, train_name))
-    return classes, examples
 
 
 def _check_split(
@@ -135,16 +218,25 @@ def read_labeled(
     text_columns: Sequence[str] = TEXT_COLUMNS,
     label_column: str = LABEL_COLUMN,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] = (),
+    kind: str = CLASSIFIER,
+    label_separator: str | None = None,
 ) -> list[Example]:
-    """Read the examples of one file with known classes.
+    """Read the examples of one file with known classes or labels, or with numbers; see `load_splits`.
 
     Raises:
         InputError: all errors of the file in one message.
     """
     source = open_file(path)
     columns = check_column_names(text_columns, label_column)
-    examples = check_rows(source, columns, label_column, known_labels=check_class_names(labels))
+    examples: list[Any]
+    if kind == REGRESSION:
+        examples = check_numbers(source, columns, label_column)
+    elif kind == MULTI_LABEL:
+        between, known = label_separator or DEFAULT_SEPARATOR, check_class_names(labels)
+        examples = check_label_sets(source, columns, label_column, separator=between, known_labels=known)
+    else:
+        examples = check_rows(source, columns, label_column, known_labels=check_class_names(labels))
     raise_errors_and_log_notes(source)
     return examples
 

@@ -11,7 +11,7 @@ from sptune.tasks.data.error_report import ErrorReport, describe_type, or_remove
 from sptune.tasks.data.label_checks import check_label, is_missing, report_unknown_labels, report_unlabeled_rows
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_source import RepeatedValues, RowSource
-from sptune.tasks.splits import Example
+from sptune.tasks.splits import Example, Label
 
 Checked = TypeVar("Checked")
 
@@ -36,7 +36,7 @@ def check_rows(
     Returns:
         The examples of the rows without errors.
     """
-    return checked_examples(_LabeledRows(source, text_columns, label_column, known_labels, train_name))
+    return checked_examples(_ClassRows(source, text_columns, label_column, known_labels, train_name))
 
 
 def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
@@ -51,7 +51,7 @@ def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
 
 def text_rows(source: RowSource, text_columns: Sequence[str]) -> RowChecker[Example]:
     """What checks rows with texts and no labels."""
-    return _LabeledRows(source, text_columns, None, None, None)
+    return _ClassRows(source, text_columns, None, None, None)
 
 
 class RowChecker(abc.ABC, Generic[Checked]):
@@ -107,8 +107,34 @@ class RowChecker(abc.ABC, Generic[Checked]):
         self.report_missing()
 
 
-class _LabeledRows(RowChecker[Example]):
-    """Checks rows with texts and, unless `label_column` is None, a label; see `check_rows`."""
+class LabeledRows(RowChecker[Example[Label]]):
+    """Checks rows with texts and, unless `label_column` is None, what is predicted."""
+
+    def __init__(self, source: RowSource, text_columns: Sequence[str], label_column: str | None) -> None:
+        super().__init__(source, [*text_columns, *([] if label_column is None else [label_column])])
+        if label_column is None:
+            self.column_options = ("text_columns",)
+        self.text_columns = text_columns
+        self.label_column = label_column
+
+    def make_example(self, line: int, values: Mapping[str, Any]) -> Example[Label] | None:
+        """Its texts and label."""
+        errors = self.source.errors
+        texts = {column: check_text(values[column], column, line, errors) for column in self.text_columns}
+        fields = {column: text for column, text in texts.items() if text is not None}
+        column = self.label_column
+        label = None if column is None else self.read_label(line, values[column], column)
+        if len(fields) < len(texts) or (label is None and column is not None):
+            return None
+        return Example(fields, label, errors.locate(line))
+
+    @abc.abstractmethod
+    def read_label(self, line: int, value: Any, column: str) -> Label | None:
+        """What is predicted; None if it is missing or wrong."""
+
+
+class _ClassRows(LabeledRows[str]):
+    """Checks rows with texts and, unless `label_column` is None, a class; see `check_rows`."""
 
     def __init__(
         self,
@@ -118,27 +144,13 @@ class _LabeledRows(RowChecker[Example]):
         known_labels: Collection[str] | None,
         train_name: str | None,
     ) -> None:
-        super().__init__(source, [*text_columns, *([] if label_column is None else [label_column])])
-        if label_column is None:
-            self.column_options = ("text_columns",)
-        self.text_columns = text_columns
-        self.label_column = label_column
+        super().__init__(source, text_columns, label_column)
         self.known_labels = known_labels
         self.train_name = train_name
         self._unlabeled: list[tuple[int, Any]] = []
         self._unknown: list[tuple[int, str]] = []
 
-    def make_example(self, line: int, values: Mapping[str, Any]) -> Example | None:
-        """Its texts and label."""
-        errors = self.source.errors
-        texts = {column: check_text(values[column], column, line, errors) for column in self.text_columns}
-        fields = {column: text for column, text in texts.items() if text is not None}
-        label = None if self.label_column is None else self._label(line, values[self.label_column], self.label_column)
-        if len(fields) < len(texts) or (label is None and self.label_column is not None):
-            return None
-        return Example(fields, label, errors.locate(line))
-
-    def _label(self, line: int, value: Any, column: str) -> str | None:
+    def read_label(self, line: int, value: Any, column: str) -> str | None:
         """The class name of a label; None if it is missing, unknown or not a label."""
         class_names = self.source.class_names.get(column)
         if is_missing(value, class_names):

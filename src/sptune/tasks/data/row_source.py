@@ -39,6 +39,7 @@ class RowSource:
 
 
 def declared_class_names(features: datasets.Features | None) -> dict[str, list[str]]:
-    """The class names that the features of a Hugging Face dataset declare, by column."""
-    columns = (features or {}).items()
-    return {column: list(feature.names) for column, feature in columns if isinstance(feature, datasets.ClassLabel)}
+    """The class names that the features of a Hugging Face dataset declare, by column, also of lists of classes."""
+    # A list of classes is a Sequence or, in datasets 4, a List.
+    declared = {column: getattr(feature, "feature", feature) for column, feature in (features or {}).items()}
+    return {column: list(one.names) for column, one in declared.items() if isinstance(one, datasets.ClassLabel)}

@@ -1,0 +1,204 @@
+"""Checks rows whose examples have any number of labels, and the labels of the training data."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sptune.errors import InputError
+from sptune.tasks.data.class_checks import (
+    MAX_CLASSES,
+    check_spelling,
+    note_empty_classes,
+    note_rare_classes,
+    order_classes,
+)
+from sptune.tasks.data.error_report import describe_type, or_remove
+from sptune.tasks.data.label_checks import check_label, report_unknown_labels
+from sptune.tasks.data.lookalike_names import is_blank
+from sptune.tasks.data.row_checks import LabeledRows, checked_examples
+from sptune.tasks.data.row_source import RowSource
+from sptune.tasks.splits import Example
+from sptune.tasks.task import DEFAULT_SEPARATOR
+
+LabelSet = tuple[str, ...]
+# What other files separate labels by.
+SEPARATORS = ";,/"
+
+
+class LabelSetRows(LabeledRows[LabelSet]):
+    """Rows with texts and labels: a list, or a text in which a separator stands between labels.
+
+    Args:
+        source: the rows.
+        text_columns: the columns with text.
+        label_column: the column with the labels.
+        separator: of a text.
+        known_labels: the labels; None to accept any.
+        train_name: the source of the training data, for messages, if the labels were read from it.
+    """
+
+    def __init__(
+        self,
+        source: RowSource,
+        text_columns: Sequence[str],
+        label_column: str,
+        separator: str,
+        known_labels: Collection[str] | None = None,
+        train_name: str | None = None,
+    ) -> None:
+        super().__init__(source, text_columns, label_column)
+        self.separator = separator
+        self.known_labels = known_labels
+        self.train_name = train_name
+        self._unknown: list[tuple[int, str]] = []
+
+    def read_label(self, line: int, value: Any, column: str) -> LabelSet | None:
+        """The names of the labels, none for an empty list or a blank text; None if there is an error."""
+        names = self._names(line, value, column)
+        if names is None:
+            return None
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            error = f"the label {repeated!r} more than once"
+            self.source.errors.add(error, "Keep one of them.", line=line, field=column, value=value)
+            return None
+        unknown = [name for name in names if self.known_labels is not None and name not in self.known_labels]
+        self._unknown.extend((line, name) for name in unknown)
+        return None if unknown else tuple(names)
+
+    def _names(self, line: int, value: Any, column: str) -> list[str] | None:
+        parts, errors = self._parts(value), self.source.errors
+        if parts is None:
+            found = "nothing" if value is None or _is_nan(value) else f"a {describe_type(value)}"
+            remedy = (
+                'Write a list such as ["a", "b"], or a text such as '
+                f"{'a' + self.separator + 'b'!r}; an empty one for an example without labels"
+            )
+            errors.add(f"{found}, not a list of labels", or_remove(remedy, line), line=line, field=column, value=value)
+            return None
+        if any(part is None or _is_nan(part) or (isinstance(part, str) and is_blank(part)) for part in parts):
+            remedy = (
+                f"Name a label on both sides of each {self.separator!r}." if isinstance(value, str) else "Remove it."
+            )
+            errors.add("an empty label among others", remedy, line=line, field=column, value=value)
+            return None
+        class_names = self.source.class_names.get(column)
+        names = [check_label(part, column, class_names, line, errors) for part in parts]
+        return None if None in names else [name for name in names if name is not None]
+
+    def _parts(self, value: Any) -> list[Any] | None:
+        """The labels as they are written; None if the value holds no labels."""
+        if isinstance(value, str):
+            return [] if is_blank(value) else [part.strip() for part in value.split(self.separator)]
+        if isinstance(value, list | tuple):
+            return list(value)
+        return None if value is None or _is_nan(value) or isinstance(value, Mapping) else [value]
+
+    def report(self) -> None:
+        """Also report unknown labels."""
+        super().report()
+        report_unknown_labels(
+            self.source.errors, self._unknown, 0, self.label_column or "", self.known_labels or (), self.train_name
+        )
+
+
+def check_label_sets(
+    source: RowSource,
+    text_columns: Sequence[str],
+    label_column: str,
+    *,
+    separator: str = DEFAULT_SEPARATOR,
+    known_labels: Collection[str] | None = None,
+    train_name: str | None = None,
+) -> list[Example[LabelSet]]:
+    """Turn the rows of a source into examples; errors go into `source.errors`. See `LabelSetRows`."""
+    return checked_examples(LabelSetRows(source, text_columns, label_column, separator, known_labels, train_name))
+
+
+def order_labels(train: Sequence[Example[LabelSet]], declared: Sequence[str] | None) -> LabelSet:
+    """The labels of the examples in order; see `order_classes`."""
+    return order_classes({label for example in train for label in example.label or ()}, declared)
+
+
+def check_labels(
+    train: Sequence[Example[LabelSet]],
+    source: str,
+    column: str,
+    labels: Sequence[str],
+    notes: list[str],
+    *,
+    separator: str | None,
+    are_known: bool,
+) -> None:
+    """Check the labels of the training data; `notes` receives what is unusual.
+
+    Args:
+        train: the training examples.
+        source: their source, for messages.
+        column: the label column.
+        labels: all labels.
+        notes: receives notes.
+        separator: the one that the user chose; None for the default.
+        are_known: whether the user or the data declare the labels.
+
+    Raises:
+        InputError: there are fewer than two labels, or as many as if they were identifiers, or two look alike, or
+            another separator stands in them.
+    """
+    named = [(label, example.where) for example in train for label in example.label or ()]
+    seen = Counter(label for label, _ in named)
+    largest = max((len(example.label or ()) for example in train), default=0)
+    if separator is None and largest == 1:
+        _check_separator(seen, source, column)
+    if len(seen) < 2:
+        found = f"have only the label {next(iter(seen))!r}" if seen else "have no label"
+        raise InputError(
+            f"{source}, field {column!r}: all {len(train)} examples together {found}. At least two labels are needed; "
+            "name another label column (label_column), or add examples."
+        )
+    if not are_known and len(seen) > MAX_CLASSES and len(seen) > len(named) / 2:
+        raise InputError(
+            f"{source}, field {column!r}: {len(seen)} different labels in {len(train)} examples, such as "
+            f"{named[0][0]!r}. They look like identifiers or texts, not like labels; name another label column "
+            "(label_column), or all labels (labels=...)."
+        )
+    if largest == 1:
+        notes.append(
+            f"{source}, field {column!r}: no example has more than one label. If no example can have several, "
+            "task_kind='classifier' predicts exactly one for each."
+        )
+    notes.extend(note_empty_classes(seen, source, labels))
+    if not are_known:
+        check_spelling(named, source, column)
+        notes.extend(note_rare_classes(seen, len(train), source))
+
+
+def _check_separator(seen: Mapping[str, int], source: str, column: str) -> None:
+    """Refuse labels that look like several with another separator between them.
+
+    Raises:
+        InputError: which one.
+    """
+    for separator in SEPARATORS:
+        joined = [label for label in seen if separator in label]
+        parts = Counter(part.strip() for label in joined for part in label.split(separator))
+        if any(count > 1 or (part in seen) for part, count in parts.items()):
+            raise InputError(
+                f"{source}, field {column!r}, value {joined[0]!r}: {separator!r} seems to stand between labels. Say so "
+                f"(label_separator={separator!r}); or, if these are whole names, label_separator={DEFAULT_SEPARATOR!r}."
+            )
+
+
+def note_uniform_labels(name: str, examples: Sequence[Example[LabelSet]]) -> list[str]:
+    """A note on a split whose examples all have the same labels."""
+    sets = {example.label for example in examples}
+    if len(sets) != 1 or not examples:
+        return []
+    return [f"All {len(examples)} {name} examples have the labels {list(sets.pop() or ())}: scores mean little."]
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,92 @@
+"""Checks rows whose examples have a number that is to be predicted."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from sptune.errors import InputError
+from sptune.tasks.data.error_report import describe_type, or_remove
+from sptune.tasks.data.lookalike_names import is_blank
+from sptune.tasks.data.row_checks import LabeledRows, checked_examples
+from sptune.tasks.data.row_source import RowSource
+from sptune.tasks.splits import Example
+
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
+
+
+class NumberRows(LabeledRows[float]):
+    """Rows with texts and a finite number, also as text."""
+
+    def read_label(self, line: int, value: Any, column: str) -> float | None:
+        """The number; None, and an error in the report, if it is none or not finite."""
+        problem = self._problem(value)
+        if problem is None:
+            return float(value)
+        self.source.errors.add(problem[0], or_remove(problem[1], line), line=line, field=column, value=value)
+        return None
+
+    def _problem(self, value: Any) -> tuple[str, str] | None:
+        """What is wrong with a value, and what to write; None if it is a finite number."""
+        if value is None or (isinstance(value, str) and is_blank(value)):
+            return "no number", "Write one"
+        if isinstance(value, str):
+            text = value.strip()
+            if DECIMAL_COMMA.fullmatch(text):
+                return "not a number", f"Write a decimal point ({text.replace(',', '.')}) and no commas"
+            if not NUMBER.fullmatch(text):
+                return "not a number", "Write digits, such as 3.5, without a unit"
+        elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+            return f"a {describe_type(value)}, not a number", "Write digits, such as 3.5"
+        return None if _is_finite(value) else ("not a finite number", "Write one")
+
+
+def check_numbers(source: RowSource, text_columns: Sequence[str], label_column: str) -> list[Example[float]]:
+    """Turn the rows of a source into examples; errors go into `source.errors`."""
+    return checked_examples(NumberRows(source, text_columns, label_column))
+
+
+def check_range(train: Sequence[Example[float]], source: str, column: str) -> None:
+    """Refuse training numbers that have no standard deviation.
+
+    Raises:
+        InputError: all are equal, or they are too large to compute with.
+    """
+    mean, deviation = scale_of(train)
+    if not (math.isfinite(mean) and math.isfinite(deviation)):
+        raise InputError(
+            f"{source}, field {column!r}: the numbers are too large to compute their standard deviation; write them in "
+            "a larger unit."
+        )
+    if deviation <= 1e-12 * abs(mean):
+        raise InputError(
+            f"{source}, field {column!r}, value {train[0].label:g}: all {len(train)} examples have this one number. A "
+            "regression needs different ones; name another label column (label_column)."
+        )
+
+
+def scale_of(train: Sequence[Example[float]]) -> tuple[float, float]:
+    """Mean and standard deviation of the numbers."""
+    values = np.array([example.label for example in train], dtype=np.float64)
+    with np.errstate(all="ignore"):
+        return float(values.mean()), float(values.std())
+
+
+def note_uniform_numbers(name: str, examples: Sequence[Example[float]]) -> list[str]:
+    """A note on a split whose numbers are all equal."""
+    if not examples or len({example.label for example in examples}) > 1:
+        return []
+    return [f"All {len(examples)} {name} examples have the number {examples[0].label:g}: scores mean little."]
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
