@@ -73,7 +73,7 @@ BACKBONES: dict[str, Settings] = {
     "minilm": {"backbone": f"{HEADED}, bfloat16 autocast", "seeds": 3, **MINILM, "test_examples": 3000, **ADDED},
     "smollm2": {
         "backbone": "SmolLM2-135M-Instruct (GGUF), label words, bfloat16 weights",
-        "tasks": ["sst2", "trec", "mr"],
+        "tasks": ["trec", "sst2", "mr"],
         "candidates": list(range(0, 30, 2)),
         "test_examples": 1000,
         "seeds": 2,
@@ -97,14 +97,14 @@ BACKBONES: dict[str, Settings] = {
 
 
 def runs(backbone: str) -> list[tuple[int, str, tuple[int, ...]]]:
-    """Seed, task and layers of every run; sets of one, two and all layers come first."""
+    """Seed, task and layers of every run; sets of one, two and all layers of MiniLM come first."""
     settings = BACKBONES[backbone]
     seeds = settings.get("seeds", 1)
     if not backbone.startswith("minilm"):
         return [
             (seed, task, (layer,))
-            for seed in range(seeds)
             for task in settings["tasks"]
+            for seed in range(seeds)
             for layer in settings["candidates"]
         ]
     sets = [one for size in range(1, 7) for one in itertools.combinations(settings["candidates"], size)]
