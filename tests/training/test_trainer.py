@@ -306,6 +306,63 @@ def test_trainer_goes_on_from_a_checkpoint_of_ours_and_we_from_its(build_trainer
     torch.testing.assert_close(*networks, atol=1e-5, rtol=1e-4)
 
 
+# Language models that learn completions
+
+
+def build_completions(size):
+    """Texts of six to eight tokens, of which all but the first four have labels."""
+    examples = [one for one in build_examples(2 * size, causal=True) if len(one["labels"]) >= 6]
+    for example in examples:
+        example["labels"] = [-100] * 4 + example["labels"][4:]
+    return examples
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_completions_are_learned_and_measured_as_with_trainer(build_trainer, smoothing):
+    examples, networks, losses = build_completions(12), [], []
+    for kind in (SPTTrainer, Trainer):
+        # The prompts in front of the text must not see the targets, which Trainer takes away to smooth them.
+        masked = [one | {"source_mask": [label == -100 for label in one["labels"]]} for one in examples]
+        trainer = build_trainer(
+            masked if kind is Trainer else examples,
+            "lm",
+            kind=kind,
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=1 if smoothing else 2,  # Transformers 4 sums smoothed losses
+            label_smoothing_factor=smoothing,
+            remove_unused_columns=False,
+        )
+        trainer.train()
+        networks.append(trained(trainer))
+        losses.append(trainer.evaluate(trainer.train_dataset)["eval_loss"])
+    torch.testing.assert_close(*networks, atol=1e-5, rtol=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_the_head_runs_in_training_only_where_a_label_is_predicted(build_trainer):
+    examples, positions = build_completions(8), []
+    trainer = build_trainer(examples, "lm", max_steps=1)
+    head = trainer.model.get_base_model().lm_head
+    head.register_forward_hook(lambda module, args, output: positions.append(output.shape[1]))
+    trainer.train()
+    assert set(positions) == {5}  # of eight, of which four predict a label
+
+
+@pytest.mark.parametrize("at_labels", [False, True])
+def test_predictions_are_those_of_all_positions_unless_those_of_labels_are_asked_for(build_trainer, at_labels):
+    examples = [one for one in build_completions(12) if len(one["labels"]) == 8]
+    batch = pad_batch(examples)
+    trainer = build_trainer(examples, "lm", trainer={"predict_at_labels": at_labels})
+    outcome = trainer.predict(examples)
+    logits, labels = torch.tensor(outcome.predictions), torch.tensor(outcome.label_ids)
+    assert (logits.shape[1] == labels.shape[1] == 8) is not at_labels
+    predicted = functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    with torch.no_grad():
+        expected = trainer.model(**batch).loss
+    assert float(predicted) == pytest.approx(float(expected), rel=1e-5)
+    assert outcome.metrics["test_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 # Losses of the user's own
 
 

@@ -59,6 +59,7 @@ class TextEvaluation(Evaluation):
     def trainer_options(self) -> dict[str, Any]:
         """The loss is the language model's; of the logits only losses are kept."""
         return {
+            "predict_at_labels": True,
             "preprocess_logits_for_metrics": _losses,
             "compute_metrics": lambda outcome: self.split_metrics(outcome.predictions, outcome.label_ids),
         }

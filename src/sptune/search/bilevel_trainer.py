@@ -178,7 +178,7 @@ class SPTSearchTrainer(SupernetTrainer):
     def _masked_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Mean task loss over both runs of each example, their consistency C, and the outputs of the batch of 2B."""
         size = batch_size(inputs)
-        twice = repeat_batch(inputs)
+        twice = self.at_labels(model, repeat_batch(inputs))
         masks = self._draw_masks(2 * size).to(self.alpha_parameters[0].device)
         with self.tuner.gating(torch.sigmoid(at_least_float32(self.alphas)) * masks):
             if self.search.consistency == "mse":
@@ -194,9 +194,9 @@ class SPTSearchTrainer(SupernetTrainer):
                 "problem_type='regression'."
             )
         first, second = scores[:size], scores[size:]
-        labels = inputs.get("labels")
+        labels = twice.get("labels")
         if scores.dim() > 2 and isinstance(labels, torch.Tensor):
-            predicted = self.items.positions(labels)
+            predicted = self.items.positions(labels[:size])
             first, second = (run[:, : predicted.shape[1]][predicted] for run in (first, second))
             if not predicted.any():
                 return loss, loss.new_zeros(()), outputs

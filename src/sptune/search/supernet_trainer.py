@@ -166,9 +166,10 @@ class SupernetTrainer(SPTTrainer):
                 f"searcher={self.search.searcher!r} needs the loss of each example, which compute_loss_func does not "
                 "give; leave it out, or choose another searcher."
             )
-        labels = self.items.labels(inputs)
-        if labels is None:
+        if self.items.labels(inputs) is None:
             raise InputError("The batch has no labels, which the search needs.")
+        inputs = self.at_labels(model, inputs)
+        labels = self.items.labels(inputs)
         if self.class_scores is not None:
             scores = at_least_float32(self.class_scores(model, inputs))
             return problem_loss(self.problem_type, scores, labels, reduction="none")

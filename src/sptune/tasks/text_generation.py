@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig
 
+from sptune.modeling.labeled_positions import at_labels
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_metrics import completion_losses
 from sptune.tasks.generation_task import GenerationExample
@@ -123,7 +124,7 @@ def measure_losses(
     losses = []
     for start in range(0, len(encoded), BATCH_SIZE):
         batch = encoder.collator([encoded[place] for place in range(start, min(start + BATCH_SIZE, len(encoded)))])
-        batch = {name: value.to(model.device) for name, value in batch.items()}
+        batch = at_labels(model, {name: value.to(model.device) for name, value in batch.items()})
         with torch.no_grad():
             losses.append(completion_losses(model(**batch).logits, batch["labels"]).cpu())
         step()

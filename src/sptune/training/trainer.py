@@ -20,10 +20,9 @@ from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
+from sptune.modeling.labeled_positions import at_labels, takes_source_mask, with_source_mask
 from sptune.modeling.loading import HEADS
-from sptune.modeling.model import SPTModel
 from sptune.modeling.problem_types import SINGLE_LABEL, check_problem_type, problem_loss
-from sptune.modeling.targets import before_first_target
 from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
@@ -54,6 +53,8 @@ class SPTTrainer(Trainer):
         head_modules: names of the modules of the head, in addition to PEFT's `modules_to_save`; each is one part of a
             dotted name, such as "pooler".
         activation_cache: as in `ActivationCachingTrainer`.
+        predict_at_labels: whether the predictions of a causal language model, and the labels that come with them, are
+            those of the positions that predict a label in some row of the batch, as if the text had no others.
         **kwargs: the arguments of `transformers.Trainer`.
 
     The loss of a micro-batch is its mean times its share of the step's items (examples, or label positions), so that
@@ -79,23 +80,20 @@ class SPTTrainer(Trainer):
         head_learning_rate: float | None = None,
         head_modules: Collection[str] = HEADS,
         activation_cache: ActivationCacheSettings | None = ActivationCacheSettings(),  # noqa: B008 (it is frozen)
+        predict_at_labels: bool = False,
         **kwargs: Any,
     ) -> None:
         check_problem_type(problem_type)
         super().__init__(*args, **kwargs)
         self.caching = ActivationCaching(self, activation_cache, self._trial_loss)
+        self.predict_at_labels = predict_at_labels
         self.class_scores = class_scores
         self._given_problem_type = problem_type
         self.head_learning_rate = head_learning_rate
         self.head_modules = head_modules
         self.model_accepts_loss_kwargs = True
-        if class_scores is not None and self.args.label_names is None:
-            self.label_names = ["labels"]
-        if class_scores is not None and len(self.label_names) != 1:
-            raise InputError(
-                f"label_names={self.label_names}, but class_scores are compared with one column of labels; name that "
-                "one in TrainingArguments, or leave label_names out for 'labels'."
-            )
+        if class_scores is not None:
+            self.label_names = _one_label_name(self.args.label_names)
         if self.args.label_smoothing_factor and problem_type not in (None, SINGLE_LABEL):
             raise InputError(
                 f"label_smoothing_factor={self.args.label_smoothing_factor} has no effect with "
@@ -166,7 +164,7 @@ class SPTTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The batch's mean loss; in training, times its share of the step's items if their number is given."""
-        loss, outputs = self._mean_loss(model, inputs)
+        loss, outputs = self._mean_loss(model, inputs, all_logits=return_outputs)
         if model.training:
             loss = loss * self._share(inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -177,6 +175,8 @@ class SPTTrainer(Trainer):
         """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
         with self.caching.reading(inputs) as inputs:
             if self.class_scores is None:
+                if prediction_loss_only or self.predict_at_labels:
+                    inputs = self.at_labels(model, inputs)
                 return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
             return self._predict_scores(model, cast(Batch, self._prepare_inputs(inputs)), prediction_loss_only)
 
@@ -196,14 +196,18 @@ class SPTTrainer(Trainer):
             return self.caching.loss_with_labels(model, inputs) if self.class_scores is None else None
         return self._mean_loss(model, inputs)[0]
 
-    def _mean_loss(self, model: nn.Module, inputs: Batch) -> tuple[torch.Tensor, Any]:
-        """The mean loss of a batch and the outputs: a dictionary with the class scores as "logits", or the model's."""
+    def at_labels(self, model: nn.Module, inputs: Batch) -> Batch:
+        """The inputs for logits only where the loss needs them; functions of the user may need any."""
+        own = self.class_scores is None and self.compute_loss_func is None
+        return at_labels(model, inputs) if own else inputs
+
+    def _mean_loss(self, model: nn.Module, inputs: Batch, all_logits: bool = False) -> tuple[torch.Tensor, Any]:
+        """The mean loss of a batch, and {"logits": class scores} or the model's outputs, with all logits or some."""
         if self.class_scores is None:
-            inputs = dict(inputs)
-            popped = self.label_smoother is not None or self.compute_loss_func is not None
-            if self._takes_source_mask and popped and "labels" in inputs and "source_mask" not in inputs:
-                # Trainer takes the labels out before the forward, and the generators would see the targets.
-                inputs["source_mask"] = before_first_target(inputs["labels"])
+            # Trainer may take the labels out before the forward.
+            inputs = with_source_mask(model, inputs) if self._is_causal else dict(inputs)
+            if not all_logits:
+                inputs = self.at_labels(model, inputs)
             loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
             # The mean over no label at all is not a number.
             return (loss if self.items.count(inputs) else loss.nan_to_num(0.0)), outputs
@@ -232,16 +236,11 @@ class SPTTrainer(Trainer):
         own = None if self.class_scores is not None else getattr(self._backbone_config, "problem_type", None)
         return self._given_problem_type or own or SINGLE_LABEL
 
-    @property
-    def _takes_source_mask(self) -> bool:
-        """Whether the model has prompts in front of the text, whose generators must not see targets."""
-        tuner = getattr(self.accelerator.unwrap_model(self.model), "base_model", None)
-        return isinstance(tuner, SPTModel) and tuner.takes_source_mask and self._is_causal
-
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
-        more = {ROW, "source_mask"} if self._takes_source_mask else {ROW}
+        masked = self._is_causal and takes_source_mask(cast(nn.Module, self.model))
+        more = {ROW, "source_mask"} if masked else {ROW}
         self._signature_columns: Any = [*columns, *(more - {*columns})]
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
@@ -307,3 +306,13 @@ class SPTTrainer(Trainer):
         """The order of the data even if training groups by length, so that predictions match their examples."""
         sampler = super()._get_eval_sampler(eval_dataset)
         return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
+
+
+def _one_label_name(names: list[str] | None) -> list[str]:
+    """The column of labels that class scores are compared with."""
+    if names is not None and len(names) != 1:
+        raise InputError(
+            f"label_names={names}, but class_scores are compared with one column of labels; name that one in "
+            "TrainingArguments, or leave label_names out for 'labels'."
+        )
+    return ["labels"] if names is None else names

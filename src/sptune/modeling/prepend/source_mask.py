@@ -84,7 +84,10 @@ class SourceWarnings:
         """Warn if nothing in the inputs of a training forward, given by name, says which tokens are targets."""
         if self._warned_of_targets or not (self._training() and has_language_model_head(self.model)):
             return
-        if any(inputs.get(name) is not None for name in ("labels", "source_mask")) or inputs.get("logits_to_keep"):
+        kept = inputs.get("logits_to_keep")
+        if kept is not None and not (isinstance(kept, int) and kept == 0):
+            return
+        if any(inputs.get(name) is not None for name in ("labels", "source_mask")):
             return
         self._warned_of_targets = True
         logger.warning(
