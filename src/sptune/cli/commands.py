@@ -14,7 +14,7 @@ from rich.table import Table
 
 import sptune.cli.run_commands  # noqa: F401 (adds its commands)
 from sptune.cli.app import app, running, with_exit_codes
-from sptune.cli.terminal import print_json, print_run, results, shown
+from sptune.cli.terminal import print_json, print_labels, print_run, results, shown, written
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")]
@@ -78,8 +78,12 @@ def evaluate(
         return
     if metrics.get("score") in [value for name, value in metrics.items() if name != "score"]:
         del metrics["score"]  # the task's only metric, which is shown by its own name
+    labels = metrics.pop("labels", None)
+    width = max(10, *(len(name) for name in metrics))
     for name, value in metrics.items():
-        results.print(f"{name:10} {value:.4f}" if isinstance(value, float) else f"{name:10} {value}")
+        results.print(f"{name:{width}} {written(value) if value is None or isinstance(value, float) else value}")
+    if labels:
+        print_labels(labels)
 
 
 @app.command()
@@ -103,7 +107,7 @@ def predict(
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Predict the class of new texts, or write what follows prompts."""
+    """Predict the class, the labels or a number for new texts, or write what follows prompts."""
     with running() as stages:
         from sptune.runs import inference
 
@@ -245,8 +249,8 @@ def models(as_json: JsonFlag = False) -> None:
 def _tasks_of(family: str, causal: bool) -> str:
     """The kinds of tasks that a family can do."""
     if family == "electra":
-        return "classifier, verbalizer with a generator checkpoint"
-    return "verbalizer, classifier" + (", generate" if causal else "")
+        return "classifier, multi_label, regression, verbalizer with a generator checkpoint"
+    return "verbalizer, classifier, multi_label, regression" + (", generate" if causal else "")
 
 
 @app.command()

@@ -322,6 +322,9 @@ def _print_scores(metrics: dict[str, Any]) -> None:
             f"{measured['exact_match']:.1%} match exactly, ROUGE-L {measured['rouge_l']:.3f}"
         )
         return
+    if "accuracy" not in measured:
+        _print_labels_or_numbers(metrics, measured)
+        return
     _print_table(metrics, [name for name in ("accuracy", "f1", "mean") if name in measured])
     from scipy import stats
 
@@ -331,6 +334,33 @@ def _print_scores(metrics: dict[str, Any]) -> None:
     results.print(
         f"Test examples: {count:,} (95 % interval of the accuracy: {interval.low:.4f} to {interval.high:.4f})"
     )
+
+
+def _print_labels_or_numbers(metrics: dict[str, Any], measured: dict[str, Any]) -> None:
+    """The scores of several labels, or of a regression."""
+    examples = f"Test examples: {measured['examples']:,}"
+    if "labels" in measured:
+        _print_table(metrics, ["micro_f1", "macro_f1", "subset_accuracy"])
+        print_labels(measured["labels"])
+        results.print(f"{examples}; Hamming loss {measured['hamming_loss']:.4f}")
+        return
+    _print_table(metrics, ["r2", "rmse"])
+    others = ", ".join(f"{name} {written(measured[name])}" for name in ("mae", "pearson", "spearman"))
+    results.print(f"{examples}; {others}")
+
+
+def print_labels(labels: dict[str, dict[str, Any]]) -> None:
+    """The metrics of each of several labels."""
+    names = list(next(iter(labels.values())))
+    table = Table("label", *(name.replace("_", " ") for name in names), box=None)
+    for label, values in labels.items():
+        table.add_row(escape(label), *(written(values[name]) for name in names))
+    results.print(table)
+
+
+def written(value: float | None, form: str = ".4f") -> str:
+    """A metric as text, a number of examples as it is, and a dash for what is not defined."""
+    return "–" if value is None else f"{value:{form}}" if isinstance(value, float) else f"{value:,}"
 
 
 def _print_table(metrics: dict[str, Any], names: list[str]) -> None:
@@ -346,7 +376,7 @@ def _print_table(metrics: dict[str, Any], names: list[str]) -> None:
         sign = "+" if title == difference else ""
         table.add_row(
             title,
-            *(f"{values[split][name]:{sign}.4f}" for split in ("validation", "test") for name in names),
+            *(written(values[split].get(name), f"{sign}.4f") for split in ("validation", "test") for name in names),
             style="bold" if title == "prompts" else "",
         )
     results.print(table)

@@ -14,6 +14,8 @@ COLORS = ("#1f9e89", "#e8743b", "#8a7be0", "#d1a000", "#3f8fd9", "#d0589c", "#5a
 GRAY = "#9aa0a6"
 # Points of a line; more of them only make the page large.
 MAX_POINTS = 120
+# Points of a cloud, each of which is drawn.
+MAX_CLOUD = 500
 # Beyond this many points, names beside all of them overlap; they appear on hover.
 MAX_NAMES = 8
 
@@ -188,17 +190,41 @@ def difference_chart(lines: Sequence[Mapping[str, Any]], against: str) -> Figure
     return Figure("differences", caption, _spec(chart, caption, 40 + 26 * len(points)), columns, rows)
 
 
+def number_chart(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Predicted against true numbers of test examples, with the line on which both are equal; None without any.
+
+    Args:
+        rows: of predictions.jsonl.
+    """
+    points = [{"true": row["label"], "predicted": row["prediction"]} for row in thinned(rows, MAX_CLOUD)]
+    if not points:
+        return None
+    ends = [one(point[name] for point in points for name in ("true", "predicted")) for one in (min, max)]
+    scale = alt.Scale(zero=False)
+    x, y = (alt.X("true:Q", title="true", scale=scale), alt.Y("predicted:Q", title="predicted", scale=scale))
+    line = alt.Chart(alt.Data(values=[{"true": end, "predicted": end} for end in ends])).mark_line(
+        color=GRAY, strokeDash=[4, 3]
+    )
+    cloud = alt.Chart(alt.Data(values=points)).mark_circle(color=COLORS[0], size=50, opacity=0.6)
+    tips = [_tip("true", ".4~g"), _tip("predicted", ".4~g")]
+    chart = alt.layer(line.encode(x=x, y=y), cloud.encode(x=x, y=y, tooltip=tips))
+    some = f"{len(points)} of {len(rows):,}" if len(points) < len(rows) else f"{len(points)}"
+    caption = f"Predicted against true numbers of {some} test examples. On the dashed line both are equal."
+    columns = [[f"{point['true']:.6g}", f"{point['predicted']:.6g}"] for point in points]
+    return Figure("predicted-numbers", caption, _spec(chart, caption, 340), ["true", "predicted"], columns)
+
+
 def layer_colors(layers: Sequence[Any], chosen: Sequence[Any]) -> list[str]:
     """A color for each layer: gray for those not chosen."""
     places = {layer: COLORS[place % len(COLORS)] for place, layer in enumerate(chosen)}
     return [places.get(layer, GRAY) for layer in layers]
 
 
-def thinned(entries: Sequence[Any]) -> list[Any]:
-    """At most `MAX_POINTS` of the entries, evenly spaced, the first and the last among them."""
-    if len(entries) <= MAX_POINTS:
+def thinned(entries: Sequence[Any], most: int = MAX_POINTS) -> list[Any]:
+    """At most so many of the entries, evenly spaced, the first and the last among them."""
+    if len(entries) <= most:
         return list(entries)
-    return [entries[round(place * (len(entries) - 1) / (MAX_POINTS - 1))] for place in range(MAX_POINTS)]
+    return [entries[round(place * (len(entries) - 1) / (most - 1))] for place in range(most)]
 
 
 def _point(step: int, layer: Any, value: float | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""95 % intervals of scores over test examples: Wilson's for shares, percentile bootstrap for F1 and means."""
+"""95 % intervals of scores over test examples: Wilson's for shares, percentile bootstrap for F1, R^2 and means."""
 
 from __future__ import annotations
 
@@ -34,6 +34,30 @@ def f1_interval(predicted: Sequence[bool], true: Sequence[bool]) -> tuple[float,
 
     one, other = np.asarray(predicted, dtype=int), np.asarray(true, dtype=int)
     return _bootstrap([one * other, one + other], f1)
+
+
+def micro_f1_interval(pairs: Sequence[tuple[set[str], set[str]]]) -> tuple[float, float]:
+    """Bootstrap interval of micro F1 over examples.
+
+    Args:
+        pairs: the predicted and the true labels of each example.
+    """
+
+    def f1(hits: np.ndarray, either: np.ndarray, axis: int = -1) -> np.ndarray:
+        return 2 * hits.sum(axis) / np.maximum(either.sum(axis), 1)
+
+    hits = np.array([len(predicted & true) for predicted, true in pairs])
+    return _bootstrap([hits, np.array([len(predicted) + len(true) for predicted, true in pairs])], f1)
+
+
+def r2_interval(predicted: Sequence[float], true: Sequence[float]) -> tuple[float, float]:
+    """Bootstrap interval of R^2 over examples."""
+
+    def r2(predictions: np.ndarray, numbers: np.ndarray, axis: int = -1) -> np.ndarray:
+        spread = ((numbers - numbers.mean(axis, keepdims=True)) ** 2).sum(axis)
+        return 1 - ((predictions - numbers) ** 2).sum(axis) / np.maximum(spread, np.finfo(float).tiny)
+
+    return _bootstrap([np.asarray(predicted, dtype=float), np.asarray(true, dtype=float)], r2)
 
 
 def _bootstrap(samples: list[np.ndarray], statistic: object) -> tuple[float, float]:

@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sptune.report.charts import layer_scores, learning_curves, search_curves
-from sptune.report.intervals import f1_interval, mean_interval, share_interval
+from sptune.report.charts import layer_scores, learning_curves, number_chart, search_curves
+from sptune.report.intervals import f1_interval, mean_interval, micro_f1_interval, r2_interval, share_interval
 from sptune.report.page import page
+from sptune.report.prediction_parts import confusion, label_mistakes, mistakes, number_mistakes, unlike_texts
 
-MISTAKES = 10
-# A larger matrix is no longer readable.
-MAX_CLASSES = 30
-MAX_TEXT = 1500
+# The metrics of the table of scores, in its order.
+SHOWN = (
+    "accuracy", "f1", "mean", "micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "r2", "rmse", "mae", "pearson",
+    "spearman", "loss", "perplexity",
+)  # fmt: skip
+# What the first sentence says, by the metric that tells the kind of task.
+MEASURES = {"accuracy": "accuracy", "micro_f1": "micro F1", "r2": "R²", "loss": "loss"}
+# What has an interval, in words.
+INTERVALS = {
+    "accuracy": "Wilson's for accuracy",
+    "f1": "bootstrap for F1",
+    "subset_accuracy": "Wilson's for subset accuracy",
+    "micro_f1": "bootstrap for micro F1",
+    "r2": "bootstrap for R²",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,6 @@ def run_page(record: RunRecord) -> str:
     """The page of a run, as HTML."""
     search = record.search
     figures = [search_curves(search), layer_scores(search, record.score_name)] if search and search["history"] else []
-    generates = bool(record.similarities)
     return page(
         "run.html.j2",
         kind="Run",
@@ -65,18 +76,35 @@ def run_page(record: RunRecord) -> str:
         metrics=record.metrics,
         search_figures=[figure for figure in figures if figure],
         curves=learning_curves(record.history),
-        confusion=None if generates else _confusion(record.predictions),
-        mistakes=_unlike_texts(record) if generates else _mistakes(record.predictions),
-        mistakes_title="Texts least like their completions" if generates else "Most confident mistakes",
+        **_prediction_parts(record),
         usage=record.usage,
         config=record.config,
         **(_figures(record) if record.metrics else {}),
     )
 
 
+def _prediction_parts(record: RunRecord) -> dict[str, Any]:
+    """What is shown of the predictions."""
+    rows, test = record.predictions, record.metrics.get("test", {})
+    parts: dict[str, Any] = {"confusion": None, "labels": None, "numbers": None}
+    table: dict[str, Any] | None
+    if record.similarities:
+        title, table = "Texts least like their completions", unlike_texts(rows, record.similarities)
+    elif "labels" in test:
+        title, table = "Most confident mistakes", label_mistakes(rows)
+        parts["labels"] = test["labels"]
+    elif "r2" in test:
+        title, table = "Largest errors", number_mistakes(rows)
+        parts["numbers"] = number_chart(rows)
+    else:
+        title, table = "Most confident mistakes", mistakes(rows)
+        parts["confusion"] = confusion(rows)
+    return {**parts, "mistakes": table, "mistakes_title": title}
+
+
 def _figures(record: RunRecord) -> dict[str, Any]:
     metrics, intervals = record.metrics, _Intervals(record)
-    names = [name for name in ("accuracy", "f1", "mean", "loss", "perplexity") if name in metrics["test"]]
+    names = [name for name in SHOWN if name in metrics["test"]]
     columns = [(split, name) for split in ("validation", "test") for name in names]
     columns += [("test", name) for name in ("exact_match", "rouge_l") if name in metrics["test"]]
     lines = [_line("prompts", metrics, "", columns, intervals, highlight=True)]
@@ -94,7 +122,8 @@ def _interval_note(names: Sequence[str]) -> str:
     note = "Below a score: its 95 % interval over test examples"
     if "loss" in names:
         return f"{note} (Wilson's for exact matches, bootstrap for ROUGE-L; losses have none)."
-    return f"{note} (Wilson's for accuracy{', bootstrap for F1' if 'f1' in names else ''})."
+    others = "" if "accuracy" in names else "; the others have none"
+    return f"{note} ({', '.join(INTERVALS[name] for name in names if name in INTERVALS)}{others})."
 
 
 class _Intervals:
@@ -112,8 +141,13 @@ class _Intervals:
             value: the score.
             examples: the metrics that it is among, which have the number of examples.
         """
-        if name == "accuracy":
+        if name in ("accuracy", "subset_accuracy"):
             return share_interval(value, examples["examples"])
+        if name == "micro_f1" and not place and self.record.predictions:
+            return micro_f1_interval([(set(row["prediction"]), set(row["label"])) for row in self.record.predictions])
+        if name == "r2" and not place and self.record.predictions:
+            rows = self.record.predictions
+            return r2_interval([row["prediction"] for row in rows], [row["label"] for row in rows])
         if name == "exact_match" and not place:
             return share_interval(value, examples["generated_examples"])
         if name == "rouge_l" and not place:
@@ -163,8 +197,8 @@ def _sentence(record: RunRecord) -> str:
         steps = f" in {search['steps']:,} steps" if search and search["steps"] else ""
         return f"The search{searcher.replace(', chosen', '').rstrip(',')} chose {listed}{steps}."
     test, backbone = metrics["test"], Path(metrics["model"]).name
-    measure = "accuracy" if "accuracy" in test else "loss"
-    result = f"a test {measure} of {test[measure]:.4f}"
+    measure = next(name for name in MEASURES if name in test)
+    result = f"a test {MEASURES[measure]} of {test[measure]:.4f}"
     if metrics.get("baseline"):
         result += f", against {metrics['baseline']['test'][measure]:.4f} of the {metrics['baseline']['kind']}"
     ended = ", where training ended early," if metrics["training"].get("stopped_early") else ""
@@ -172,58 +206,3 @@ def _sentence(record: RunRecord) -> str:
         f"Prompts at {listed}{searcher} of the frozen backbone {backbone} were trained for "
         f"{metrics['training']['steps']:,} steps{ended} and reach {result}."
     )
-
-
-def _confusion(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Counts by class and prediction; None if there are no classes, or too many to show."""
-    labels = list(rows[0]["scores"]) if rows else []
-    if not labels or len(labels) > MAX_CLASSES:
-        return None
-    places = {label: place for place, label in enumerate(labels)}
-    counts = [[0] * len(labels) for _ in labels]
-    for row in rows:
-        counts[places[row["label"]]][places[row["prediction"]]] += 1
-    return {"labels": labels, "rows": counts}
-
-
-def _mistakes(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The wrong predictions that the network was surest of; None without predictions."""
-    if not rows:
-        return None
-    wrong = [row for row in rows if row["prediction"] != row["label"]]
-    surest = sorted(wrong, key=lambda row: -row["scores"][row["prediction"]])[:MISTAKES]
-    texts = [name for name in rows[0] if name not in ("label", "prediction", "scores")]
-    return {
-        "caption": f"{len(surest)} of the {len(wrong):,} wrong predictions on test data, the most confident first.",
-        "columns": ["probability", "predicted", "class", *texts],
-        "rows": [
-            [
-                f"{row['scores'][row['prediction']]:.4f}",
-                str(row["prediction"]),
-                str(row["label"]),
-                *(_shortened(row[name]) for name in texts),
-            ]
-            for row in surest
-        ],
-    }
-
-
-def _unlike_texts(record: RunRecord) -> dict[str, Any]:
-    """The generated texts that have least in common with the completion of the data."""
-    pairs = sorted(zip(record.similarities, record.predictions, strict=True), key=lambda pair: pair[0])[:MISTAKES]
-    return {
-        "caption": f"{len(pairs)} of {len(record.predictions):,} generated texts, by ROUGE-L with their completions.",
-        "columns": ["ROUGE-L", "prompt", "completion", "generated"],
-        "rows": [
-            [f"{likeness:.4f}", *(_shortened(row[name]) for name in ("prompt", "completion", "generated"))]
-            for likeness, row in pairs
-        ],
-    }
-
-
-def _shortened(text: Any) -> str:
-    """A text, or the turns of a conversation, at most `MAX_TEXT` characters long."""
-    if isinstance(text, list):
-        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
-    text = str(text)
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"

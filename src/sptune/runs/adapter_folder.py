@@ -211,8 +211,8 @@ def check_same_backbone(first: AdapterFolder, other: AdapterFolder) -> None:
     Raises:
         InputError: the two cannot share a model.
     """
-    # The classes of a classifier belong to the adapter, which brings its own head.
-    one, two = replace(first.backbone, labels=()), replace(other.backbone, labels=())
+    # What a classifier predicts belongs to the adapter, which brings its own head.
+    one, two = (replace(each.backbone, labels=(), problem_type=None) for each in (first, other))
     if one == two:
         return
     before, after = one.to_dict(), two.to_dict()

@@ -99,7 +99,7 @@ class AdapterPool:
     # -- answers -----------------------------------------------------------------------------------------------------
 
     def predict(self, requests: Sequence[tuple[str, Text]], *, max_new_tokens: int | None = None) -> list[Row]:
-        """Predict the class of texts, or write what follows prompts, each with an adapter of its own.
+        """Predict classes, labels or numbers for texts, or write what follows prompts, each with an adapter of its own.
 
         Args:
             requests: pairs of an adapter's name and a text or prompt. A task with several text columns takes a mapping
@@ -108,8 +108,8 @@ class AdapterPool:
             max_new_tokens: the maximum length of a text that is written; None for that of each adapter's training.
 
         Returns:
-            For each request a row as `sptune predict` writes it: the text by column, "prediction" and "scores"; or
-            "prompt" and "generated".
+            For each request a row as `sptune predict` writes it: the text by column, "prediction" and, unless that is a
+            number, "scores"; or "prompt" and "generated".
 
         Raises:
             InputError: an adapter is not loaded, a text is missing or empty, or a prompt leaves no room for an answer.

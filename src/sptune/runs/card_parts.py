@@ -45,15 +45,64 @@ def class_parts(task: Task, base: dict[str, Any], metrics: dict[str, Any]) -> Ca
         form = f"Input form: `{template}`; label words: {', '.join(words)}"
     else:
         form = f"Classes, in the order of the logits: {', '.join(task.labels)}"
-    usage = ""
-    if base["head"] not in LANGUAGE_MODELS and len(task.text_fields) == 1:
-        usage = """
+    usage = _head_usage(task, base, "print(model.config.id2label[int(model(**batch).logits.argmax())])")
+    return CardParts("text-classification", form, _score_table(metrics, ["accuracy"]), usage, "texts.jsonl")
+
+
+def label_parts(task: Task, base: dict[str, Any], metrics: dict[str, Any]) -> CardParts:
+    """The parts for several labels; see `class_parts`."""
+    form = (
+        f"Any number of labels for each text, in the order of the logits: {', '.join(task.labels)}. A label is "
+        f"predicted if its probability, the sigmoid of its logit, is at least {task.threshold:g}"
+    )
+    usage = f"""probabilities = model(**batch).logits[0].sigmoid().tolist()
+print([model.config.id2label[i] for i, probability in enumerate(probabilities) if probability >= {task.threshold!r}])"""
+    table = _score_table(metrics, ["micro_f1", "macro_f1", "subset_accuracy", "hamming_loss"])
+    rows = [
+        f"| {label} | {_written(own['precision'])} | {_written(own['recall'])} | {own['f1']:.3f} | "
+        f"{_written(own['average_precision'])} | {own['examples']:,} |"
+        for label, own in metrics["test"]["labels"].items()
+    ]
+    titles = "| label, on test data | precision | recall | F1 | average precision | examples with it |"
+    scores = "\n".join([table, "", titles, "|---|---|---|---|---|---|", *rows])
+    return CardParts("text-classification", form, scores, _head_usage(task, base, usage), "texts.jsonl")
+
+
+def number_parts(task: Task, base: dict[str, Any], metrics: dict[str, Any]) -> CardParts:
+    """The parts for a number; see `class_parts`."""
+    form = (
+        f"A number for each text ({task.label_field}): {task.target_mean:g} + {task.target_std:g} times the logit, "
+        "which are the mean and the standard deviation of the training data"
+    )
+    usage = f"print({task.target_mean!r} + {task.target_std!r} * model(**batch).logits.item())"
+    table = _score_table(metrics, ["r2", "rmse", "mae", "pearson", "spearman"])
+    return CardParts("text-classification", form, table, _head_usage(task, base, usage), "texts.jsonl")
+
+
+def _head_usage(task: Task, base: dict[str, Any], code: str) -> str:
+    """Python code that runs a head on one text; empty where the input is not one text."""
+    if base["head"] in LANGUAGE_MODELS or len(task.text_fields) > 1:
+        return ""
+    return f"""
 batch = tokenizer(["A text."], return_tensors="pt")
-print(model.config.id2label[int(model(**batch).logits.argmax())])
+{code}
 """
-    rows = [f"| {name} | {metrics[name]['accuracy']:.3f} | {metrics[name]['examples']:,} |" for name in SPLITS]
-    scores = "\n".join(["| data | accuracy | examples |", "|---|---|---|", *rows])
-    return CardParts("text-classification", form, scores, usage, "texts.jsonl")
+
+
+def _score_table(metrics: dict[str, Any], names: list[str]) -> str:
+    """Metrics by split as a Markdown table."""
+    titles = ["data", *(name.replace("_", " ").replace("r2", "R²").replace("f1", "F1") for name in names), "examples"]
+    rows = [
+        [split, *(_written(metrics[split][name]) for name in names), f"{metrics[split]['examples']:,}"]
+        for split in SPLITS
+    ]
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace(" --- ", "---") for line in lines)
+
+
+def _written(value: float | None) -> str:
+    """A metric as text, and a dash where it is not defined."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def text_parts(task: GenerationTask, max_new_tokens: int, metrics: dict[str, Any]) -> CardParts:

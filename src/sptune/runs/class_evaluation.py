@@ -1,23 +1,25 @@
-"""`ClassEvaluation`: what a run measures and predicts in text classification."""
+"""`ClassEvaluation`: what a run measures and predicts with class scores, also those of several labels or a number."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from sptune.errors import SptuneError
-from sptune.runs.card_parts import CardParts, class_parts
+from sptune.runs.card_parts import CardParts, class_parts, label_parts, number_parts
 from sptune.runs.evaluation import Evaluation, Metrics, Rows, trainer_outputs
+from sptune.runs.predictions import prediction_rows
 from sptune.runs.progress import Monitor
-from sptune.tasks import Example, Task, TaskEncoder, compute_metrics
+from sptune.tasks import Example, Task, TaskEncoder
+from sptune.tasks.metrics import score_metrics
+from sptune.tasks.task import MULTI_LABEL, REGRESSION
 from sptune.training.trainer import SPTTrainer
 
 
 class ClassEvaluation(Evaluation):
-    """Accuracy and F1 of class scores.
+    """The metrics of a task by class scores; see `sptune.tasks.metrics.score_metrics`.
 
     Args:
         task: names classes and metrics.
@@ -35,51 +37,39 @@ class ClassEvaluation(Evaluation):
         self.rates = rates or {}
 
     def trainer_options(self) -> dict[str, Any]:
-        """The loss is the cross entropy of class scores."""
+        """The loss is that of what the class scores mean: a class, several labels or a number."""
         return {
             "class_scores": self.encoder.class_scores,
-            "compute_metrics": lambda outcome: self.split_metrics(outcome.predictions, outcome.label_ids),
+            "problem_type": self.task.problem_type,
+            "compute_metrics": lambda outcome: only_numbers(self.split_metrics(outcome.predictions, outcome.label_ids)),
         }
 
     def split_metrics(self, outputs: np.ndarray, labels: np.ndarray) -> Metrics:
-        """The task's metrics for class scores (n, classes) and class indices (n,)."""
+        """The task's metrics for class scores (n, classes) and the targets of the examples, (n,) or (n, classes)."""
         if not np.isfinite(outputs).all():
             tried = " or ".join(f"{name} (it was {rate:g})" for name, rate in self.rates.items())
-            raise SptuneError(f"Training diverged: the class scores are no longer numbers. Lower {tried}.")
-        return compute_metrics(self.task, outputs.argmax(-1), labels)
+            raise SptuneError(f"Training diverged: the scores are no longer numbers. Lower {tried}.")
+        return score_metrics(self.task, outputs, labels)
 
     def test(
         self, trainer: SPTTrainer, dataset: Any, order: np.ndarray, examples: Sequence[Example], monitor: Monitor
     ) -> tuple[Metrics, Rows]:
-        """The task's metrics, and the predicted class of each example."""
+        """The task's metrics, and what is predicted for each example."""
         scores, labels = trainer_outputs(trainer, dataset)
         metrics = {**self.split_metrics(scores, labels), "examples": len(labels)}
         return metrics, list(prediction_rows(self.task, examples, scores[np.argsort(order)]))
 
     def card_parts(self, base: dict[str, Any], metrics: Metrics) -> CardParts:
-        """Classes or label words, and accuracies."""
-        return class_parts(self.task, base, metrics)
+        """What goes in and comes out, and the metrics."""
+        parts = {MULTI_LABEL: label_parts, REGRESSION: number_parts}.get(self.task.kind, class_parts)
+        return parts(self.task, base, metrics)
+
+
+def only_numbers(metrics: Metrics) -> dict[str, float]:
+    """The metrics that are numbers, as `transformers.Trainer` takes them."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def by_length(encoded: Any) -> np.ndarray:
     """Where the rows of encoded data come from when the shortest stands first."""
     return np.argsort(encoded["length"], kind="stable")
-
-
-def prediction_rows(task: Task, examples: Sequence[Example], scores: np.ndarray) -> Iterator[dict[str, Any]]:
-    """One entry for each example: its text, its label if it has one, the predicted class, and a probability for each.
-
-    Args:
-        task: the task, which names the classes.
-        examples: the texts.
-        scores: class scores (n, classes).
-    """
-    probabilities = torch.softmax(torch.as_tensor(scores, dtype=torch.float64), -1).numpy()
-    for example, probability in zip(examples, probabilities, strict=True):
-        label = {} if example.label is None else {"label": example.label}
-        yield {
-            **example.fields,
-            **label,
-            "prediction": task.labels[int(probability.argmax())],
-            "scores": {name: round(float(value), 6) for name, value in zip(task.labels, probability, strict=True)},
-        }

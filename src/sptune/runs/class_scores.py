@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from sptune.runs.class_evaluation import prediction_rows
 from sptune.runs.loaded_adapter import LoadedAdapter
+from sptune.runs.predictions import prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.tasks import Example, TaskEncoder
 from sptune.tasks.task_encoder import warn_cut
@@ -112,9 +112,8 @@ def _tokenize(
 
 def _own_logits(adapter: LoadedAdapter, logits: torch.Tensor, batch_size: int) -> torch.Tensor:
     """A row of logits, (1, n), without those that pad it to the most classes of a batch."""
-    if adapter.class_encoder.task.kind != "classifier" or batch_size == 1:
-        return logits
-    return logits[:, : len(adapter.class_encoder.task.labels)]
+    task = adapter.class_encoder.task
+    return logits[:, : len(task.score_names)] if task.trains_head and batch_size > 1 else logits
 
 
 def _warn_cut(cut: Sequence[tuple[LoadedAdapter, Example]], examples: Sequence[tuple[LoadedAdapter, Example]]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sptune.runs.card_parts import CardParts
 from sptune.runs.progress import Monitor
+from sptune.tasks.metrics import LOWER_IS_BETTER
 from sptune.training.trainer import SPTTrainer
 
 Metrics = dict[str, Any]
@@ -74,12 +75,15 @@ class Evaluation(abc.ABC):
         """What task.json holds besides the task and the backbone."""
         return {}
 
-    def gain(self, results: Mapping[str, float], reference: Mapping[str, float]) -> dict[str, float]:
-        """By how much each metric is better than that of a reference."""
-        sign = 1 if self.greater_is_better else -1
-        return {
-            name: round(sign * (results[name] - value), 6) for name, value in reference.items() if name != "examples"
+    def gain(self, results: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
+        """By how much each metric is better than that of a reference; where one has none, there is no gain."""
+        pairs = {
+            name: (results[name], value)
+            for name, value in reference.items()
+            if name != "examples" and isinstance(value, int | float) and isinstance(results[name], int | float)
         }
+        signs = {name: -1 if name in LOWER_IS_BETTER else 1 for name in pairs}
+        return {name: round(signs[name] * (own - other), 6) for name, (own, other) in pairs.items()}
 
     def measure(self, trainer: SPTTrainer, dataset: Any) -> Metrics:
         """Metrics of a split, and its number of examples."""

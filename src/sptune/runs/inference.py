@@ -13,12 +13,14 @@ from sptune.runs import adapter_folder
 from sptune.runs import output_folder as outputs
 from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
-from sptune.runs.class_evaluation import prediction_rows
+from sptune.runs.predictions import prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import AnyTask, Columns, check_max_new_tokens, read_examples
 from sptune.runs.text_writer import load_writer
-from sptune.tasks import compute_metrics, read_named
+from sptune.tasks import read_named
 from sptune.tasks.generation_task import GenerationTask
+from sptune.tasks.metrics import score_metrics
+from sptune.tasks.targets import targets
 
 
 def evaluate(
@@ -76,8 +78,7 @@ def _evaluate(
         return load_writer(saved, task, examples, max_new_tokens, monitor).evaluate(examples)
     pool = _load({"adapter": saved}, monitor)
     scores = np.stack(pool.class_scores([("adapter", example) for example in examples], monitor))
-    labels = [task.labels.index(example.label or "") for example in examples]
-    metrics = {**compute_metrics(task, scores.argmax(-1), labels), "examples": len(examples)}
+    metrics = {**score_metrics(task, scores, targets(task, examples) or []), "examples": len(examples)}
     return metrics, list(prediction_rows(task, examples, scores))
 
 
@@ -94,7 +95,7 @@ def predict(
     overwrite: bool = False,
     monitor: Monitor | None = None,
 ) -> list[dict[str, Any]]:
-    """Predict the class of unlabeled texts, or write what follows prompts.
+    """Predict the class, the labels or the number of unlabeled texts, or write what follows prompts.
 
     Args:
         adapter: an adapter folder that `fit` or `train` wrote. With `adapter_column` several of one backbone: a mapping
@@ -111,7 +112,7 @@ def predict(
 
     Returns:
         One entry for each text, in the order of the file: its adapter if there is a column for it, its text columns,
-        "prediction" and "scores"; of a model that writes "prompt" and "generated".
+        "prediction" and, unless that is a number, "scores"; of a model that writes "prompt" and "generated".
 
     Raises:
         InputError: an adapter or the data cannot be right, or `output` must not be written.

@@ -63,15 +63,19 @@ def check_combinations(options: RunOptions) -> None:
 
 # The kind of tasks that write text; the module sptune.tasks.generation_task, which names it, takes seconds to import.
 GENERATE = "generate"
+# Options of tasks with several labels.
+LABEL_OPTIONS = ("label_separator", "label_threshold")
 # Options of tasks with classes, and of tasks that write text.
 CLASS_OPTIONS = (
     "task", "text_columns", "label_column", "labels", "template", "label_words", "head_pooling", "head_learning_rate",
+    *LABEL_OPTIONS,
 )  # fmt: skip
 TEXT_OPTIONS = ("prompt_column", "completion_column", "messages_column", "max_new_tokens", "generated_examples")
 
 
 def _check_kind(options: RunOptions) -> None:
     """Refuse options of another kind of task."""
+    _check_labels(options)
     writes = options.task_kind == GENERATE
     for name in CLASS_OPTIONS if writes else TEXT_OPTIONS:
         value = getattr(options, name)
@@ -88,6 +92,41 @@ def _check_kind(options: RunOptions) -> None:
         raise InputError(
             f"messages_column={options.messages_column!r} holds both prompt and completion; leave out prompt_column "
             "and completion_column, or leave out messages_column."
+        )
+
+
+def _check_labels(options: RunOptions) -> None:
+    """Refuse options of one class or of several labels that do not fit what is predicted."""
+    kind = options.task_kind
+    given = [name for name in LABEL_OPTIONS if getattr(options, name) is not None]
+    if given and kind not in ("multi_label", GENERATE):
+        value = getattr(options, given[0])
+        raise InputError(
+            f"{given[0]}={value!r} is of examples with several labels; add task_kind='multi_label', or leave it out."
+        )
+    threshold = options.label_threshold
+    if threshold is not None and not 0 < threshold < 1:
+        raise InputError(f"label_threshold={threshold} is not allowed; give a probability above 0 and below 1.")
+    if options.label_separator == "":
+        raise InputError("label_separator is empty; give what stands between labels, such as ';'.")
+    if kind not in ("multi_label", "regression"):
+        return
+    does = "any number of labels" if kind == "multi_label" else "a number"
+    for name in ("template", "label_words"):
+        if getattr(options, name):
+            raise InputError(
+                f"{name}={getattr(options, name)!r} is of label words, one of which is the answer, and "
+                f"task_kind={kind!r} predicts {does} with a trained head; leave it out."
+            )
+    if options.task:
+        raise InputError(
+            f"task={options.task!r} predicts one class for each text, and task_kind={kind!r} predicts {does}; leave "
+            "one of them out."
+        )
+    if options.labels and kind == "regression":
+        raise InputError(
+            f"labels={options.labels!r} names classes, and task_kind='regression' predicts a number; leave it out, or "
+            "choose another task_kind."
         )
 
 

@@ -56,10 +56,10 @@ class OptionFields:
     task_kind: str | None = _option(
         None,
         "Data",
-        "'verbalizer' (label words read by the language-model head), 'classifier' (a trained head) or 'generate' (a "
-        "causal model writes text). Default: verbalizer for a task with a template on a language model, else "
-        "classifier.",
-        choices=("verbalizer", "classifier", "generate"),
+        "'verbalizer' (label words read by the language-model head), 'classifier' (a trained head), 'multi_label' (any "
+        "number of labels a text), 'regression' (a number) or 'generate' (a causal model writes text). Default: "
+        "verbalizer for a task with a template on a language model, else classifier.",
+        choices=("verbalizer", "classifier", "multi_label", "regression", "generate"),
     )
     train_file: str | None = _option(None, "Data", "Training data: .jsonl, .csv, .tsv or .parquet.")
     validation_file: str | None = _option(None, "Data", "Validation data. Default: split off from the training data.")
@@ -80,6 +80,12 @@ class OptionFields:
         "Data",
         "A class; once for each, in the order of the task. Default: the task's, or those in the data.",
         flag="label",
+    )
+    label_separator: str | None = _option(
+        None, "Data", "multi_label: what stands between labels in a text, such as a value of a CSV file. Default: '|'."
+    )
+    label_threshold: float | None = _option(
+        None, "Data", "multi_label: labels with at least this probability are predicted. Default: 0.5."
     )
     template: str | None = _option(
         None, "Data", "Turns your texts into a cloze, such as '{text} . It was [MASK] .'; needs --label-word."

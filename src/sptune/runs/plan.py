@@ -34,6 +34,7 @@ from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
 from sptune.tasks import Splits, Task
 from sptune.tasks.generation_task import GenerationTask
+from sptune.tasks.task import PROBLEM_TYPES
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     pooling = options.head_pooling or ("own" if is_causal(config) else "mean")
     if isinstance(config, MeanPooledConfig):  # whose own pooling is the mean
         pooling = "mean"
-    return BackboneSpec(source, CLASSIFIER, pooling, task.labels)
+    return BackboneSpec(source, CLASSIFIER, pooling, task.score_names, PROBLEM_TYPES.get(task.kind))
 
 
 def _claim(verb: str, folder: Path, options: RunOptions) -> None:

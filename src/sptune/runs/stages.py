@@ -185,6 +185,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 training_arguments(job, "search", plan.search_steps, evaluate=False),
                 how,
                 class_scores=plan.encoder.class_scores,
+                problem_type=plan.evaluation.trainer_options().get("problem_type"),
                 data_collator=plan.encoder.collator,
                 callbacks=[StepCallback(plan.monitor)],
                 head_learning_rate=plan.options.head_learning_rate,

@@ -11,7 +11,9 @@ from sptune.runs.task_kinds import AnyTask
 from sptune.tasks import BENCHMARK_TASKS, Example, Splits, Task, benchmark_task, load_benchmark, load_splits
 from sptune.tasks.data.generation_data import load_prompt_splits
 from sptune.tasks.data.lookalike_names import lookalike_key, spell_out
+from sptune.tasks.data.number_checks import scale_of
 from sptune.tasks.generation_task import GENERATE, GenerationExample, GenerationTask
+from sptune.tasks.task import CLASSIFIER, MULTI_LABEL, REGRESSION
 from sptune.tasks.template import Template
 
 
@@ -23,6 +25,8 @@ def read_data(options: RunOptions) -> tuple[AnyTask, Splits[Any]]:
     """
     if options.task_kind == GENERATE:
         return _read_prompts(options)
+    if options.task_kind in (MULTI_LABEL, REGRESSION):
+        return _read_labels_or_numbers(options)
     columns = tuple(options.text_columns)
     if options.task is not None:
         task = benchmark_task(options.task)
@@ -39,7 +43,7 @@ def read_data(options: RunOptions) -> tuple[AnyTask, Splits[Any]]:
         columns = Template.parse(options.template).fields if options.template else ("text",)
     label_column = options.label_column or "label"
     labels, splits = _load_own(options, columns, label_column, tuple(options.labels) or None)
-    name = options.dataset or Path(options.train_file or "").stem
+    name = _data_name(options)
     if options.template is None:
         return Task(name, "classifier", columns, label_column, labels), splits
     if set(options.label_words) != set(labels):
@@ -62,7 +66,7 @@ def _read_prompts(options: RunOptions) -> tuple[GenerationTask, Splits[Generatio
     """Prompts with completions, or conversations."""
     _need_data(options)
     return load_prompt_splits(
-        options.dataset or Path(options.train_file or "").stem,
+        _data_name(options),
         train_file=options.train_file,
         validation_file=options.validation_file,
         test_file=options.test_file,
@@ -76,10 +80,24 @@ def _read_prompts(options: RunOptions) -> tuple[GenerationTask, Splits[Generatio
     )
 
 
+def _read_labels_or_numbers(options: RunOptions) -> tuple[Task, Splits[Example]]:
+    """Texts with any number of labels, or with numbers and the scale of those of the training data."""
+    columns, label_column = tuple(options.text_columns) or ("text",), options.label_column or "label"
+    labels, splits = _load_own(options, columns, label_column, tuple(options.labels) or None)
+    own: dict[str, Any] = {"threshold": options.label_threshold, "label_separator": options.label_separator}
+    if options.task_kind == REGRESSION:
+        own = dict(zip(("target_mean", "target_std"), scale_of(splits.train), strict=True))
+    return Task(_data_name(options), str(options.task_kind), columns, label_column, labels, **own), splits
+
+
+def _data_name(options: RunOptions) -> str:
+    return options.dataset or Path(options.train_file or "").stem
+
+
 def _need_data(options: RunOptions) -> None:
     if not options.train_file and not options.dataset:
         sources = "a Hugging Face dataset (dataset)"
-        if options.task_kind != GENERATE:
+        if options.task_kind not in (GENERATE, MULTI_LABEL, REGRESSION):
             sources += f", or a benchmark task (task, one of {', '.join(BENCHMARK_TASKS)})"
         raise InputError(
             "There are no data to train on: give a train_file (and validation_file, test_file if you have them) or "
@@ -100,6 +118,8 @@ def _load_own(
         text_columns=columns,
         label_column=label_column,
         labels=labels,
+        kind=options.task_kind or CLASSIFIER,
+        label_separator=options.label_separator,
         few_shot=options.few_shot,
         seed=options.seed,
     )

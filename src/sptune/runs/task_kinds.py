@@ -18,6 +18,7 @@ from sptune.tasks import Task, TaskEncoder, read_labeled, read_unlabeled
 from sptune.tasks.data.generation_data import read_prompts
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_task import GENERATE, GenerationTask
+from sptune.tasks.task import MULTI_LABEL
 
 AnyTask = Task | GenerationTask
 AnyEncoder = TaskEncoder | GenerationEncoder
@@ -97,7 +98,8 @@ def read_examples(task: AnyTask, file: str | Path, *, answered: bool) -> list[An
     if isinstance(task, GenerationTask):
         return read_prompts(file, task, answered=answered)
     if answered:
-        return read_labeled(file, task.text_fields, task.label_field, labels=task.labels)
+        how: dict[str, Any] = {"labels": task.labels, "kind": task.kind, "label_separator": task.label_separator}
+        return read_labeled(file, task.text_fields, task.label_field, **how)
     return read_unlabeled(file, task.text_fields)
 
 
@@ -131,4 +133,6 @@ def resolved_task(task: AnyTask, options: RunOptions) -> dict[str, Any]:
         }
     if not options.from_hub:
         chosen |= {"text_columns": list(task.text_fields), "label_column": task.label_field}
+    if task.kind == MULTI_LABEL:
+        chosen |= {"label_threshold": task.threshold, "label_separator": task.label_separator}
     return chosen

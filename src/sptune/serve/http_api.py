@@ -122,7 +122,7 @@ def remove_adapter(name: str, replica: ThisReplica) -> dict[str, Any]:
 
 @routes.post("/classify")
 async def classify(body: ClassifyRequest, replica: ThisReplica) -> dict[str, Any]:
-    """The class of a text."""
+    """The class, the labels or the number of a text."""
     return await replica.answer(AdapterRequest(body.adapter, body.text))
 
 

@@ -226,6 +226,7 @@ def _describe(name: str, adapter: LoadedAdapter) -> Description:
     if isinstance(task, GenerationTask):
         about |= {"reads": "messages" if task.is_chat else "prompt", "max_new_tokens": adapter.folder.max_new_tokens}
     else:
-        about |= {"text_columns": list(task.text_fields), "labels": list(task.labels)}
+        about["text_columns"] = list(task.text_fields)
+        about |= {"labels": list(task.labels)} if task.labels else {}
     version = int(adapter.folder.path.name.rpartition("-")[2])
     return {"name": name, "version": version, "kind": task.kind, **about}
