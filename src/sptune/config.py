@@ -10,11 +10,13 @@ from typing import Any
 from peft import PeftConfig
 from peft.utils import PeftType
 
-from sptune.errors import InputError
+from sptune.errors import InputError, shortened
 from sptune.prompt_config import PAPER_FIELDS, PromptConfig
 from sptune.registration import PEFT_TYPE
 
 MAX_CANDIDATES = 10
+# Of modules to save.
+MAX_NAMES = 10_000
 
 
 @dataclass
@@ -50,7 +52,7 @@ class SPTConfig(PromptConfig, PeftConfig):
         self.target_modules: set[str] | None = None
         PromptConfig.__post_init__(self)
         if not isinstance(self.init_weights, bool):
-            raise InputError(f"init_weights={self.init_weights!r} is not allowed; choose True or False.")
+            raise InputError(f"init_weights={shortened(self.init_weights)} is not allowed; choose True or False.")
         if self.modules_to_save is not None:
             self.modules_to_save = _check_names("modules_to_save", self.modules_to_save)
 
@@ -107,17 +109,21 @@ def resolve_prompt_layers(config: PromptConfig, num_layers: int) -> list[int]:
     beyond = [layer for layer in layers if layer >= num_layers]
     if beyond:
         raise InputError(
-            f"prompt_layers/candidate_layers name layer {beyond[0]}, but the backbone has {num_layers} layers; "
-            f"allowed are 0 to {num_layers - 1}."
+            f"prompt_layers/candidate_layers name layer {shortened(beyond[0])}, but the backbone has {num_layers} "
+            f"layers; allowed are 0 to {num_layers - 1}."
         )
     return sorted(layers)
 
 
 def _check_names(name: str, given: object) -> list[str]:
     if isinstance(given, str):
-        raise InputError(f"{name}={given!r} is not allowed; give a list of names, such as [{given!r}].")
+        raise InputError(
+            f"{name}={shortened(given)} is not allowed; give a list of names, such as [{shortened(given)}]."
+        )
     names = list(given) if isinstance(given, (list, tuple, set, frozenset)) else [given]
+    if len(names) > MAX_NAMES:
+        raise InputError(f"{name} has {len(names):,} names; give at most {MAX_NAMES:,}.")
     for one in names:
         if not isinstance(one, str) or not one:
-            raise InputError(f"{name} holds {one!r}; give a list of names of modules, such as ['classifier'].")
+            raise InputError(f"{name} holds {shortened(one)}; give a list of names of modules, such as ['classifier'].")
     return [str(one) for one in names]

@@ -1,6 +1,19 @@
 """The errors sptune raises at its edges. Each message names the thing, the place and the remedy."""
 
+import reprlib
 from collections.abc import Iterable
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = _SHORT.maxset = 10
+_SHORT.maxstring = _SHORT.maxother = 200
+
+
+def shortened(value: object) -> str:
+    """A value as a message shows it; of a long or deep one only the beginning."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python writes no number of thousands of digits
+        return f"a {type(value).__name__} with too many digits"
 
 
 class SptuneError(Exception):

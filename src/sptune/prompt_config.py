@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sptune.errors import InputError
+from sptune.errors import InputError, shortened
 
 PLACEMENTS = ("add", "prepend")
 # By placement, the default first.
@@ -20,6 +20,8 @@ GENERATORS: dict[str, tuple[str, ...]] = {
 NAMED_SETTINGS = ("search", "all", "middle", "first")
 PROJECTIONS = ("linear", "phm")
 VISIBILITIES = ("gated", "always")
+# Larger widths and more layers than any backbone has; beyond them a file is damaged or hostile.
+MAX_WIDTH, MAX_LAYERS = 2**20, 10_000
 # The fields that only prompts in front of the text have, and their defaults.
 PREPEND_DEFAULTS: dict[str, Any] = {
     "num_virtual_tokens": 10,
@@ -130,6 +132,10 @@ class PromptConfig:
         self._resolve_prepend_fields()
         self._check_projection()
         self._check_layers()
+        if self.layers_path is not None and not isinstance(self.layers_path, str):
+            raise InputError(
+                f"layers_path={shortened(self.layers_path)} is not allowed; give a dotted path, such as 'model.layers'."
+            )
         if self.activation != PromptConfig.activation:
             self._check_activation()
 
@@ -153,8 +159,8 @@ class PromptConfig:
             for name in PREPEND_DEFAULTS:
                 if getattr(self, name) is not None:
                     raise InputError(
-                        f"{name}={getattr(self, name)!r} is a setting of prompts in front of the text and has no "
-                        f"effect with placement='add'; leave {name} out, or add placement='prepend'."
+                        f"{name}={shortened(getattr(self, name))} is a setting of prompts in front of the text and has "
+                        f"no effect with placement='add'; leave {name} out, or add placement='prepend'."
                     )
             return
         for name, default in PREPEND_DEFAULTS.items():
@@ -162,9 +168,9 @@ class PromptConfig:
                 setattr(self, name, default)
         _check_positive("num_virtual_tokens", self.num_virtual_tokens)
         if not isinstance(self.residual, bool):
-            raise InputError(f"residual={self.residual!r} is not allowed; choose True or False.")
+            raise InputError(f"residual={shortened(self.residual)} is not allowed; choose True or False.")
         if not (isinstance(self.mixing_rate, (int, float)) and 0 < self.mixing_rate <= 1):
-            raise InputError(f"mixing_rate={self.mixing_rate!r} is not allowed; choose a number in (0, 1].")
+            raise InputError(f"mixing_rate={shortened(self.mixing_rate)} is not allowed; choose a number in (0, 1].")
         _check_choice("visibility", self.visibility, VISIBILITIES)
 
     def _check_projection(self) -> None:
@@ -182,8 +188,8 @@ class PromptConfig:
     def _check_activation(self) -> None:
         from transformers.activations import ACT2FN  # takes seconds, which --help need not wait for
 
-        if self.activation not in ACT2FN:
-            raise InputError(f"activation={self.activation!r} is not known; choose one of {sorted(ACT2FN)}.")
+        if not isinstance(self.activation, str) or self.activation not in ACT2FN:
+            raise InputError(f"activation={shortened(self.activation)} is not known; choose one of {sorted(ACT2FN)}.")
 
     def _check_layers(self) -> None:
         if isinstance(self.prompt_layers, str):
@@ -196,7 +202,7 @@ class PromptConfig:
         if self.prompt_layers != "search":
             raise InputError(
                 f"candidate_layers={self.candidate_layers} has a meaning only with prompt_layers='search', "
-                f"but prompt_layers={self.prompt_layers!r}; leave one of them out."
+                f"but prompt_layers={shortened(self.prompt_layers)}; leave one of them out."
             )
 
     @property
@@ -211,24 +217,28 @@ PAPER_FIELDS: dict[str, Any] = {"placement": "prepend", "generator": "appg", "re
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...], more: str = "") -> None:
     if value not in allowed:
-        raise InputError(f"{name}={value!r} is not allowed; choose one of {', '.join(allowed)}{more}.")
+        raise InputError(f"{name}={shortened(value)} is not allowed; choose one of {', '.join(allowed)}{more}.")
 
 
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name}={value!r} is not allowed; choose a whole number of at least 1.")
+        raise InputError(f"{name}={shortened(value)} is not allowed; choose a whole number of at least 1.")
+    if value > MAX_WIDTH:
+        raise InputError(f"{name}={shortened(value)} is not allowed; choose at most {MAX_WIDTH:,}.")
 
 
 def _check_indices(name: str, layers: object) -> list[int]:
     try:
         indices = list(layers)  # type: ignore[call-overload]
     except TypeError:
-        raise InputError(f"{name}={layers!r} is not allowed; give a list of layer indices.") from None
+        raise InputError(f"{name}={shortened(layers)} is not allowed; give a list of layer indices.") from None
+    if len(indices) > MAX_LAYERS:
+        raise InputError(f"{name} names {len(indices):,} layers; give at most {MAX_LAYERS:,}.")
     if not indices:
         raise InputError(f"{name} is empty; give at least one layer index.")
     for index in indices:
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-            raise InputError(f"{name} holds {index!r}; layer indices are whole numbers from 0.")
+            raise InputError(f"{name} holds {shortened(index)}; layer indices are whole numbers from 0.")
     if len(set(indices)) != len(indices):
-        raise InputError(f"{name}={indices} names a layer twice; name each once.")
+        raise InputError(f"{name}={shortened(indices)} names a layer twice; name each once.")
     return sorted(indices)

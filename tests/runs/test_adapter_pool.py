@@ -259,8 +259,12 @@ BROKEN = {
         "task.json: a value is missing",
     ),
     "a huge generator": (
-        lambda folder: changed_json(folder, "adapter_config.json", lambda one: one.update(bottleneck_dim=10**9)),
+        lambda folder: changed_json(folder, "adapter_config.json", lambda one: one.update(bottleneck_dim=10**6)),
         "do not fit",
+    ),
+    "an impossible generator": (
+        lambda folder: changed_json(folder, "adapter_config.json", lambda one: one.update(bottleneck_dim=10**9)),
+        "adapter_config.json: bottleneck_dim=1000000000 is not allowed",
     ),
     "one class too many": (
         lambda folder: changed_json(folder, "task.json", lambda one: one["task"]["labels"].append("third")),

@@ -116,6 +116,14 @@ def test_tokenizers_that_cannot_be_used_are_refused(chatting, gpt2_tokenizer):
     changing = chatting("{{ messages | length }}{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(InputError, match="another way once this turn is there"):
         GenerationEncoder(task, changing, max_length=64)
+    silent = chatting(
+        "{% for message in messages if message['role'] != 'assistant' %}{{ message['content'] }}{% endfor %}"
+    )
+    with pytest.raises(InputError, match="leaves out what the assistant writes"):
+        GenerationEncoder(task, silent, max_length=64)
+    for attack in ("''.__class__.__mro__[1].__subclasses__()", "messages.clear()", "range(10 ** 9)", "1 / 0"):
+        with pytest.raises(InputError, match="refuses this conversation"):
+            GenerationEncoder(task, chatting("{{ " + attack + " }}"), max_length=64)
     endless = chatting(CHATML)
     endless.eos_token = None
     with pytest.raises(InputError, match="no end token"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +12,6 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -25,11 +20,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from sptune.errors import InputError
+from sptune.modeling.backbone_spec import CAUSAL_LM, CLASSIFIER, MASKED_LM, BackboneSource, BackboneSpec, auto_class
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
-from sptune.modeling.problem_types import SINGLE_LABEL, check_problem_type
-
-MASKED_LM, CAUSAL_LM, CLASSIFIER = "masked_lm", "causal_lm", "classifier"
+from sptune.modeling.problem_types import SINGLE_LABEL
 
 # Names of sequence-classification heads in transformers; PEFT trains and saves them by itself.
 HEADS = ("classifier", "score")
@@ -43,84 +37,6 @@ POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "robe
 MAX_NAMED = 5
 
 Loaded = TypeVar("Loaded")
-
-
-@dataclass(frozen=True)
-class BackboneSource:
-    """The files of a backbone.
-
-    Attributes:
-        model: hub id, or absolute path of a local folder.
-        gguf_file: name of a GGUF file inside `model`, None for an ordinary checkpoint.
-        revision: branch, tag or commit on the hub.
-        dtype: of the loaded weights, a name such as "float32".
-    """
-
-    model: str
-    gguf_file: str | None = None
-    revision: str | None = None
-    dtype: str = "float32"
-
-    def files(self) -> dict[str, Any]:
-        """Keyword arguments of `from_pretrained` that select the files."""
-        given = {"gguf_file": self.gguf_file, "revision": self.revision}
-        return {name: value for name, value in given.items() if value is not None}
-
-    def python_files(self) -> str:
-        """The same as Python source that follows other arguments."""
-        return "".join(f", {name}={value!r}" for name, value in self.files().items())
-
-    def python_tokenizer(self) -> str:
-        """A Python expression that loads the tokenizer, for the model card."""
-        return f"AutoTokenizer.from_pretrained({self.model!r}{self.python_files()})"
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """A backbone with the head that a task needs, as task.json stores it beside the adapter.
-
-    Attributes:
-        source: where the files are.
-        head: "masked_lm", "causal_lm" or "classifier".
-        pooling: input of a classifier's head, "mean" or "own"; None for a language-model head.
-        labels: names of a classifier's logits, in their order.
-        problem_type: what a classifier's logits mean, as in transformers; None for scores of exclusive classes.
-    """
-
-    source: BackboneSource
-    head: str
-    pooling: str | None = None
-    labels: tuple[str, ...] = ()
-    problem_type: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for task.json."""
-        return {
-            **dataclasses.asdict(self.source),
-            "head": self.head,
-            "pooling": self.pooling,
-            "labels": list(self.labels),
-            **({"problem_type": self.problem_type} if self.problem_type else {}),
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> BackboneSpec:
-        """The reverse of `to_dict`."""
-        source = BackboneSource(**{field.name: values[field.name] for field in dataclasses.fields(BackboneSource)})
-        problem_type = values.get("problem_type")
-        check_problem_type(problem_type)
-        return cls(source, values["head"], values["pooling"], tuple(values["labels"]), problem_type)
-
-    def python(self) -> str:
-        """A Python expression that loads this backbone, for the model card."""
-        files = self.source.python_files()
-        if self.head == CLASSIFIER:
-            problem = f", problem_type={self.problem_type!r}" if self.problem_type else ""
-            files = f", id2label={dict(enumerate(self.labels))}{problem}{files}"
-        files += f", dtype={self.source.dtype!r}"  # transformers 5 would use the checkpoint's
-        if self.pooling == "mean":
-            return f"MeanPooledClassifier.from_backbone({self.source.model!r}{files})"
-        return f"{_auto_class(self.head).__name__}.from_pretrained({self.source.model!r}{files})"
 
 
 def find_source(model: str | None, gguf_file: str | None, revision: str | None, dtype: str) -> BackboneSource:
@@ -166,7 +82,7 @@ def load_config(source: BackboneSource) -> PretrainedConfig:
     Raises:
         InputError: it cannot be loaded.
     """
-    return _load("configuration", source, lambda: AutoConfig.from_pretrained(source.model, **source.files()))
+    return _load("configuration", source, lambda: AutoConfig.from_pretrained(source.model, **source.loading_options()))
 
 
 def load_tokenizer(source: BackboneSource) -> PreTrainedTokenizerBase:
@@ -175,7 +91,8 @@ def load_tokenizer(source: BackboneSource) -> PreTrainedTokenizerBase:
     Raises:
         InputError: it cannot be loaded, or has neither a padding nor an end token.
     """
-    tokenizer = _load("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source.model, **source.files()))
+    options = source.loading_options()
+    tokenizer = _load("tokenizer", source, lambda: AutoTokenizer.from_pretrained(source.model, **options))
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise InputError(
@@ -198,7 +115,7 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
     """
     source = spec.source
     id2label = dict(enumerate(spec.labels))
-    options = {**source.files(), "dtype": getattr(torch, source.dtype)}
+    options = {**source.loading_options(), "dtype": getattr(torch, source.dtype)}
     if source.gguf_file and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     if spec.pooling == "mean":
@@ -215,7 +132,7 @@ def load_backbone(spec: BackboneSpec, tokenizer: PreTrainedTokenizerBase) -> tup
             "pad_token_id": tokenizer.pad_token_id,
             "problem_type": spec.problem_type or SINGLE_LABEL,
         }
-    model, absent = _load_weights(_auto_class(spec.head), source, options)
+    model, absent = _load_weights(auto_class(spec.head), source, options)
     if absent and spec.head != CLASSIFIER:
         raise InputError(
             f"{source.model} has no trained language-model head (missing in its files, or of another shape: "
@@ -307,15 +224,6 @@ def longest_input(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, 
     return wanted
 
 
-def _auto_class(head: str) -> Any:
-    classes = {
-        MASKED_LM: AutoModelForMaskedLM,
-        CAUSAL_LM: AutoModelForCausalLM,
-        CLASSIFIER: AutoModelForSequenceClassification,
-    }
-    return classes[head]
-
-
 def _renamed(model: Any, source: BackboneSource) -> PreTrainedModel:
     """The model under the name that adapters store, without the quantizer that unpacked its GGUF weights."""
     model.name_or_path = source.model
@@ -362,10 +270,14 @@ def _load(what: str, source: BackboneSource, load: Callable[[], Loaded]) -> Load
         return load()
     except (OSError, ValueError, ImportError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        place = "from this folder" if Path(source.model).is_dir() else "from the model hub or its local cache"
-        remedy = "" if Path(source.model).is_dir() else (
+        local = Path(source.model).is_dir()
+        place = "from this folder" if local else "from the model hub or its local cache"
+        remedy = "" if local else (
             " Check the name and the network, set HF_ENDPOINT for a mirror, or give a local folder (--model ./folder)."
         )  # fmt: skip
+        if "trust_remote_code" in str(error):
+            lines = ["it needs Python code that comes with its files, which sptune does not run"]
+            remedy = ". Name a model whose architecture is part of transformers, or load it in Python and use the API."
         raise InputError(
             f"The {what} of {source.model!r} could not be loaded {place}: {lines[0] if lines else type(error).__name__}"
             f"{remedy}"

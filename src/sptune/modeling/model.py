@@ -22,6 +22,7 @@ from sptune.modeling.gates import gate_logits
 from sptune.modeling.layer import CANNOT_MERGE, SPTLayer
 from sptune.modeling.mixed_batch import MixedBatch
 from sptune.modeling.modules_to_save import adopt_wrappers, find_modules_to_save, unwrap_modules, wrap_modules
+from sptune.modeling.size_checks import check_generators
 
 
 class SPTModel(BaseTuner):
@@ -44,7 +45,7 @@ class SPTModel(BaseTuner):
         peft_config, backbone = cast(SPTConfig, peft_config), self._found
         layers = resolve_prompt_layers(peft_config, backbone.num_layers)
         backbone.check_layers(layers)
-        _check_phm_dim(peft_config, backbone)
+        check_generators(peft_config, layers, backbone, self.model)
         # The saved configuration names the layers, so that it does not depend on the defaults of another version.
         if peft_config.searching:
             peft_config.candidate_layers = layers
@@ -340,14 +341,6 @@ def _refuse_other_adapters(model: nn.Module) -> None:
         raise InputError(
             "The model holds another PEFT adapter, which SPT would train without saving it, and remove in unload(); "
             "merge it first (merge_and_unload) or unload it."
-        )
-
-
-def _check_phm_dim(config: SPTConfig, backbone: Backbone) -> None:
-    if config.projection == "phm" and backbone.hidden_size % config.phm_dim:
-        raise InputError(
-            f"phm_dim={config.phm_dim} does not divide the backbone's hidden size {backbone.hidden_size}; choose a "
-            "divisor."
         )
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sptune import whole_files
-from sptune.errors import InputError
-from sptune.modeling.loading import BackboneSpec, longest_input
+from sptune.errors import InputError, shortened
+from sptune.modeling.loading import CLASSIFIER, BackboneSpec, longest_input
+from sptune.runs.adapter_files import WRONG_VALUES, find_folder, read_config, read_sizes, read_task_document
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
 from sptune.runs.task_kinds import AnyTask, task_from_document
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,88 +67,31 @@ class AdapterFolder:
             raise InputError(f"{self.path / TASK_FILE}: {error}") from None
 
 
-def find_folder(adapter: str | Path) -> Path:
-    """The adapter folder, given itself or the run's folder around it.
-
-    Raises:
-        InputError: there is no adapter.
-    """
-    for folder in (Path(adapter), Path(adapter) / ADAPTER_FOLDER):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    if not Path(adapter).is_dir():
-        raise InputError(f"{adapter}: there is no such folder; name the adapter folder that a run wrote.")
-    raise InputError(f"{adapter}: holds no adapter (no {CONFIG_FILE}); name the adapter folder that a run wrote.")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json.
-
-    Raises:
-        InputError: it is not the configuration of an SPT adapter.
-    """
-    config = whole_files.read_json(folder / CONFIG_FILE)
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "SPT":
-        raise InputError(
-            f"{folder} holds a {kind} adapter, not an SPT adapter; name one that sptune fit or train wrote."
-        )
-    return config
-
-
-def read_task_document(folder: Path) -> dict[str, Any]:
-    """The content of task.json.
-
-    Raises:
-        InputError: it is missing or incomplete.
-    """
-    path = folder / TASK_FILE
-    if not path.exists():
-        raise InputError(
-            f"{folder} holds an adapter without {TASK_FILE}, which says what its classes and its input are; "
-            "use one that sptune fit or train wrote, or load this one in Python with PeftModel.from_pretrained."
-        )
-    document = whole_files.read_json(path)
-    missing = {"task", "backbone", "max_length"} - set(document if isinstance(document, dict) else ())
-    if missing:
-        raise InputError(
-            f"{path}: {', '.join(sorted(missing))} missing; use an adapter that sptune fit or train wrote."
-        )
-    return document
-
-
 def _read_task(folder: Path) -> tuple[AnyTask, BackboneSpec, int, int | None]:
     document = read_task_document(folder)
     try:
         task, backbone = task_from_document(document["task"]), BackboneSpec.from_dict(document["backbone"])
-        new_tokens = document.get("max_new_tokens")
-        return task, backbone, int(document["max_length"]), None if new_tokens is None else int(new_tokens)
+        length, new_tokens = _count(document, "max_length"), document.get("max_new_tokens")
+        if backbone.head == CLASSIFIER and len(backbone.labels) != len(getattr(task, "score_names", ())):
+            raise InputError("the classes of the task do not fit those of the backbone's head.")
+        return task, backbone, length, None if new_tokens is None else _count(document, "max_new_tokens")
     except InputError as error:
         raise InputError(f"{folder / TASK_FILE}: {error}") from None
-    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+    except WRONG_VALUES as error:
         raise InputError(
             f"{folder / TASK_FILE}: a value is missing or has the wrong type ({error}); use an adapter that sptune fit "
             "or train wrote."
         ) from None
 
 
-def read_sizes(folder: Path) -> dict[str, int]:
-    """The number of elements of each tensor of the adapter; only the header of the weights file is read.
-
-    Raises:
-        InputError: there is no such file, or it is broken.
-    """
-    file = folder / WEIGHTS_FILE
-    if not file.is_file():
-        raise InputError(
-            f"{folder}: holds no {WEIGHTS_FILE}; weights in another format are not loaded. Save the adapter with "
-            "save_pretrained, which writes it."
-        )
-    try:
-        with safe_open(file, framework="numpy") as weights:
-            return {key: math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file}: cannot be read as safetensors ({error}); save the adapter again.") from None
+def _count(document: Mapping[str, Any], name: str) -> int:
+    """A whole number of at least 1."""
+    value = document[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}={shortened(value)}")
+    if value < 1:
+        raise InputError(f"{name}={shortened(value)} is not allowed; it is a whole number of at least 1.")
+    return value
 
 
 def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, Path]:
@@ -186,8 +125,10 @@ def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
+    if "\0" in text:
+        raise InputError(f"{shortened(text)} is no path; name an adapter folder that a run wrote.")
     name, sign, folder = text.partition("=")
-    if sign and not Path(text).exists():
+    if sign and not os.path.exists(text):
         return name, Path(folder)
     place = Path(text).resolve()
     return (place.parent.name if place.name == ADAPTER_FOLDER else place.name), Path(text)

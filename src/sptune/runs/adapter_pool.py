@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from sptune.errors import InputError, UnknownAdapterError
 from sptune.modeling.loading import is_causal, load_backbone, load_config, load_tokenizer
 from sptune.runs.adapter_folder import AdapterFolder, check_same_backbone, named_folders, read_all
+from sptune.runs.adapter_loading import load_with_backbone, loading
 from sptune.runs.class_scores import batch_scores, class_rows, class_scores, tokenize
 from sptune.runs.generated_rows import generated_rows
 from sptune.runs.loaded_adapter import LoadedAdapter
-from sptune.runs.progress import Monitor, processes
+from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import build_encoder
 from sptune.tasks import Example, Text, check_request
 
@@ -168,11 +168,8 @@ class AdapterPool:
         """Load the backbone with the first adapter."""
         adapter = self._prepare(self._first)
         backbone, _ = load_backbone(self._first.backbone, self.tokenizer)
-        with _loading(self._first):
-            model = PeftModel.from_pretrained(
-                backbone, str(self._first.path), adapter_name=adapter.key, low_cpu_mem_usage=True
-            )
-            self.model = model.eval().to(processes().device)
+        self.model = load_with_backbone(self._first, backbone, adapter.key)
+        with loading(self._first, self.model):
             self._try(adapter)
         return adapter
 
@@ -185,7 +182,7 @@ class AdapterPool:
         check_same_backbone(self._first, folder)
         adapter = self._prepare(folder)
         try:
-            with _loading(folder):
+            with loading(folder, self.model):
                 found = self.model.load_adapter(
                     str(folder.path), adapter.key, torch_device=str(self.model.device), low_cpu_mem_usage=True
                 )
@@ -223,18 +220,3 @@ class AdapterPool:
         self.model.set_adapter(next(iter(used)))  # PEFT warns if the active adapter is deleted
         for key in set(self.model.peft_config) - used:
             self.model.delete_adapter(key)
-
-
-@contextlib.contextmanager
-def _loading(folder: AdapterFolder) -> Iterator[None]:
-    """A context manager for loading weights, which says whose they are if they do not fit.
-
-    With low_cpu_mem_usage weights take as much memory as in the file, whatever sizes the configuration names.
-    """
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{folder.path}: its weights do not fit its configuration, its task or the backbone ({error}); save the "
-            "adapter again with the versions that trained it."
-        ) from error

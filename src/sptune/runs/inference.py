@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sptune.errors import InputError
-from sptune.runs import adapter_folder
+from sptune.runs import adapter_files
 from sptune.runs import output_folder as outputs
 from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
@@ -133,10 +133,10 @@ def inspect(adapter: str | Path) -> dict[str, Any]:
     Raises:
         InputError: not an SPT adapter.
     """
-    folder = adapter_folder.find_folder(adapter)
-    config, sizes = adapter_folder.read_config(folder), adapter_folder.read_sizes(folder)
+    folder = adapter_files.find_folder(adapter)
+    config, sizes = adapter_files.read_config(folder), adapter_files.read_sizes(folder)
     generators = sum(size for key, size in sizes.items() if "spt_generator" in key)
-    document = adapter_folder.read_task_document(folder) if (folder / outputs.TASK_FILE).exists() else {}
+    document = adapter_files.read_task_document(folder) if adapter_files.has_task(folder) else {}
     names = (
         "placement",
         "prompt_layers",

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ REPORT_FILE = "report.html"
 SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TASK_FILE = "task.json"
+# Of a YAML file of options.
+MAX_VALUES = 100_000
 
 RUN_FILES = (
     CONFIG_FILE,
@@ -87,7 +90,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file of options holds.
 
     Raises:
-        InputError: no such file, broken YAML, or something else than a mapping.
+        InputError: no such file, broken YAML, something else than a mapping, or too many values.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -99,9 +102,30 @@ def read_config(path: Path) -> dict[str, Any]:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or error
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise InputError(f"{path}{place}: is not valid YAML: {problem}.") from None
+    except (ValueError, IndexError, OverflowError, RecursionError) as error:
+        # An impossible date or number, or lists that are nested too deeply.
+        raise InputError(f"{path}: holds a value that YAML cannot read ({error}).") from None
+    if _size(values, {}) > MAX_VALUES:
+        raise InputError(f"{path}: holds more than {MAX_VALUES:,} values, with those that aliases (*name) repeat.")
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds {type(values).__name__}, not options; write one 'name: value' a line.")
     return values
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """The number of values in a value; a few lines of YAML can stand for billions, or for a list that holds itself.
+
+    Args:
+        value: the value.
+        known: the sizes of lists and mappings by identity.
+    """
+    if not isinstance(value, list | dict | set | tuple):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # while it is counted: it holds itself if it is met again
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:

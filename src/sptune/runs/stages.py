@@ -31,6 +31,7 @@ from sptune.runs.resolution import evaluation_interval
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
 from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.checkpoints import check_checkpoint
 from sptune.training.data_order import grouping_by_length
 from sptune.training.early_stopping import EarlyStopping
 from sptune.training.linear_probe import LinearProbe, probe_scores
@@ -354,7 +355,9 @@ def _activation_cache(job: Job) -> ActivationCacheSettings | None:
 
 def _last_checkpoint(plan: Plan, name: str) -> str | None:
     folder = plan.checkpoints / name
-    return get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
+    checkpoint = get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
+    check_checkpoint(checkpoint)
+    return checkpoint
 
 
 # -- results ------------------------------------------------------------------------------------------------------

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from peft import PeftModel
-
 from sptune.modeling.loading import load_backbone, load_config, load_tokenizer
 from sptune.runs.adapter_folder import AdapterFolder
+from sptune.runs.adapter_loading import load_with_backbone
 from sptune.runs.evaluation import Metrics, Rows
-from sptune.runs.progress import Monitor, processes
+from sptune.runs.progress import Monitor
 from sptune.runs.text_evaluation import DEFAULT_MAX_NEW_TOKENS, TextEvaluation
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_task import GenerationExample, GenerationTask
@@ -56,7 +55,7 @@ def load_writer(
         monitor: receives progress events.
 
     Raises:
-        InputError: a prompt or the adapter's maximum length is too long, or the backbone cannot be loaded.
+        InputError: a prompt or the adapter's maximum length is too long, or the weights cannot be loaded.
     """
     monitor.stage("Loading the adapter and the backbone")
     tokenizer = load_tokenizer(saved.backbone.source)
@@ -64,6 +63,6 @@ def load_writer(
     encoder = GenerationEncoder(task, tokenizer, max_length=length)
     encoder.encode_prompts(examples)  # refuses those that are too long
     backbone, _ = load_backbone(saved.backbone, tokenizer)
-    model = PeftModel.from_pretrained(backbone, str(saved.path)).eval().to(processes().device)
+    model = load_with_backbone(saved, backbone)
     new_tokens = max_new_tokens or saved.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
     return TextWriter(model, TextEvaluation(task, encoder, new_tokens), monitor)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sptune import whole_files
 from sptune.errors import InputError
-from sptune.runs.adapter_folder import CONFIG_FILE, WEIGHTS_FILE, find_folder
+from sptune.runs.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, checked_file, find_folder
 from sptune.runs.output_folder import TASK_FILE, file_lock
 
 INDEX_FILE = "adapters.json"
@@ -20,7 +20,7 @@ INDEX_FILE = "adapters.json"
 NAME = r"^[^/\s]([^/\x00-\x1f]*[^/\s])?$"
 MAX_NAME = 200
 # The files of an adapter that are copied and loaded, and their largest size in bytes.
-MAX_BYTES = {CONFIG_FILE: 2**20, TASK_FILE: 2**20, WEIGHTS_FILE: 2**30}
+MAX_BYTES = {CONFIG_FILE: MAX_JSON, TASK_FILE: MAX_JSON, WEIGHTS_FILE: 2**30}
 
 
 class AdapterStore:
@@ -69,9 +69,7 @@ class AdapterStore:
         whole_files.remove(copy)
         copy.mkdir(parents=True)
         for name, limit in MAX_BYTES.items():
-            file = source / name
-            if not file.is_file():
-                raise InputError(f"{file}: there is no such file; name a folder that sptune fit or train wrote.")
+            file = checked_file(source, name)
             if file.stat().st_size > limit:
                 raise InputError(f"{file}: has {file.stat().st_size:,} bytes; at most {limit:,} are loaded.")
             shutil.copyfile(file, copy / name)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
@@ -43,7 +42,12 @@ class ChatFormat:
         self._marks_assistant = ASSISTANT_BLOCK.search(str(tokenizer.chat_template)) is not None
         probe = GenerationExample((Message("user", "a"),), PROBE, "a conversation of one question and one answer")
         answer = self.texts(probe)[1]
-        start = answer.rindex(PROBE)
+        start = answer.rfind(PROBE)
+        if start < 0:
+            raise InputError(
+                "The chat template of the tokenizer leaves out what the assistant writes, so it cannot be learned; "
+                "choose another model, or write your data as columns 'prompt' and 'completion'."
+            )
         self._before, after = self._tokens(answer[:start]), self._tokens(answer[start + len(PROBE) :])
         special = set(tokenizer.all_special_ids)
         self.stop_token_id = next((token for token in after if token in special), None)
@@ -100,7 +104,7 @@ class ChatFormat:
     def _render(self, messages: Any, example: GenerationExample, **options: Any) -> str:
         try:
             text = self.tokenizer.apply_chat_template(self._plain(messages), tokenize=False, **options)
-        except (jinja2.exceptions.TemplateError, TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # a template is a program, though transformers runs it in a sandbox
             raise InputError(
                 f"{example.where}: the chat template of the tokenizer refuses this conversation "
                 f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); write its roles in the order "

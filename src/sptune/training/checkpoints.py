@@ -9,7 +9,11 @@ from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from sptune.errors import InputError
 from sptune.training.early_stopping import has_stopped
+
+# Files that transformers and PEFT fall back to, and those that they look for first.
+PICKLES = {"adapter_model.bin": "adapter_model.safetensors", "pytorch_model.bin": "model.safetensors"}
 
 
 def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
@@ -22,6 +26,21 @@ def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool |
     if resume_from_checkpoint is True:
         return get_last_checkpoint(output_dir or ".")
     return str(resume_from_checkpoint) if resume_from_checkpoint else None
+
+
+def check_checkpoint(checkpoint: str | None) -> None:
+    """Refuse a checkpoint whose weights are a pickle, which may come from a stranger.
+
+    Raises:
+        InputError: it holds no safetensors.
+    """
+    for pickled, name in PICKLES.items() if checkpoint else ():
+        for file in Path(checkpoint or "").rglob(pickled):
+            if not file.with_name(name).exists():
+                raise InputError(
+                    f"{file}: is a pickle, and weights are loaded from safetensors only; remove {checkpoint}, so that "
+                    "the run continues from an earlier checkpoint or from its beginning."
+                )
 
 
 def trainer_state(checkpoint: str | None) -> TrainerState | None:
