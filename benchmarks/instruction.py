@@ -3,11 +3,15 @@
     python benchmarks/instruction.py --data data --output benchmarks/results/instruction.jsonl
 
 SmolLM2-135M-Instruct in bfloat16 learns the conversations of instruction_data.py; loss on the assistant's turn only.
-`spt` are sptune's defaults: four evenly spaced layers (500 examples are too few for a search) and learning rate 5e-3.
-LoRA has r=8 on query and value; its learning rate is the better of two on other conversations, drawn with a
-development seed. Both take 60 steps of batch 16 with the same trainer, which caches the frozen lower layers where
-there are any. A seed draws the conversations, their order and the initialization. Times are of the processor, of one
-thread, so that other processes hardly change them. Each run is one line of the output and is never repeated.
+`spt` are sptune's defaults: four evenly spaced layers (500 examples are too few for a search). LoRA has r=8 on query
+and value. The learning rate of each method is the best of three on other conversations, drawn with a development seed.
+All take 60 steps of batch 16. `spt` trains with sptune's SPTTrainer, which caches the frozen lower layers and computes
+logits only where a label is predicted. LoRA trains twice: with transformers' Trainer, as its users do, and with
+SPTTrainer, which can save it the logits but no layers. A seed draws the conversations, their order and the
+initialization. Times are of the processor, of one thread, so that other processes hardly change them. Each run is one
+line of the output and is never repeated.
+
+Rows without "trainer" are from before SPTTrainer left out logits. Their losses count, their times do not.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from instruction_data import write_conversations
 from resumable_runs import Row, write_missing_rows
@@ -31,7 +35,6 @@ from sptune.config import default_candidates
 from sptune.modeling.loading import BackboneSpec, load_backbone, load_tokenizer
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.runs.output_folder import read_json_lines, versions
-from sptune.runs.resolution import DEFAULT_RATE
 from sptune.search.layer_selection import evenly_spaced
 from sptune.tasks.data.generation_data import read_prompts
 from sptune.tasks.generation_encoder import GenerationEncoder
@@ -43,7 +46,8 @@ from subsets import smollm2
 
 STEPS, BATCH_SIZE, MAX_LENGTH = 60, 16, 256
 SEEDS, DEVELOPMENT_SEED = (0, 1, 2), 100
-LORA_RATES = (1e-3, 3e-3)
+RATES = {"spt": (5e-3, 1e-2, 2e-2), "lora": (1e-3, 3e-3, 6e-3)}
+TRAINERS: dict[str, type[Trainer]] = {"sptune": SPTTrainer, "transformers": Trainer}
 
 
 class Timer(TrainerCallback):
@@ -70,8 +74,8 @@ def attach(method: str, backbone: Any) -> PeftModel:
     return get_peft_model(backbone, SPTConfig(task_type="CAUSAL_LM", prompt_layers=layers))
 
 
-def row_of(data: Path, method: str, seed: int, learning_rate: float) -> Row:
-    """Train a method and measure it; returns its row."""
+def row_of(data: Path, method: str, seed: int, learning_rate: float, kind: str) -> Row:
+    """Train a method with a kind of trainer and measure it; returns its row."""
     source = smollm2("bfloat16")
     tokenizer = load_tokenizer(source)
     task = GenerationTask.of_messages("instruction")
@@ -82,7 +86,7 @@ def row_of(data: Path, method: str, seed: int, learning_rate: float) -> Row:
         set_seed(seed)
         network = attach(method, load_backbone(BackboneSpec(source, "causal_lm"), tokenizer)[0])
         timer = Timer()
-        trainer = SPTTrainer(
+        trainer = TRAINERS[kind](
             network,
             TrainingArguments(
                 folder,
@@ -115,6 +119,7 @@ def row_of(data: Path, method: str, seed: int, learning_rate: float) -> Row:
         "method": method,
         "seed": seed,
         "learning_rate": learning_rate,
+        "trainer": kind,
         "loss": round(measured["loss"], 5),
         "train_seconds": round(seconds, 1),
         "elapsed_seconds": round(elapsed, 1),
@@ -142,8 +147,9 @@ def zero_shot_row(data: Path, seed: int) -> Row:
 
 
 def key_of(row: Row) -> tuple[Any, ...]:
-    """What tells runs apart."""
-    return row["method"], row["seed"], row["learning_rate"]
+    """What tells runs apart; losses, for which alone the runs of the development seed are, depend on no trainer."""
+    kind = None if row["seed"] == DEVELOPMENT_SEED or row["method"] == "zero-shot" else row.get("trainer", "before")
+    return row["method"], row["seed"], row["learning_rate"], kind
 
 
 def main() -> None:
@@ -153,17 +159,22 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
 
-    def write(*runs: tuple[str, int, float]) -> None:
-        wanted = [(run, functools.partial(row_of, given.data, *run)) for run in runs]
-        write_missing_rows(given.output, wanted, key_of)
+    def write(method: str, seed: int, rate: float, kind: str) -> None:
+        run = functools.partial(row_of, given.data, method, seed, rate, kind)
+        key = key_of({"method": method, "seed": seed, "learning_rate": rate, "trainer": kind})
+        write_missing_rows(given.output, [(key, run)], key_of)
 
-    write(*[("lora", DEVELOPMENT_SEED, rate) for rate in LORA_RATES])
-    tried = {key_of(row): row["loss"] for row in read_json_lines(given.output)}
-    best = min(LORA_RATES, key=lambda rate: tried["lora", DEVELOPMENT_SEED, rate])
+    for method, rates in RATES.items():
+        for rate in rates:
+            write(method, DEVELOPMENT_SEED, rate, "sptune")
+    rows = [row for row in read_json_lines(given.output) if row["seed"] == DEVELOPMENT_SEED]
+    tuned = {row["method"]: row["learning_rate"] for row in sorted(rows, key=lambda row: -row["loss"])}
     for seed in SEEDS:
-        write(("spt", seed, DEFAULT_RATE), ("lora", seed, best))
+        write("spt", seed, tuned["spt"], "sptune")
+        write("lora", seed, tuned["lora"], "transformers")
+        write("lora", seed, tuned["lora"], "sptune")
         zero_shot = functools.partial(zero_shot_row, given.data, seed)
-        write_missing_rows(given.output, [(("zero-shot", seed, None), zero_shot)], key_of)
+        write_missing_rows(given.output, [(("zero-shot", seed, None, None), zero_shot)], key_of)
 
 
 if __name__ == "__main__":

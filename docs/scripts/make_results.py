@@ -24,8 +24,8 @@ sys.path += [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 
 import default_figures  # noqa: E402
 import instruction_figures  # noqa: E402
-import load_figures  # noqa: E402
 import search_figures  # noqa: E402
+import serving_figures  # noqa: E402
 import speed_figures  # noqa: E402
 import study_figures  # noqa: E402
 
@@ -34,7 +34,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     **search_figures.FIGURES,
     **default_figures.FIGURES,
     **instruction_figures.FIGURES,
-    **load_figures.FIGURES,
+    **serving_figures.FIGURES,
     **speed_figures.FIGURES,
 }
 MARKED = re.compile(r"(<!-- figure: ([^>]*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
