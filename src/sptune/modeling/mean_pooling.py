@@ -71,8 +71,7 @@ class MeanPooledClassifier(PreTrainedModel):
                 its backbone is taken.
             num_labels: number of classes; not needed with `id2label`.
             id2label: names of the classes.
-            problem_type: as in every transformers configuration; it decides on the loss. None for "regression" with
-                one class, else "single_label_classification".
+            problem_type: decides on the loss; None for "regression" with one class, else for exclusive classes.
             kwargs: passed to `AutoModel.from_pretrained`.
 
         Raises:
@@ -83,20 +82,15 @@ class MeanPooledClassifier(PreTrainedModel):
                 raise ValueError("from_backbone needs num_labels or id2label; give one of them.")
             id2label = {index: f"LABEL_{index}" for index in range(num_labels)}
         base: Any = backbone
-        if not isinstance(backbone, PreTrainedModel):
-            base = AutoModel.from_pretrained(backbone, **kwargs)
+        if not isinstance(base, PreTrainedModel):
+            base = AutoModel.from_pretrained(base, **kwargs)
         name = base.name_or_path
         if isinstance(base, MeanPooledClassifier):
             base = base.backbone
         label2id = {label: index for index, label in id2label.items()}
         attention = base.config._attn_implementation
-        config = MeanPooledConfig(
-            base.config,
-            id2label=id2label,
-            label2id=label2id,
-            problem_type=problem_type,
-            attn_implementation=attention,
-        )
+        options = {"problem_type": problem_type, "attn_implementation": attention}
+        config = MeanPooledConfig(base.config, id2label=id2label, label2id=label2id, **options)
         with torch.device("meta"):
             model = cls(config)
         model.backbone = _without_pooler(base)

@@ -11,12 +11,17 @@ SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_la
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 
 
-def check_problem_type(problem_type: str | None) -> None:
-    """Refuse what is not one of `PROBLEM_TYPES`, or None.
+def check_problem_type(problem_type: str | None, label_smoothing: float = 0.0) -> None:
+    """Refuse what is not one of `PROBLEM_TYPES`, or None, and label smoothing of what is not one class.
 
     Raises:
-        InputError: which ones are.
+        InputError: which ones are, or that the two do not go together.
     """
+    if label_smoothing and problem_type in (MULTI_LABEL, REGRESSION):
+        raise InputError(
+            f"label_smoothing_factor={label_smoothing} has no effect with problem_type={problem_type!r}; leave one of "
+            "the two out."
+        )
     if problem_type is not None and problem_type not in PROBLEM_TYPES:
         raise InputError(f"problem_type={problem_type!r} is not allowed; choose one of {', '.join(PROBLEM_TYPES)}.")
 

@@ -188,11 +188,11 @@ class SPTSearchTrainer(SupernetTrainer):
                 return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
             loss, outputs = self._mean_loss(model, twice)
         scores = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        if scores.shape[-1] < 2 and self.problem_type == SINGLE_LABEL:
-            raise InputError(
-                "consistency='kl' compares class scores, but the model gives one number; choose 'mse', or say "
-                "problem_type='regression'."
-            )
+        problem_type = self.problem_type
+        if self.class_scores is None:  # the model's own loss goes by its configuration
+            problem_type = getattr(self.tuner.model.config, "problem_type", None) or problem_type
+        if scores.shape[-1] < 2 and problem_type == SINGLE_LABEL:
+            raise InputError("consistency='kl' compares class scores, but the model gives one number; choose 'mse'.")
         first, second = scores[:size], scores[size:]
         labels = twice.get("labels")
         if scores.dim() > 2 and isinstance(labels, torch.Tensor):
@@ -200,7 +200,7 @@ class SPTSearchTrainer(SupernetTrainer):
             first, second = (run[:, : predicted.shape[1]][predicted] for run in (first, second))
             if not predicted.any():
                 return loss, loss.new_zeros(()), outputs
-        return loss, predictions_distance(self.problem_type, first, second), outputs
+        return loss, predictions_distance(problem_type, first, second), outputs
 
     def _draw_masks(self, size: int) -> torch.Tensor:
         """Layer masks for `size` runs."""

@@ -14,13 +14,12 @@ Metrics = dict[str, Any]
 def label_metrics(labels: tuple[str, ...], probabilities: np.ndarray, true: np.ndarray, threshold: float) -> Metrics:
     """Compute the metrics of several labels.
 
-    F1 is 2 TP / (2 TP + FP + FN), and 0 for a label that no example has and that is never predicted. Macro F1 is the
-    mean over labels; micro F1 is of the counts of all labels together.
+    F1 is 2 TP / (2 TP + FP + FN), or 0 without any. Macro F1 is the mean over labels, micro F1 that of all counts.
 
     Args:
-        labels: their names.
-        probabilities: of each label, (n, labels).
-        true: whether an example has the label, (n, labels), as booleans or 0 and 1.
+        labels: names.
+        probabilities: (n, labels).
+        true: whether an example has the label, (n, labels).
         threshold: labels with at least this probability are predicted.
 
     Returns:
@@ -32,24 +31,22 @@ def label_metrics(labels: tuple[str, ...], probabilities: np.ndarray, true: np.n
     Raises:
         InputError: there are no examples, or the shapes differ.
     """
-    true = np.asarray(true) > 0
+    true, predicted = np.asarray(true) > 0, probabilities >= threshold
     if probabilities.shape != true.shape or not true.size or true.shape[1] != len(labels):
-        raise InputError(
-            f"Metrics need probabilities and labels of the same shape (n, {len(labels)}) with n > 0; they have "
-            f"{probabilities.shape} and {true.shape}."
-        )
-    predicted = probabilities >= threshold
-    hits, predictions, positives = ((predicted & true).sum(0), predicted.sum(0), true.sum(0))
-    by_label: dict[str, dict[str, Any]] = {}
-    for place, label in enumerate(labels):
-        by_label[label] = {
+        shapes = f"they have {probabilities.shape} and {true.shape}"
+        raise InputError(f"Metrics need arrays of the same shape (n, {len(labels)}) with n > 0; {shapes}.")
+    hits, predictions, positives = (predicted & true).sum(0), predicted.sum(0), true.sum(0)
+    by_label = {
+        label: {
             "precision": _share(hits[place], predictions[place]),
             "recall": _share(hits[place], positives[place]),
             "f1": _f1(hits[place], predictions[place] + positives[place]),
             "average_precision": average_precision(probabilities[:, place], true[:, place]),
             "examples": int(positives[place]),
         }
-    precisions = [one["average_precision"] for one in by_label.values() if one["average_precision"] is not None]
+        for place, label in enumerate(labels)
+    }
+    precisions = [value for one in by_label.values() if (value := one["average_precision"]) is not None]
     return {
         "micro_f1": _f1(hits.sum(), predictions.sum() + positives.sum()),
         "macro_f1": float(np.mean([one["f1"] for one in by_label.values()])),

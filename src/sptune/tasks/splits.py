@@ -268,7 +268,7 @@ def _how_drawn(examples: Sequence[SplitExample]) -> str:
 
 
 def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) -> list[str]:
-    """Notes on a split whose scores mislead: it shares texts with the training data, or has only one class."""
+    """Notes on a split whose scores mislead: it shares texts with the training data, or all labels are the same."""
     notes: list[str] = []
     repeated, _ = _repeats(train, examples)
     if repeated:
@@ -276,9 +276,11 @@ def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) 
             f"{len(repeated)} of {len(examples)} {name} texts also occur in the training data (the first: "
             f"{repeated[0].where}): the {name} score is too optimistic."
         )
-    classes = {example.stratum for example in examples}
-    if len(classes) == 1 and isinstance(only := classes.pop(), str):
-        notes.append(f"All {len(examples)} {name} examples are of the class {only!r}: scores mean little.")
+    labels = {example.label for example in examples if isinstance(example, Example)}
+    if len(labels) == 1 and (only := labels.pop()) is not None:
+        same = f"are of the class {only!r}" if isinstance(only, str) else f"have the number {only}"
+        same = f"have the labels {list(only)}" if isinstance(only, tuple) else same
+        notes.append(f"All {len(examples)} {name} examples {same}: scores mean little.")
     return notes
 
 

@@ -46,9 +46,8 @@ class SPTTrainer(Trainer):
         class_scores: function of the model and a batch that gives (batch, classes). These scores are the predictions,
             and the loss is that of `problem_type` with the batch's labels (`args.label_names`, "labels" by default), or
             `compute_loss_func` with the scores as `logits` of the outputs. None for the model's own loss.
-        problem_type: what the class scores mean, in transformers' words: "single_label_classification" (cross entropy
-            with class indices), "multi_label_classification" (binary cross entropy with 0 and 1 for each class) or
-            "regression" (squared error of numbers). None for the first.
+        problem_type: what the class scores mean, in transformers' words, and with that their loss; see `problem_loss`.
+            None for "single_label_classification"; the others are "multi_label_classification" and "regression".
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, the rate of all other weights.
         head_modules: names of the modules of the head, in addition to PEFT's `modules_to_save`; each is one part of a
             dotted name, such as "pooler".
@@ -83,32 +82,22 @@ class SPTTrainer(Trainer):
         predict_at_labels: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_problem_type(problem_type)
         super().__init__(*args, **kwargs)
+        check_problem_type(problem_type, self.args.label_smoothing_factor)
         self.caching = ActivationCaching(self, activation_cache, self._trial_loss)
         self.predict_at_labels = predict_at_labels
         self.class_scores = class_scores
-        self._given_problem_type = problem_type
+        self.problem_type = problem_type or SINGLE_LABEL
         self.head_learning_rate = head_learning_rate
         self.head_modules = head_modules
         self.model_accepts_loss_kwargs = True
         if class_scores is not None:
             self.label_names = _one_label_name(self.args.label_names)
-        if self.args.label_smoothing_factor and problem_type not in (None, SINGLE_LABEL):
-            raise InputError(
-                f"label_smoothing_factor={self.args.label_smoothing_factor} has no effect with "
-                f"problem_type={problem_type!r}; leave one of the two out."
-            )
-        if head_learning_rate is not None and self.optimizer is not None:
-            raise InputError(
-                f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
-                "give the head's parameters their own group and rate there, or leave one of the two out."
-            )
+        _check_rate(head_learning_rate, self.optimizer)
         self._evaluated: dict[str, Any] = {}
         self._check_divergence = DivergenceCheck(self._rates)
         self.add_callback(PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
-        self._backbone_config: Any = getattr(backbone, "config", None)
         self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
         if self.compute_loss_func is not None:
@@ -230,12 +219,6 @@ class SPTTrainer(Trainer):
             loss = problem_loss(self.problem_type, scores, labels, label_smoothing=smoothing)
         return loss if self.items.positions(labels).any() else loss.nan_to_num(0.0)
 
-    @property
-    def problem_type(self) -> str:
-        """What the scores mean; where the model has its own loss, its configuration says it."""
-        own = None if self.class_scores is not None else getattr(self._backbone_config, "problem_type", None)
-        return self._given_problem_type or own or SINGLE_LABEL
-
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
@@ -316,3 +299,12 @@ def _one_label_name(names: list[str] | None) -> list[str]:
             "TrainingArguments, or leave label_names out for 'labels'."
         )
     return ["labels"] if names is None else names
+
+
+def _check_rate(head_learning_rate: float | None, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse a rate of the head beside an optimizer of the user's own."""
+    if head_learning_rate is not None and optimizer is not None:
+        raise InputError(
+            f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
+            "give the head's parameters their own group and rate there, or leave one of the two out."
+        )

@@ -103,7 +103,7 @@ def test_numbers_that_cannot_be_standardized_are_refused(tmp_path, values, messa
 def test_a_test_file_of_one_number_is_noted(tmp_path):
     path = write_separated(tmp_path / "train.csv", ROWS)
     test = write_separated(tmp_path / "test.csv", [("x", 2), ("y", "2.0")])
-    assert any("All 2 test examples have the number 2:" in note for note in load(path, test_file=test)[1].notes)
+    assert any("All 2 test examples have the number 2.0:" in note for note in load(path, test_file=test)[1].notes)
 
 
 def test_few_shot_draws_numbers_at_random(tmp_path):

@@ -153,17 +153,11 @@ def check_labels(
     largest = max((len(example.label or ()) for example in train), default=0)
     if separator is None and largest == 1:
         _check_separator(seen, source, column)
-    if len(seen) < 2:
-        found = f"have only the label {next(iter(seen))!r}" if seen else "have no label"
-        raise InputError(
-            f"{source}, field {column!r}: all {len(train)} examples together {found}. At least two labels are needed; "
-            "name another label column (label_column), or add examples."
-        )
+    _check_number(seen, len(train), source, column)
     if not are_known and len(seen) > MAX_CLASSES and len(seen) > len(named) / 2:
         raise InputError(
             f"{source}, field {column!r}: {len(seen)} different labels in {len(train)} examples, such as "
-            f"{named[0][0]!r}. They look like identifiers or texts, not like labels; name another label column "
-            "(label_column), or all labels (labels=...)."
+            f"{named[0][0]!r}. They look like identifiers; name another label column, or all labels (labels=...)."
         )
     if largest == 1:
         notes.append(
@@ -174,6 +168,16 @@ def check_labels(
     if not are_known:
         check_spelling(named, source, column)
         notes.extend(note_rare_classes(seen, len(train), source))
+
+
+def _check_number(seen: Collection[str], examples: int, source: str, column: str) -> None:
+    """Refuse fewer than two labels."""
+    if len(seen) < 2:
+        found = f"have only the label {next(iter(seen))!r}" if seen else "have no label"
+        raise InputError(
+            f"{source}, field {column!r}: all {examples} examples together {found}. At least two labels are needed; "
+            "name another label column (label_column), or add examples."
+        )
 
 
 def _check_separator(seen: Mapping[str, int], source: str, column: str) -> None:
@@ -190,14 +194,6 @@ def _check_separator(seen: Mapping[str, int], source: str, column: str) -> None:
                 f"{source}, field {column!r}, value {joined[0]!r}: {separator!r} seems to stand between labels. Say so "
                 f"(label_separator={separator!r}); or, if these are whole names, label_separator={DEFAULT_SEPARATOR!r}."
             )
-
-
-def note_uniform_labels(name: str, examples: Sequence[Example[LabelSet]]) -> list[str]:
-    """A note on a split whose examples all have the same labels."""
-    sets = {example.label for example in examples}
-    if len(sets) != 1 or not examples:
-        return []
-    return [f"All {len(examples)} {name} examples have the labels {list(sets.pop() or ())}: scores mean little."]
 
 
 def _is_nan(value: Any) -> bool:

@@ -26,10 +26,9 @@ from sptune.tasks.data.label_set_checks import (
     LabelSet,
     check_label_sets,
     check_labels,
-    note_uniform_labels,
     order_labels,
 )
-from sptune.tasks.data.number_checks import check_numbers, check_range, note_uniform_numbers
+from sptune.tasks.data.number_checks import check_numbers, check_range
 from sptune.tasks.data.row_checks import check_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.split_roles import open_roles
@@ -64,49 +63,47 @@ def load_splits(
 
     Args:
         train_file: a .jsonl, .csv, .tsv or .parquet file.
-        validation_file: split off from the training data by default.
-        test_file: split off from the training data by default.
+        validation_file: by default split off from the training data, as is `test_file`.
+        test_file: as `validation_file`.
         dataset: instead of files, a Hugging Face dataset; see `sptune.tasks.data.hub_dataset.open_dataset`.
-        dataset_config: the configuration of the dataset.
+        dataset_config: its configuration.
         split_names: the splits to use as "train", "validation" and "test"; None for one to split off from "train".
         text_columns: the column with the text; two columns for text pairs.
-        label_column: the column with the class, a name or a number; with several labels, or the number to predict.
-        labels: the classes or labels in order; by default those of the training data, in declared, numerical or
-            alphabetical order.
-        kind: "classifier" for one class for each example, "multi_label" for any number of labels (a list, or a text
-            with separators), or "regression" for a number.
-        label_separator: of several labels, what stands between them in a text. Default: "|".
+        label_column: the column with the class, several labels or the number.
+        labels: by default those of the training data, in declared, numerical or alphabetical order.
+        kind: "classifier" for a class, "multi_label" for a list or text of labels, or "regression" for a number.
+        label_separator: what stands between several labels in a text. Default: "|".
         few_shot: the number of training examples in all.
         seed: the seed of all random splits.
 
     Returns:
-        The classes or labels in order (of numbers none), and the splits.
+        The classes or labels in order, and the splits.
 
     Raises:
         InputError: all errors of the data in one message.
     """
+    text_columns, check = check_column_names(text_columns, label_column), _check_of(kind, label_separator, labels)
+    files, columns, notes = (train_file, validation_file, test_file), [*text_columns, label_column], list[str]()
+    openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, columns[-1:], notes)
+    sources = {role: open_split() for role, open_split in openers.items()}
+    classes, examples = check(sources, text_columns, label_column, notes=notes)
+    return classes, divide(examples, few_shot_count=few_shot, seed=seed, source=_name_of(sources["train"]), notes=notes)
+
+
+def _check_of(kind: str, label_separator: str | None, labels: Sequence[str] | None) -> Any:
+    """The function that checks the rows of all splits of a kind of task; of classes, those with these names.
+
+    Raises:
+        InputError: there is no such kind, or the names cannot be right.
+    """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r} is not allowed; choose one of {', '.join(KINDS)}.")
-    text_columns = check_column_names(text_columns, label_column)
-    known = None if labels is None or kind == REGRESSION else check_class_names(labels)
-    files = (train_file, validation_file, test_file)
-    columns, notes = [*text_columns, label_column], list[str]()
-    openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, [label_column], notes)
-    sources = {role: open_split() for role, open_split in openers.items()}
-    check: Any = _check_classes
+    if kind == REGRESSION:
+        return _check_numbers
+    known = None if labels is None else check_class_names(labels)
     if kind == MULTI_LABEL:
-        check = partial(_check_label_sets, separator=label_separator)
-    elif kind == REGRESSION:
-        check = _check_numbers
-    classes, examples = check(sources, text_columns, label_column, known, notes)
-    source = _source_name(sources["train"])
-    splits = divide(examples, few_shot_count=few_shot, seed=seed, source=source, notes=notes)
-    for name, split in (("validation", splits.validation), ("test", splits.test)):
-        if kind == MULTI_LABEL:
-            splits.notes.extend(note_uniform_labels(name, split))
-        elif kind == REGRESSION:
-            splits.notes.extend(note_uniform_numbers(name, split))
-    return classes, splits
+        return partial(_check_label_sets, labels=known, separator=label_separator)
+    return partial(_check_classes, labels=known)
 
 
 def _check_classes(
@@ -121,7 +118,7 @@ def _check_classes(
     Returns:
         The classes in order, and the examples by role.
     """
-    train_name = _source_name(sources["train"])
+    train_name = _name_of(sources["train"])
     declared = sources["train"][0].class_names.get(label_column)
     are_classes_known = labels is not None or declared is not None
     train = _check_split(sources["train"], text_columns, label_column, labels, None)
@@ -153,7 +150,7 @@ def _check_label_sets(
     separator: str | None,
 ) -> tuple[tuple[str, ...], dict[str, list[Example[LabelSet]]]]:
     """As `_check_classes`, where each example has any number of labels."""
-    train_name = _source_name(sources["train"])
+    train_name = _name_of(sources["train"])
     declared = sources["train"][0].class_names.get(label_column)
     between = separator or DEFAULT_SEPARATOR
 
@@ -178,7 +175,6 @@ def _check_numbers(
     sources: Mapping[str, Sequence[RowSource]],
     text_columns: Sequence[str],
     label_column: str,
-    labels: None,
     notes: list[str],
 ) -> tuple[tuple[()], dict[str, list[Example[float]]]]:
     """As `_check_classes`, where each example has a number; there are no classes."""
@@ -187,7 +183,7 @@ def _check_numbers(
         for role, files in sources.items()
     }
     _raise_errors_and_take_notes(sources, notes)
-    check_range(examples["train"], _source_name(sources["train"]), label_column)
+    check_range(examples["train"], _name_of(sources["train"]), label_column)
     return (), examples
 
 
@@ -209,7 +205,7 @@ def _check_split(
     return [example for file in files for example in check(file, text_columns, label_column)]
 
 
-def _source_name(files: Sequence[RowSource]) -> str:
+def _name_of(files: Sequence[RowSource]) -> str:
     return files[0].name + (f" and {len(files) - 1} more" if len(files) > 1 else "")
 
 

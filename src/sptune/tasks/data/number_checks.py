@@ -78,13 +78,6 @@ def scale_of(train: Sequence[Example[float]]) -> tuple[float, float]:
         return float(values.mean()), float(values.std())
 
 
-def note_uniform_numbers(name: str, examples: Sequence[Example[float]]) -> list[str]:
-    """A note on a split whose numbers are all equal."""
-    if not examples or len({example.label for example in examples}) > 1:
-        return []
-    return [f"All {len(examples)} {name} examples have the number {examples[0].label:g}: scores mean little."]
-
-
 def _is_finite(value: Any) -> bool:
     try:
         return math.isfinite(float(value))
