@@ -187,6 +187,12 @@ class OptionFields:
     )
     seed: int = _option(0, "Training", "Seed of sampling, initialization and training.")
 
+    report_to: list[str] = _option(  # noqa: RUF009
+        list,
+        "Output",
+        "A tracker that receives losses, gates and scores, such as tensorboard, wandb or mlflow; give it several times "
+        "for several. Default: none.",
+    )
     output_dir: str | None = _option(None, "Output", "Folder for everything the run writes.", flag="output")
     resume: bool = _option(False, "Output", "Resume the run in --output.")
     overwrite: bool = _option(False, "Output", "Replace the run in --output.")

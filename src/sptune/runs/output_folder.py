@@ -28,6 +28,7 @@ HISTORY_FILE = "training_history.json"
 REPORT_FILE = "report.html"
 SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
+TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
 # Of a YAML file of options.
 MAX_VALUES = 100_000
@@ -42,6 +43,7 @@ RUN_FILES = (
     REPORT_FILE,
     *SEARCH_PICTURES,
     CHECKPOINTS_FOLDER,
+    TENSORBOARD_FOLDER,
 )
 
 

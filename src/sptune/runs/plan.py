@@ -32,6 +32,7 @@ from sptune.runs.resolution import check_early_stopping, resolved
 from sptune.runs.run_options import PLACES, RunOptions
 from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
+from sptune.runs.tracking import RunTracker
 from sptune.tasks import Splits, Task
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.task import PROBLEM_TYPES
@@ -52,6 +53,7 @@ class Plan:
         evaluation: what is measured and predicted.
         clock: counts seconds by stage.
         monitor: receives progress events.
+        tracker: receives losses, gates and scores.
     """
 
     options: RunOptions
@@ -64,6 +66,7 @@ class Plan:
     evaluation: Evaluation
     clock: Clock
     monitor: Monitor
+    tracker: RunTracker
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +95,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     folder = _check_folder(options)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
+    tracker = RunTracker(options.report_to, folder, is_main)
     clock = Clock()
     with clock.stage("data"):
         monitor.stage("Reading the data")
@@ -116,7 +120,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
     evaluation = run_evaluation(encoder, options)
-    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor)
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker)
 
 
 def _check_folder(options: RunOptions) -> Path:

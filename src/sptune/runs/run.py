@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
+
 from sptune import whole_files
 from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER
@@ -134,19 +136,29 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
         if not options.resume and processes().is_main_process:
             outputs.release_folder(folder)
         raise
+    arguments = stages.training_arguments(job, "train", plan.max_steps)
+    with plan.tracker.running(arguments, job.backbone):
+        return _carry_out(verb, job)
+
+
+def _carry_out(verb: str, job: Job) -> Run:
+    """All stages of a run whose backbone is loaded."""
+    plan = job.plan
     reference = _reference(job) if plan.options.linear_probe and verb != "search" else None
     result, network = stages.search_layers(job) if verb != "train" else (None, None)
     if verb == "search":
         assert result is not None
+        plan.tracker.end(job.backbone, TrainerState(global_step=result.steps))
         clean_up(job)
-        return Run(folder, {}, result.prompt_layers)
+        return Run(plan.folder, {}, result.prompt_layers)
     final = stages.final_network(job, result, network)
     tuner: Any = final.base_model
     trainer = stages.train_network(
         job, final, f"Training prompts at layers {', '.join(map(str, tuner.candidate_layers))}"
     )
     metrics = evaluate_and_save(job, final, trainer, result, reference)
-    return Run(folder, metrics, metrics["prompt_layers"])
+    plan.tracker.end(final, trainer.state)
+    return Run(plan.folder, metrics, metrics["prompt_layers"])
 
 
 def _reference(job: Job) -> dict[str, Any]:

@@ -23,7 +23,15 @@ from sptune.search.searchers import SEARCHERS
 # Options that may name a local file or folder to read.
 PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset")
 # Options of how a run is done, not of what it is: they may change when a run is resumed.
-CONDUCT = ("output_dir", "resume", "overwrite", "keep_checkpoints", "activation_cache", "activation_cache_memory")
+CONDUCT = (
+    "report_to",
+    "output_dir",
+    "resume",
+    "overwrite",
+    "keep_checkpoints",
+    "activation_cache",
+    "activation_cache_memory",
+)
 # Where options given one by one come from, in errors.
 ORIGIN = "options"
 

@@ -53,12 +53,23 @@ def evaluate_and_save(
             "scores": {str(layer): one for layer, one in zip(result.candidate_layers, result.scores, strict=True)},
             "remarks": result.remarks,
         }
+    _track(job, metrics)
     if job.is_main:
         plan.monitor.stage("Saving")
         _save(job, network, metrics, rows, training_history(trainer))
         clean_up(job)
     processes().wait_for_everyone()
     return metrics
+
+
+def _track(job: Job, metrics: Metrics) -> None:
+    """Send the metrics of the final network, and of what it is compared with, to the trackers of the run."""
+    reference, step = metrics.get("baseline"), metrics["training"]["steps"]
+    compared = {"final": metrics} | ({reference["kind"].replace(" ", "_"): reference} if reference else {})
+    for stage, results in compared.items():
+        for split, prefix in zip(SPLITS[1:], ("eval", "test"), strict=True):
+            values = {f"{prefix}_{name}": value for name, value in results[split].items() if name != "examples"}
+            job.plan.tracker.log(stage, values, step)
 
 
 def _evaluate(job: Job, trainer: SPTTrainer) -> tuple[dict[str, Metrics], Rows]:

@@ -153,6 +153,7 @@ def linear_probe(
         encoded = pooled | {name: pool(split) for name, split in encoded.items() if name != "train"}
     plan.monitor.stage("Training a linear probe, for comparison", plan.max_steps)
     set_seed(plan.options.seed)
+    callbacks = [*callbacks, *plan.tracker.stage("linear_probe")]
     trainer = make_trainer(
         job, alone, arguments, encoded, None if alone.pools_once else collator, probe_scores, callbacks
     )
@@ -169,7 +170,9 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
     plan = job.plan
     path = plan.folder / outputs.SEARCH_FILE
     if plan.options.resume and path.exists():
-        return SearchResult.load(path), None
+        result = SearchResult.load(path)
+        plan.tracker.log_search(result, replay=True)
+        return result, None
     with plan.clock.stage("search"):
         set_seed(plan.options.seed)
         network = get_peft_model(job.backbone, _spt_config(job, "search"))
@@ -179,6 +182,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
         title = "Searching for the prompt layers" if searches else "Taking prompt layers without a search"
         # Searchers that leave no network to read train many, and how many steps these take in all they say themselves.
         plan.monitor.stage(title, plan.search_steps if searches and how.criterion else None)
+        tracking = plan.tracker.stage("search") if how.criterion else []
         with quiet_stdout():
             result = search_prompt_layers(
                 network,
@@ -188,12 +192,13 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 class_scores=plan.encoder.class_scores,
                 problem_type=plan.evaluation.trainer_options().get("problem_type"),
                 data_collator=plan.encoder.collator,
-                callbacks=[StepCallback(plan.monitor)],
+                callbacks=[StepCallback(plan.monitor), *tracking],
                 head_learning_rate=plan.options.head_learning_rate,
                 activation_cache=_activation_cache(job),
                 resume_from_checkpoint=_last_checkpoint(plan, "search"),
                 tell=plan.monitor.note,
             )
+    plan.tracker.log_search(result, replay=not tracking)
     if job.is_main:
         result.save(path)
         for name in outputs.SEARCH_PICTURES if result.history else ():
@@ -231,6 +236,7 @@ def train_network(job: Job, network: nn.Module, title: str, callbacks: Sequence[
     """
     plan = job.plan
     with plan.clock.stage("train"):
+        callbacks = [*callbacks, *plan.tracker.stage("train")]
         trainer = make_trainer(job, network, training_arguments(job, "train", plan.max_steps), callbacks=callbacks)
         if isinstance(getattr(network, "base_model", None), SPTModel):
             plan.monitor.note(str(trainer.plan_activation_cache()))
@@ -302,7 +308,7 @@ def training_arguments(
         save_strategy="steps",
         save_steps=interval,
         save_total_limit=1,
-        logging_strategy="steps" if name == "train" else "no",
+        logging_strategy="steps" if name == "train" or (name == "search" and options.report_to) else "no",
         logging_steps=math.ceil(steps / LOGGED_LOSSES),
         report_to="none",
         use_cpu=on_cpu(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,21 @@ class SearchHistory(TrainerCallback, ExportableState):
     ) -> None:
         """Stop the clock."""
         self._seconds_before, self._started = self.seconds, None
+
+
+def entry_logs(entry: dict[str, Any], layers: Sequence[int]) -> dict[str, float]:
+    """An entry of a history as flat numbers, as trainers log them: "gate/layer_3", "weight_loss", ...
+
+    Args:
+        entry: the entry.
+        layers: the candidate layers.
+    """
+    logs = {name: value for name, value in entry.items() if isinstance(value, float)}
+    for name, title in (("gates", "gate"), ("losses", "loss")):
+        for layer, value in zip(layers, entry.get(name) or (), strict=False):
+            if value is not None:
+                logs[f"{title}/layer_{layer}"] = value
+    return logs
 
 
 def check_search_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> None:

@@ -21,7 +21,7 @@ from sptune.modeling.model import SPTModel
 from sptune.modeling.problem_types import problem_loss
 from sptune.search.data_split import split_dataset
 from sptune.search.held_out import HeldOutLosses
-from sptune.search.history import SearchHistory, check_search_checkpoint
+from sptune.search.history import SearchHistory, check_search_checkpoint, entry_logs
 from sptune.search.search_config import SearchConfig
 from sptune.training.attention_kernel import fast_attention
 from sptune.training.trainer import SPTTrainer
@@ -109,6 +109,13 @@ class SupernetTrainer(SPTTrainer):
         check_search_checkpoint(self.args.output_dir, resume_from_checkpoint)
         self._draws = (-1, 0)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As in `transformers.Trainer`; the logs of a step also have the losses of the search and the gates."""
+        entries = self.history.entries
+        if "loss" in logs and entries:
+            logs = {**entry_logs(entries[-1], self.tuner.candidate_layers), **logs}
+        super().log(logs, *args, **kwargs)
 
     def estimate_seconds(self) -> float:
         """The seconds that the training will take, from two timed passes without a trace; called before `train`."""
