@@ -92,6 +92,13 @@ def _write_data(folder: Path) -> None:
     classes = ("negative", "neutral", "positive")
     three = [(text, classes[number % 3]) for number, (text, _) in enumerate(_sentences(60))]
     _write_csv(folder / "sentiment.csv", ["text", "label"], three)
+    topics = [
+        (text, ["acting|scenes", "", "acting", "scenes"][number % 4]) for number, (text, _) in enumerate(_sentences(80))
+    ]
+    _write_csv(folder / "topics.csv", ["text", "topics"], topics)
+    ratings = [(text, number % 7 + 0.5 * good) for number, (text, good) in enumerate(_sentences(80))]
+    _write_csv(folder / "ratings.csv", ["text", "rating"], ratings)
+    _write_csv(folder / "new_texts.csv", ["text"], [(text,) for text, _ in ratings[:5]])
     mixed = [{"adapter": "stars", "review": reviews[0][0]}, {"adapter": "sentiment", "text": three[0][0]}]
     _write_lines(folder / "mixed.jsonl", mixed)
     turns = [

@@ -119,7 +119,12 @@ def test_data_are_read_as_shown(language: str, ending: str, tmp_path: Path) -> N
     for block in shown:
         file = tmp_path / f"train.{ending}"
         file.write_text(block, encoding="utf-8")
-        if "label" in block:
+        if "topics" in block:
+            how: dict[str, Any] = {"label_column": "topics", "labels": ["acting", "scenes"], "kind": "multi_label"}
+            assert [len(one.label or ()) for one in read_labeled(file, **how)] == [2, 0]
+        elif "rating" in block:
+            assert [one.label for one in read_labeled(file, label_column="rating", kind="regression")] == [9.5, 2]
+        elif "label" in block:
             assert len(read_labeled(file, labels=["positive", "negative"])) == 2
         else:
             messages = '"messages"' in block
@@ -134,6 +139,15 @@ def test_errors_of_data_are_reported_as_shown(tmp_path: Path, monkeypatch: pytes
     Path("reviews.csv").write_text("text,label\nGood.,yes\n,no\nLong, but good.,yes\nBad.,\n", encoding="utf-8")
     with pytest.raises(InputError) as error:
         read_labeled("reviews.csv", labels=["yes", "no"])
+    assert f"{error.value}\n" == shown
+
+
+def test_a_text_that_is_no_number_is_reported_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shown,) = blocks(ROOT / "docs" / "guides" / "labels-and-numbers.md", "text")
+    monkeypatch.chdir(tmp_path)
+    Path("ratings.csv").write_text('text,rating\nGood.,9\nLong.,"7,5"\n', encoding="utf-8")
+    with pytest.raises(InputError) as error:
+        read_labeled("ratings.csv", label_column="rating", kind="regression")
     assert f"{error.value}\n" == shown
 
 
