@@ -13,6 +13,7 @@ import pytest
 from report_folders import METRICS, SCRIPT, write_comparison, write_run
 
 from sptune.compare.comparison_report import write_comparison_report
+from sptune.report.charts import COLORS
 from sptune.runs.run_report import write_run_report
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -70,7 +71,10 @@ def test_a_comparison(browser: Any, tmp_path: Path) -> None:
     assert title.get_attribute("aria-sort") == "descending"
     title.locator("button").click()
     assert methods() == [before[2], "spt", "lora"]
-    page.locator("#score-by-parameters .mark-symbol.role-mark path").nth(1).hover(force=True)
+    dots = page.locator("#score-by-parameters .mark-symbol.role-mark path")
+    fills = dots.evaluate_all("all => all.map(one => one.getAttribute('fill'))")
+    assert sorted(fills) == sorted([COLORS[1], *[COLORS[0]] * (len(fills) - 1)])  # the reference stands out
+    dots.nth(1).hover(force=True)
     page.wait_for_selector("#vg-tooltip-element.visible")
     assert "lora" in page.locator("#vg-tooltip-element").inner_text()
     assert page.evaluate("window.attacked") is None

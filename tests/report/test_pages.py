@@ -88,6 +88,8 @@ def test_a_run_that_writes_shows_losses_and_the_texts_least_like_their_completio
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     figures = page.figures()
     assert {"test.loss", "baseline.test.loss", "test.rouge_l"} <= set(figures)
+    assert "reduction" in page.text
+    assert "gain\n" not in page.text
     assert {place: at(metrics, place) for place in figures} == figures
     interval = stats.binomtest(11, 12).proportion_ci(method="wilson")
     assert f"{interval.low:.4f} to {interval.high:.4f}" in page.text

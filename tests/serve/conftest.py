@@ -97,7 +97,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, causal_lm: str) -> Iterator
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "sptune", "serve", *map(str, adapters.values()), "--port", str(port),
                "--replicas", "2", "--root", str(root)]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    printed = tmp_path_factory.mktemp("printed") / "stdout"
+    with printed.open("w") as stdout:
+        process = subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
     try:
         _wait_for(process, "Serving at")
         yield Server(process, f"http://127.0.0.1:{port}", adapters, root)
@@ -108,6 +110,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, causal_lm: str) -> Iterator
         _, alive = psutil.wait_procs(children, 60)
         assert not alive
     assert process.returncode == 0
+    assert "ServeController" not in printed.read_text()  # which Ray kills as it shuts down
 
 
 def _wait_for(process: subprocess.Popen[str], text: str) -> None:

@@ -148,7 +148,7 @@ def cost_chart(lines: Sequence[Mapping[str, Any]], cost: str, title: str, agains
         axis = alt.Axis(values=ticks, labelExpr="format(datum.value, '~s')", labelOverlap=True)
         x = alt.X("cost:Q", title=title, scale=alt.Scale(type="symlog", constant=1000), axis=axis)
     y = alt.Scale(zero=False)
-    color = _highlighted("reference")
+    color = alt.condition("datum.reference", alt.value(COLORS[1]), alt.value(COLORS[0]))
     base = alt.Chart(alt.Data(values=points)).encode(x=x, color=color)
     tips = [_tip("method"), _tip("cost", ",.4~f", title), _tip("score", ".4f", "mean score"), _tip("deviation", ".4f")]
     bars = base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
@@ -239,10 +239,6 @@ def _tip(field: str, form: str | None = None, title: str | None = None) -> alt.T
     if form is None:
         return alt.Tooltip(f"{field}:N", title=title or field)
     return alt.Tooltip(f"{field}:Q", title=title or field, format=form)
-
-
-def _highlighted(field: str) -> alt.Color:
-    return alt.Color(f"{field}:N", legend=None).scale(domain=[True, False], range=[COLORS[1], COLORS[0]])
 
 
 def _lines(points: list[dict[str, Any]], y: str, title: str, color: alt.Color, tips: list[alt.Tooltip]) -> Any:

@@ -110,7 +110,8 @@ def _figures(record: RunRecord) -> dict[str, Any]:
     lines = [_line("prompts", metrics, "", columns, intervals, highlight=True)]
     if metrics.get("baseline"):
         lines.insert(0, _line(metrics["baseline"]["kind"], metrics["baseline"], "baseline.", columns, intervals))
-        lines.append({**_line("gain", metrics["gain"], "gain.", columns, None), "form": "+.4f"})
+        difference = "reduction" if "perplexity" in names else "gain"
+        lines.append({**_line(difference, metrics["gain"], "gain.", columns, None), "form": "+.4f"})
     sizes = [(f"parameters: {name}", value, f"parameters.{name}") for name, value in metrics["parameters"].items()]
     sizes.append(("adapter, bytes", metrics["adapter_bytes"], "adapter_bytes"))
     if metrics.get("peak_memory"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -109,11 +110,17 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with _silent():
+                ray.shutdown()
     finally:
         os.environ.pop(AUTH_MODE, None)
         if mode is not None:
             os.environ[AUTH_MODE] = mode
+
+
+def _silent() -> contextlib.AbstractContextManager[Any]:
+    """Nothing on standard output: Ray tells there of its own controller that it has killed."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 @contextlib.contextmanager
@@ -158,7 +165,8 @@ def _replicas(
             raise SptuneError(f"The replicas did not start: {reason}") from error
         yield
     finally:
-        serve.shutdown()
+        with _silent():
+            serve.shutdown()
 
 
 def _start_proxy(host: str, port: int) -> None:
