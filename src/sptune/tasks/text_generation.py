@@ -121,14 +121,17 @@ def measure_losses(
         step: called after each batch.
     """
     encoded = encoder.encode(examples)
-    losses = []
+    # By length, so that there is little padding, and completions are at the same positions.
+    order = np.argsort(encoded["length"], kind="stable")
+    losses = np.zeros((len(encoded), 2), dtype=np.float32)
     for start in range(0, len(encoded), BATCH_SIZE):
-        batch = encoder.collator([encoded[place] for place in range(start, min(start + BATCH_SIZE, len(encoded)))])
+        places = order[start : start + BATCH_SIZE]
+        batch = encoder.collator([encoded[int(place)] for place in places])
         batch = at_labels(model, {name: value.to(model.device) for name, value in batch.items()})
         with torch.no_grad():
-            losses.append(completion_losses(model(**batch).logits, batch["labels"]).cpu())
+            losses[places] = completion_losses(model(**batch).logits, batch["labels"]).cpu().numpy()
         step()
-    return torch.cat(losses).numpy()
+    return losses
 
 
 def _before_stop(tokens: list[int], stops: Sequence[int]) -> list[int]:
