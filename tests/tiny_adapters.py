@@ -49,6 +49,12 @@ def write_tiny_adapter(
     return _write(folder, task, spec, seed, max_length, options)
 
 
+def write_tiny_predictor(folder: Path, model: str, seed: int, task: Task) -> Path:
+    """An adapter of a task with several labels or a number, for the backbone in the folder `model`."""
+    spec = BackboneSpec(BackboneSource(model), CLASSIFIER, "mean", task.score_names, task.problem_type)
+    return _write(folder, task, spec, seed, 24, {"prompt_layers": [1], "bottleneck_dim": 2, "task_type": "SEQ_CLS"})
+
+
 def write_answerer(folder: Path, model: str, seed: int, labels: Sequence[str] = ("good", "bad")) -> Path:
     """An adapter whose classes have label words, for a causal language model."""
     words = ("good", "bad", "fine", "dull")[: len(labels)]

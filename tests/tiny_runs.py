@@ -107,3 +107,18 @@ def options(data: dict[str, str], masked_lm: str) -> dict[str, Any]:
         "max_steps": 10,
         "batch_size": 8,
     }
+
+
+def write_labels_or_numbers(path: Path, kind: str, size: int, seed: int = 0) -> str:
+    """Texts with good and bad words: which kinds occur, or how many more good ones there are, in tens and from 100."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(size):
+        good, bad = draw.randint(0, 3), draw.randint(0, 3)
+        words = draw.choices(PLAIN[:9], k=3) + draw.choices(GOOD, k=good) + draw.choices(BAD, k=bad)
+        draw.shuffle(words)
+        names = [name for name, count in (("good", good), ("bad", bad)) if count]
+        label: Any = "|".join(names) if kind == "multi_label" else 100 + 10 * (good - bad)
+        rows.append(f'"{" ".join(words)}",{label}\n')
+    path.write_text("text,label\n" + "".join(rows), encoding="utf-8")
+    return str(path)

@@ -27,6 +27,7 @@ from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor
+from tiny_runs import write_labels_or_numbers
 
 SMALL = {"bottleneck_dim": 4}
 ATTACHED = [name for name, method in METHODS.items() if method.kind not in (ADAPTERS, LINEAR_PROBE, ZERO_SHOT)]
@@ -391,6 +392,24 @@ def test_verbalizers_are_compared_with_zero_shot_and_need_no_head(
     assert set(states.values()) == {"done"}, [row.get("error") for row in comparison.rows]
     zero = next(row for row in comparison.rows if row["method"] == "zero-shot")
     assert zero["parameters"] == {"trainable": 0, "added": 0}
+
+
+def test_labels_and_numbers_are_compared_by_micro_f1_and_r2(masked_lm: str, tmp_path: Path) -> None:
+    tasks = {
+        kind: {"train_file": write_labels_or_numbers(tmp_path / f"{kind}.csv", kind, 60), "task_kind": kind}
+        for kind in ("multi_label", "regression")
+    }
+    methods = {name: {"learning_rates": 1e-2} for name in ("spt", "lora", "prefix-tuning", "linear-probe", "zero-shot")}
+    options = {"model": masked_lm, "max_steps": 4, "batch_size": 8}
+    study = {"methods": methods, "tasks": tasks, "seeds": [0], "options": options}
+    comparison = compare(study, tmp_path / "compared")
+    skipped = [row for row in comparison.rows if row["method"] == "zero-shot"]
+    assert [row["state"] for row in skipped] == ["skipped", "skipped"]
+    done = [row for row in comparison.rows if row["method"] != "zero-shot"]
+    assert {row["state"] for row in done} == {"done"}, [row.get("error") for row in done]
+    for row in done:
+        assert row["test"]["score"] == row["test"]["micro_f1" if row["task"] == "multi_label" else "r2"]
+    assert (tmp_path / "compared" / "report.html").exists()
 
 
 def test_a_missing_library_is_told_before_anything_is_trained(

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sptune.tasks.label_metrics import label_metrics
+from sptune.tasks.number_metrics import number_metrics
+
 SCRIPT = "<script>window.attacked = 1</script><img src=x onerror='window.attacked = 2'> & a </script> dull film"
+LABELS = ("fun", "sad</script>")
 METRICS: dict[str, Any] = {
     "task": "films</title><script>window.attacked = 3</script>",
     "model": "/models/tiny",
@@ -42,6 +48,47 @@ def write_run(folder: Path) -> Path:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "training_history.json").write_text(json.dumps(history))
+    return folder
+
+
+def write_label_run(folder: Path) -> Path:
+    """A run with two labels on four test examples; its surest mistake is at the third."""
+    probabilities = [(0.9, 0.2), (0.6, 0.1), (0.99, 0.7), (0.2, 0.3)]
+    true: list[list[str]] = [["fun"], [], ["sad</script>"], []]
+    rows = [
+        {
+            "text": f"{SCRIPT} {number}",
+            "label": labels,
+            "prediction": [name for name, value in zip(LABELS, own, strict=True) if value >= 0.5],
+            "scores": dict(zip(LABELS, own, strict=True)),
+        }
+        for number, (own, labels) in enumerate(zip(probabilities, true, strict=True))
+    ]
+    has = np.array([[name in labels for name in LABELS] for labels in true])
+    measured = {**label_metrics(LABELS, np.array(probabilities), has, 0.5), "examples": 4}
+    return _write_measured(folder, measured, {"micro_f1": 0.25, "macro_f1": 0.25, "subset_accuracy": 0.5}, rows)
+
+
+def write_number_run(folder: Path) -> Path:
+    """A run that predicts numbers; its largest error is at the last test example."""
+    rows: list[dict[str, Any]] = [
+        {"text": f"{SCRIPT} {number}", "label": float(number), "prediction": number + 0.25} for number in range(11)
+    ]
+    rows.append({"text": f"{SCRIPT} last", "label": 3.0, "prediction": 8.5})
+    numbers = [np.array([row[name] for row in rows]) for name in ("prediction", "label")]
+    measured = {**number_metrics(*numbers), "examples": 12}
+    return _write_measured(folder, measured, {"r2": 0.0, "rmse": 3.0, "pearson": None}, rows)
+
+
+def _write_measured(
+    folder: Path, measured: dict[str, Any], without: dict[str, Any], rows: list[dict[str, Any]]
+) -> Path:
+    probe = {"kind": "linear probe", **{name: {**without, "examples": 4} for name in ("validation", "test")}}
+    gain = {name: {metric: 0.1 for metric, value in without.items() if value is not None} for name in probe}
+    splits = {name: measured for name in ("train", "validation", "test")}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({**METRICS, **splits, "baseline": probe, "gain": gain}))
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

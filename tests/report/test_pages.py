@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import METRICS, SCRIPT, write_comparison, write_generation_run, write_run
+from report_folders import (
+    METRICS,
+    SCRIPT,
+    write_comparison,
+    write_generation_run,
+    write_label_run,
+    write_number_run,
+    write_run,
+)
 from scipy import stats
 
 from sptune.cli.commands import main
@@ -95,6 +103,32 @@ def test_a_run_that_writes_shows_losses_and_the_texts_least_like_their_completio
     assert f"{interval.low:.4f} to {interval.high:.4f}" in page.text
     assert page.text.index("something else") < page.text.index("word 0")
     assert f"user: {SCRIPT}" in page.text
+
+
+def test_a_run_with_labels_shows_each_and_the_surest_mistakes(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_label_run(tmp_path)))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    figures = page.figures()
+    assert {"test.micro_f1", "test.hamming_loss", "baseline.test.micro_f1", "gain.test.micro_f1"} <= set(figures)
+    assert {place: at(metrics, place) for place in figures} == figures
+    interval = stats.binomtest(2, 4).proportion_ci(method="wilson")
+    assert f"{interval.low:.4f} to {interval.high:.4f}" in page.text
+    assert "2 of the 2 test examples with wrong labels" in page.text
+    assert page.text.index(f"{SCRIPT} 2") < page.text.index(f"{SCRIPT} 1")
+    assert f"{metrics['test']['labels']['fun']['precision']:.4f}" in page.text
+    assert "Confusion matrix" not in page.text
+
+
+def test_a_run_with_numbers_shows_them_and_the_largest_errors(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_number_run(tmp_path)))
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    figures = page.figures()
+    assert {"test.r2", "test.rmse", "test.spearman", "baseline.test.r2"} <= set(figures)
+    assert {place: at(metrics, place) for place in figures} == figures
+    (cloud,) = [spec for spec in page.specs if "predicted" in json.dumps(spec)]
+    assert '{"predicted": 8.5, "true": 3.0}' in json.dumps(cloud)
+    assert "reach a test R²" in page.text
+    assert page.text.index(f"{SCRIPT} last") < page.text.index(f"{SCRIPT} 0")
 
 
 def test_the_most_confident_mistake_stands_first(tmp_path: Path) -> None:

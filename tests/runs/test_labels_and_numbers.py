@@ -1,7 +1,6 @@
 """Runs with several labels and with numbers, end to end on a tiny backbone, and what is done with their adapters."""
 
 import json
-import random
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -18,24 +17,9 @@ from sptune.runs.inference import evaluate, inspect, predict
 from sptune.runs.run import Run, fit, search, train
 from sptune.runs.run_options import RunOptions
 from tiny_adapters import write_tiny_adapter
-from tiny_runs import BAD, GOOD, PLAIN
+from tiny_runs import write_labels_or_numbers
 
 KINDS = ("multi_label", "regression")
-
-
-def write_data(path: Path, kind: str, size: int, seed: int = 0) -> str:
-    """Texts with good and bad words: which kinds occur, or how many more good ones there are, in tens and from 100."""
-    draw = random.Random(seed)
-    rows = []
-    for _ in range(size):
-        good, bad = draw.randint(0, 3), draw.randint(0, 3)
-        words = draw.choices(PLAIN[:9], k=3) + draw.choices(GOOD, k=good) + draw.choices(BAD, k=bad)
-        draw.shuffle(words)
-        names = [name for name, count in (("good", good), ("bad", bad)) if count]
-        label: Any = "|".join(names) if kind == "multi_label" else 100 + 10 * (good - bad)
-        rows.append(f'"{" ".join(words)}",{label}\n')
-    path.write_text("text,label\n" + "".join(rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, masked_lm: str) -> dict[str, 
     for kind in KINDS:
         folder = tmp_path_factory.mktemp(kind)
         files = {
-            f"{role}_file": write_data(folder / f"{role}.csv", kind, size, seed)
+            f"{role}_file": write_labels_or_numbers(folder / f"{role}.csv", kind, size, seed)
             for seed, (role, size) in enumerate((("train", 80), ("validation", 24), ("test", 40)))
         }
         made[kind] = fit(
@@ -166,8 +150,8 @@ def test_the_threshold_decides_which_labels_are_predicted(runs: dict[str, Run], 
 @pytest.mark.parametrize("kind", KINDS)
 def test_causal_models_and_their_own_heads_learn_them_too(kind: str, causal_lm: str, tmp_path: Path) -> None:
     run = train(
-        train_file=write_data(tmp_path / "train.csv", kind, 60), model=causal_lm, task_kind=kind, prompt_layers=[1],
-        max_steps=3, linear_probe=False, output_dir=str(tmp_path / "run"),
+        train_file=write_labels_or_numbers(tmp_path / "train.csv", kind, 60), model=causal_lm, task_kind=kind,
+        prompt_layers=[1], max_steps=3, linear_probe=False, output_dir=str(tmp_path / "run"),
     )  # fmt: skip
     rows = read_lines(run.output_dir / "predictions.jsonl")
     again = AdapterPool(run.adapter_dir).predict([("run", row["text"]) for row in rows])

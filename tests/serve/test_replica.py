@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from tiny_adapters import write_tiny_adapter
+from tiny_adapters import write_tiny_adapter, write_tiny_predictor
 
 pytest.importorskip("ray.serve")
 
 from sptune.errors import InputError, TakenNameError, UnknownAdapterError
 from sptune.serve.adapter_store import AdapterStore
 from sptune.serve.replica import AdapterRequest, Replica
+from sptune.tasks import Task
 
 
 @pytest.fixture
@@ -41,6 +42,28 @@ def test_all_replicas_follow_a_change(store: Path, tmp_path: Path) -> None:
     for change in (lambda: second.remove("one"), lambda: second.replace("one", tmp_path / "one")):
         with pytest.raises(UnknownAdapterError, match="loaded are: three, two"):
             change()
+
+
+def test_adapters_of_classes_labels_and_numbers_answer_in_one_batch(
+    store: Path, tmp_path: Path, masked_lm: str
+) -> None:
+    labels = Task("tags", "multi_label", ("text",), "tags", ("fun", "long", "sad"))
+    number = Task("stars", "regression", ("text",), "stars", (), target_mean=1000.0, target_std=0.5)
+    replica = Replica(str(store), None)
+    for seed, task in enumerate((labels, number)):
+        replica.add(task.name, write_tiny_predictor(tmp_path / task.name, masked_lm, seed, task))
+    described = {one["name"]: one for one in replica.adapters()}
+    assert described["tags"]["labels"] == ["fun", "long", "sad"]
+    assert described["stars"]["kind"] == "regression"
+    assert "labels" not in described["stars"]
+    requests = [AdapterRequest(name, "a lovely film") for name in ("one", "stars", "tags", "stars")]
+    together = replica.answer_batch(requests)
+    assert [set(row) for row in together] == [{"text", "prediction", "scores"}, {"text", "prediction"}] * 2
+    assert 900 < together[1]["prediction"] < 1100
+    assert set(together[2]["prediction"]) <= {"fun", "long", "sad"}
+    for request, row in zip(requests, together, strict=True):
+        (alone,) = replica.answer_batch([request])
+        assert alone["prediction"] == pytest.approx(row["prediction"], abs=1e-4)
 
 
 def test_a_replica_starts_although_no_adapter_is_left(store: Path, tmp_path: Path) -> None:
