@@ -134,7 +134,9 @@ def other_loss(logits, labels, **kwargs):
     return logits.square().mean()
 
 
-@pytest.mark.parametrize("reason", ["all labels", "inputs", "forward", "loss", "prompt tuning", "data parallel"])
+@pytest.mark.parametrize(
+    "reason", ["all labels", "inputs", "forward", "loss", "prompt tuning", "data parallel", "devices"]
+)
 def test_all_logits_are_computed_where_fewer_are_not_known_to_be_enough(build_backbone, llama, reason):
     model = build_backbone(llama)
     inputs = completions((6, 9), (6, 7))
@@ -150,4 +152,6 @@ def test_all_logits_are_computed_where_fewer_are_not_known_to_be_enough(build_ba
         model = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     if reason == "data parallel":
         model = nn.DataParallel(model)
+    if reason == "devices":
+        model.hf_device_map = {"model": 0, "lm_head": 1}
     assert at_labels(model, inputs).keys() == inputs.keys()

@@ -87,6 +87,8 @@ def _shifts_kept_logits(model: nn.Module) -> bool:
         if any(config.is_prompt_learning for config in backbone.peft_config.values()):
             return False  # PEFT lengthens text and labels
         backbone = backbone.get_base_model()
+    if len({*getattr(backbone, "hf_device_map", {}).values()}) > 1:
+        return False  # the positions would be on another device than the states
     forward = inspect.unwrap(type(backbone).forward)
     return (
         forward.__module__.startswith("transformers.")
