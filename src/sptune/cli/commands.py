@@ -15,6 +15,7 @@ from rich.table import Table
 import sptune.cli.run_commands  # noqa: F401 (adds its commands)
 from sptune.cli.app import app, running, with_exit_codes
 from sptune.cli.terminal import print_json, print_labels, print_run, results, shown, written
+from sptune.extras import require
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, for machines.")]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace the file that --output names.")]
@@ -260,6 +261,7 @@ def demo(
     overwrite: Annotated[bool, typer.Option(help="Replace the run that the folder holds.")] = False,
 ) -> None:
     """Search, train and compare on MiniLM-L6 and movie reviews (needs the extra 'demo')."""
+    require("demo", "The demo")
     with running() as stages:
         from sptune.runs.demo import run_demo, summary
 

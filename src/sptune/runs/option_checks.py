@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from sptune.errors import InputError
+from sptune.extras import require
 from sptune.search.searchers import SEARCHERS
 
 if TYPE_CHECKING:
     from sptune.runs.run_options import RunOptions
+
+
+def check_backbone_and_data(options: Mapping[str, Any]) -> None:
+    """Refuse options that name neither a backbone nor data, or a GGUF file that cannot be read here.
+
+    Args:
+        options: by name.
+
+    Raises:
+        InputError: what is missing.
+    """
+    if not any(options.get(name) for name in ("model", "gguf_file", "train_file", "dataset", "task")):
+        raise InputError(
+            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
+            "Hugging Face dataset (dataset=...) or a benchmark task (task=...)."
+        )
+    if options.get("gguf_file"):
+        require("gguf", "gguf_file")
 
 
 def check_ranges(options: RunOptions) -> None:

@@ -26,6 +26,7 @@ from sptune.modeling.loading import (
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import Evaluation
+from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.resolution import check_early_stopping, resolved
@@ -125,11 +126,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
 
 def _check_folder(options: RunOptions) -> Path:
     """The output folder, unless it or the options are refused before anything is read."""
-    if not any((options.model, options.gguf_file, options.train_file, options.dataset, options.task)):
-        raise InputError(
-            "model is missing, and so are the data: name a hub id or a local folder (model=...), and a train_file, a "
-            "Hugging Face dataset (dataset=...) or a benchmark task (task=...)."
-        )
+    check_backbone_and_data(vars(options))
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
     if options.overwrite:

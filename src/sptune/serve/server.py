@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError, SptuneError
+from sptune.extras import require
 
 APPLICATION = "sptune"
 # Ray's variable that turns its token off.
@@ -29,12 +29,7 @@ def check_installed() -> None:
     Raises:
         InputError: a package is missing.
     """
-    missing = [name for name in ("ray", "fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"Serving needs Ray Serve, and {', '.join(missing)} is not installed; install it with: "
-            "pip install 'sptune[serve]'"
-        )
+    require("serve", "Serving")
 
 
 @contextlib.contextmanager

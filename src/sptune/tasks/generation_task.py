@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sptune.errors import InputError
+from sptune.tasks.text_values import check_texts
 
 GENERATE = "generate"
 ROLES = ("system", "user", "assistant", "tool")
@@ -74,6 +75,7 @@ class GenerationTask:
     kind: str = GENERATE
 
     def __post_init__(self) -> None:
+        check_texts(self, ("name", "kind"), ("prompt_field", "completion_field", "messages_field"))
         if self.kind != GENERATE:
             raise InputError(f"Task {self.name!r}: kind is {self.kind!r}; choose {GENERATE}.")
         pair = (self.prompt_field, self.completion_field)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sptune.errors import InputError
 from sptune.tasks.template import MASK, Template
+from sptune.tasks.text_values import check_texts
 
 VERBALIZER, CLASSIFIER, MULTI_LABEL, REGRESSION = "verbalizer", "classifier", "multi_label", "regression"
 # The metrics of each kind whose mean the score can be; the first one is the default.
@@ -28,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     REGRESSION: {"target_mean": 0.0, "target_std": 1.0},
 }
 OWN_FIELDS = tuple(name for own in DEFAULTS.values() for name in own)
+OPTIONAL_TEXTS = ("template", "causal_template", "positive_label", "label_separator")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Task:
     target_std: float | None = None
 
     def __post_init__(self) -> None:
+        check_texts(self, ("name", "kind", "label_field"), OPTIONAL_TEXTS)
         if self.kind not in KINDS:
             raise self._error(f"kind is {self.kind!r}", f"choose from {', '.join(KINDS)}")
         if self.metrics == ():
