@@ -17,6 +17,8 @@ SHOWN = (
     "accuracy", "f1", "mean", "micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "r2", "rmse", "mae", "pearson",
     "spearman", "loss", "perplexity",
 )  # fmt: skip
+# With more metrics than this, the table of scores is wider than most screens.
+MAX_NAMES = 3
 # What the first sentence says, by the metric that tells the kind of task.
 MEASURES = {"accuracy": "accuracy", "micro_f1": "micro F1", "r2": "R²", "loss": "loss"}
 # What has an interval, in words.
@@ -105,7 +107,9 @@ def _prediction_parts(record: RunRecord) -> dict[str, Any]:
 def _figures(record: RunRecord) -> dict[str, Any]:
     metrics, intervals = record.metrics, _Intervals(record)
     names = [name for name in SHOWN if name in metrics["test"]]
-    columns = [(split, name) for split in ("validation", "test") for name in names]
+    # Of many columns the first ones are in view.
+    splits = ("validation", "test") if len(names) <= MAX_NAMES else ("test", "validation")
+    columns = [(split, name) for split in splits for name in names]
     columns += [("test", name) for name in ("exact_match", "rouge_l") if name in metrics["test"]]
     lines = [_line("prompts", metrics, "", columns, intervals, highlight=True)]
     if metrics.get("baseline"):
@@ -123,6 +127,8 @@ def _interval_note(names: Sequence[str]) -> str:
     note = "Below a score: its 95 % interval over test examples"
     if "loss" in names:
         return f"{note} (Wilson's for exact matches, bootstrap for ROUGE-L; losses have none)."
+    if "accuracy" not in names:
+        note = f"A gain is positive where the prompts are better. {note}"
     others = "" if "accuracy" in names else "; the others have none"
     return f"{note} ({', '.join(INTERVALS[name] for name in names if name in INTERVALS)}{others})."
 
