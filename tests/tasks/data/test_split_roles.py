@@ -1,3 +1,5 @@
+import datasets
+
 from sptune.tasks import load_splits
 from tasks.data.data_files import OTHERS, ROWS, refusal, write_separated
 
@@ -37,3 +39,14 @@ def test_an_empty_split_is_not_used(tmp_path, make_dataset):
     _, splits = load_splits(dataset=str(tmp_path / "saved"))
     assert len(splits.test) == len(OTHERS)
     assert any("[test] has no rows: it is not used" in note for note in splits.notes)
+
+
+def test_validation_replaces_a_test_split_whose_numbers_are_withheld(tmp_path):
+    rows = [{"text": f"sentence {index}", "label": index / 4} for index in range(20)]
+    withheld = [{"text": f"another one {index}", "label": -1.0} for index in range(5)]
+    splits = {"train": rows[:12], "validation": rows[12:], "test": withheld}
+    loaded = datasets.DatasetDict({name: datasets.Dataset.from_list(own) for name, own in splits.items()})
+    loaded.save_to_disk(str(tmp_path / "saved"))
+    _, splits = load_splits(dataset=str(tmp_path / "saved"), kind="regression")
+    assert [example.label for example in splits.test] == [index / 4 for index in range(12, 20)]
+    assert any("[test] are withheld" in note for note in splits.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sptune.errors import InputError
 from sptune.tasks.data.file_reader import open_file
@@ -147,8 +148,13 @@ def _why_unused(files: Sequence[RowSource], answer_columns: Sequence[str]) -> st
         for _, values in file.rows:
             is_empty = False
             column = next((one for one in answer_columns if one in values), None)
-            if column is None or not is_missing(values[column], file.class_names.get(column)):
+            if column is None or not _is_withheld(values[column], file.class_names.get(column)):
                 return None
     if is_empty:
         return "{split} has no rows" if all(file.columns and not file.errors.count for file in files) else None
     return "The labels of {split} are withheld"
+
+
+def _is_withheld(value: Any, class_names: Sequence[str] | None) -> bool:
+    """Whether a label is missing, or -1, as benchmarks write it for withheld classes and numbers."""
+    return is_missing(value, class_names) or (isinstance(value, int | float) and value == -1)
