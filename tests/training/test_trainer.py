@@ -14,6 +14,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from sptune import InputError, SptuneError
 from sptune.training.attention_kernel import LONGEST_WITHOUT_FLASH, fast_attention
+from sptune.training.class_loss import ClassLoss
 from sptune.training.trainer import SPTTrainer
 
 
@@ -198,6 +199,34 @@ def test_gradient_accumulation_equals_one_large_batch(build_trainer, head):
             for name, gradient in expected.items():
                 scale = gradient.abs().max().item()
                 torch.testing.assert_close(step[name], gradient, atol=2e-3 * scale, rtol=1e-3)
+
+
+def test_a_class_loss_adds_up_over_micro_batches_of_unequal_classes(build_trainer):
+    examples, weights = build_examples(8), (0.2, 1.0, 5.0)
+    records = []
+    for batch_size in (8, 2):
+        gradients = Gradients()
+        how = {"class_scores": first_two_scores, "class_loss": ClassLoss(weights, 2.0)}
+        size = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": 8 // batch_size}
+        trainer = build_trainer(examples, trainer=how, callbacks=[gradients], max_steps=1, **size)
+        loss = trainer.evaluate(examples)["eval_loss"]
+        batch = pad_batch(examples)
+        with torch.no_grad():
+            scores = first_two_scores(trainer.model, batch)
+        p = scores.softmax(-1).gather(1, batch["labels"][:, None])[:, 0]
+        expected = -torch.tensor(weights)[batch["labels"]] * (1 - p) ** 2 * p.log()
+        assert loss == pytest.approx(expected.mean().item(), rel=1e-4)
+        trainer.train()
+        records.append(gradients.steps[0])
+    torch.testing.assert_close(*records, atol=1e-5, rtol=1e-3)
+
+
+def test_a_class_loss_without_effect_is_refused(build_trainer):
+    with pytest.raises(InputError, match="class_loss is a function of class scores"):
+        build_trainer(build_examples(4), trainer={"class_loss": ClassLoss()})
+    how = {"class_scores": first_two_scores, "class_loss": ClassLoss()}
+    with pytest.raises(InputError, match=r"label_smoothing_factor=0.1 has no effect with class_loss"):
+        build_trainer(build_examples(4), trainer=how, label_smoothing_factor=0.1)
 
 
 def test_the_head_has_a_learning_rate_of_its_own(build_trainer):

@@ -71,7 +71,7 @@ def _annotation(option: Option, *, hidden: bool = False) -> Any:
     if option.default is not None and not is_switch:
         help_text += f" Default: {option.default}."
     kind: Any = str
-    if option.hint in (list[str], dict[str, str]):
+    if option.hint in (list[str], dict[str, str], str | dict[str, float] | None):
         kind = list[str]
     else:
         for simple in (bool, int, float):
@@ -98,6 +98,17 @@ def _number_parser(kind: type[int] | type[float]) -> Callable[[str], int | float
     return read
 
 
+def _weight(text: str) -> tuple[str, float]:
+    """The class and the weight of LABEL=WEIGHT, whose label may contain the sign itself."""
+    label, _, weight = text.rpartition("=")
+    try:
+        return label, float(weight)
+    except ValueError:
+        raise InputError(
+            f"--class-weights {text!r} is not LABEL=WEIGHT; write for example positive=2, or only balanced."
+        ) from None
+
+
 def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
     """The options given on the command line as RunOptions takes them, by their present names."""
     given = {name: value for name, value in values.items() if value is not None}
@@ -118,6 +129,8 @@ def _parse(name: str, value: Any) -> Any:
         if wrong:
             raise InputError(f"--label-word {wrong[0]!r} is not LABEL=WORD; write for example positive=great.")
         return {label: word for label, _, word in pairs}
+    if name == "class_weights":
+        return value[0] if len(value) == 1 and "=" not in value[0] else dict(map(_weight, value))
     if name in ("prompt_layers", "candidate_layers"):
         if name == "prompt_layers" and value in FIXED_SETTINGS:
             return value

@@ -15,6 +15,7 @@ from sptune.runs.progress import Monitor
 from sptune.tasks import Example, Task, TaskEncoder
 from sptune.tasks.metrics import score_metrics
 from sptune.tasks.task import MULTI_LABEL, REGRESSION
+from sptune.training.class_loss import ClassLoss
 from sptune.training.trainer import SPTTrainer
 
 
@@ -25,22 +26,36 @@ class ClassEvaluation(Evaluation):
         task: names classes and metrics.
         encoder: turns examples into batches and batches into class scores.
         rates: the learning rates of a run by option, for messages.
+        class_loss: the loss of each example; None for that of the task.
     """
 
     best_metric = "score"
     greater_is_better = True
     min_batch_size = 32
 
-    def __init__(self, task: Task, encoder: TaskEncoder, rates: dict[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        encoder: TaskEncoder,
+        rates: dict[str, float] | None = None,
+        class_loss: ClassLoss | None = None,
+    ) -> None:
         self.task = task
         self.encoder = encoder
         self.rates = rates or {}
+        self.class_loss = class_loss
+        if class_loss is not None and class_loss.weights is not None:
+            weights = zip(task.labels, class_loss.weights, strict=True)
+            self.notes = (
+                f"Weights of the classes: {', '.join(f'{label} {weight:.3g}' for label, weight in weights)}.",
+            )
 
     def trainer_options(self) -> dict[str, Any]:
         """The loss is that of what the class scores mean: a class, several labels or a number."""
         return {
             "class_scores": self.encoder.class_scores,
             "problem_type": self.task.problem_type,
+            "class_loss": self.class_loss,
             "compute_metrics": lambda outcome: only_numbers(self.split_metrics(outcome.predictions, outcome.label_ids)),
         }
 

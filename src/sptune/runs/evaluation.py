@@ -26,11 +26,13 @@ class Evaluation(abc.ABC):
         best_metric: the metric on validation data by which training chooses its best weights.
         greater_is_better: whether a greater value of it is better.
         min_batch_size: batches without a backward pass have at least this many examples.
+        notes: what the user should know of the loss.
     """
 
     best_metric: ClassVar[str]
     greater_is_better: ClassVar[bool]
     min_batch_size: ClassVar[int]
+    notes: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def trainer_options(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,7 @@ def check_combinations(options: RunOptions) -> None:
     if options.epochs is not None and options.max_steps is not None:
         raise InputError(f"epochs={options.epochs} and max_steps={options.max_steps} exclude each other; give one.")
     _check_kind(options)
+    _check_class_loss(options)
     _check_data(options)
     searcher = options.search.searcher
     if options.prompts.visibility == "always" and not SEARCHERS[searcher].relaxed:
@@ -83,12 +85,14 @@ def check_combinations(options: RunOptions) -> None:
 
 # The kind of tasks that write text; the module sptune.tasks.generation_task, which names it, takes seconds to import.
 GENERATE = "generate"
+# Options of the loss of one class among several.
+LOSS_OPTIONS = ("class_weights", "loss", "focal_gamma")
 # Options of tasks with several labels.
 LABEL_OPTIONS = ("label_separator", "label_threshold")
 # Options of tasks with classes, and of tasks that write text.
 CLASS_OPTIONS = (
     "task", "text_columns", "label_column", "labels", "template", "label_words", "head_pooling", "head_learning_rate",
-    *LABEL_OPTIONS,
+    *LOSS_OPTIONS, *LABEL_OPTIONS,
 )  # fmt: skip
 TEXT_OPTIONS = ("prompt_column", "completion_column", "messages_column", "max_new_tokens", "generated_examples")
 
@@ -131,6 +135,12 @@ def _check_labels(options: RunOptions) -> None:
         raise InputError("label_separator is empty; give what stands between labels, such as ';'.")
     if kind not in ("multi_label", "regression"):
         return
+    for name in LOSS_OPTIONS:
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"{name}={getattr(options, name)!r} is of examples with one class, and task_kind={kind!r} has a loss "
+                "of its own; leave it out."
+            )
     does = "any number of labels" if kind == "multi_label" else "a number"
     for name in ("template", "label_words"):
         if getattr(options, name):
@@ -148,6 +158,30 @@ def _check_labels(options: RunOptions) -> None:
             f"labels={options.labels!r} names classes, and task_kind='regression' predicts a number; leave it out, or "
             "choose another task_kind."
         )
+
+
+BALANCED = "balanced"
+
+
+def _check_class_loss(options: RunOptions) -> None:
+    """Refuse weights and focusing parameters that cannot be right.
+
+    Raises:
+        InputError: which.
+    """
+    weights, gamma = options.class_weights, options.focal_gamma
+    if isinstance(weights, str) and weights != BALANCED:
+        raise InputError(
+            f"class_weights={weights!r} is not allowed; give {BALANCED!r}, or a weight for classes, such as "
+            "{'positive': 2}."
+        )
+    for label, weight in weights.items() if isinstance(weights, Mapping) else ():
+        if not (weight > 0 and math.isfinite(weight)):
+            raise InputError(f"class_weights: {label!r} has the weight {weight:g}; give a number above 0.")
+    if gamma is not None and options.loss != "focal":
+        raise InputError(f"focal_gamma={gamma} has no effect without loss='focal'; add that, or leave it out.")
+    if gamma is not None and not (gamma >= 0 and math.isfinite(gamma)):
+        raise InputError(f"focal_gamma={gamma} is not allowed; give 0 or more, such as 2.")
 
 
 def _check_data(options: RunOptions) -> None:

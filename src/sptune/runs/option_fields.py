@@ -160,6 +160,21 @@ class OptionFields:
         None, "Training", "Learning rate of a trained head. Default: 1e-2 with mean pooling, else 1e-3."
     )
     weight_decay: float = _option(0.01, "Training", "Weight decay of AdamW.")
+    class_weights: str | dict[str, float] | None = _option(  # noqa: RUF009
+        None,
+        "Training",
+        "For classes of unequal size: 'balanced', by which all classes count the same, or the weight of a class, such "
+        "as 'positive=2', once for each class. Default: 1.",
+    )
+    loss: str | None = _option(
+        None,
+        "Training",
+        "Loss of classes: focal counts examples less that are predicted well. Default: cross_entropy.",
+        choices=("cross_entropy", "focal"),
+    )
+    focal_gamma: float | None = _option(
+        None, "Training", "How much less the focal loss counts them; 0 is the cross entropy. Default: 2."
+    )
     bf16: bool = _option(
         False,
         "Training",

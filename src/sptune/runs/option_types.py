@@ -63,6 +63,8 @@ def _coerce(value: Any, hint: Any) -> Any:
         return str(value)
     if isinstance(value, tuple):
         return list(value)
+    if isinstance(value, dict) and dict[str, float] in typing.get_args(hint):
+        return {key: _coerce(one, float) for key, one in value.items()}
     wants_float = hint is float or float in typing.get_args(hint)
     if wants_float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -92,5 +94,5 @@ def _describe(hint: Any) -> str:
     if origin is list:
         return f"a list of {'whole numbers' if arguments[0] is int else 'texts'}"
     if origin is dict:
-        return "a mapping of texts to texts"
+        return f"a mapping of texts to {'numbers' if arguments[1] is float else 'texts'}"
     return names[hint]

@@ -115,12 +115,14 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     asked_for_bf16 = options.bf16
     options = resolved(options, task, spec, config, max_length, len(splits.train))
     check_early_stopping(options)
+    evaluation = run_evaluation(encoder, options, splits.train)
+    for note in evaluation.notes:
+        monitor.note(note)
     _note_missing_kernels(options, asked_for_bf16, monitor)
     if is_main:
         _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
-    evaluation = run_evaluation(encoder, options)
     return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker)
 
 

@@ -191,6 +191,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 how,
                 class_scores=plan.encoder.class_scores,
                 problem_type=plan.evaluation.trainer_options().get("problem_type"),
+                class_loss=plan.evaluation.trainer_options().get("class_loss"),
                 data_collator=plan.encoder.collator,
                 callbacks=[StepCallback(plan.monitor), *tracking],
                 head_learning_rate=plan.options.head_learning_rate,

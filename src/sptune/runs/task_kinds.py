@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
 from sptune.runs.class_evaluation import ClassEvaluation
+from sptune.runs.class_weights import run_class_loss
 from sptune.runs.evaluation import Evaluation
 from sptune.runs.run_options import RunOptions
 from sptune.runs.text_evaluation import DEFAULT_GENERATED_EXAMPLES, DEFAULT_MAX_NEW_TOKENS, TextEvaluation
@@ -75,8 +76,17 @@ def build_encoder(task: AnyTask, tokenizer: PreTrainedTokenizerBase, *, max_leng
     return TaskEncoder(task, tokenizer, max_length=max_length, causal=causal)
 
 
-def run_evaluation(encoder: AnyEncoder, options: RunOptions) -> Evaluation:
-    """What a run with these options, which are resolved, measures."""
+def run_evaluation(encoder: AnyEncoder, options: RunOptions, examples: Sequence[Any]) -> Evaluation:
+    """What a run measures.
+
+    Args:
+        encoder: of its task.
+        options: its options, resolved.
+        examples: the training data.
+
+    Raises:
+        InputError: the options name a class that there is not.
+    """
     if isinstance(encoder, GenerationEncoder):
         return TextEvaluation(
             encoder.task,
@@ -86,7 +96,8 @@ def run_evaluation(encoder: AnyEncoder, options: RunOptions) -> Evaluation:
             options.learning_rate,
         )
     rates = {"learning_rate": options.learning_rate, "head_learning_rate": options.head_learning_rate}
-    return ClassEvaluation(encoder.task, encoder, {name: rate for name, rate in rates.items() if rate is not None})
+    given = {name: rate for name, rate in rates.items() if rate is not None}
+    return ClassEvaluation(encoder.task, encoder, given, run_class_loss(encoder.task, options, examples))
 
 
 def read_examples(task: AnyTask, file: str | Path, *, answered: bool) -> list[Any]:

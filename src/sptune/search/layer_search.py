@@ -25,7 +25,7 @@ from sptune.search.searchers import SEARCHERS, load_searcher
 from sptune.training.cache_settings import ActivationCacheSettings
 
 if TYPE_CHECKING:
-    from sptune.training.trainer import ClassScores
+    from sptune.training.trainer import ClassScores, RowLosses
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ def search_prompt_layers(
     *,
     class_scores: ClassScores | None = None,
     problem_type: str | None = None,
+    class_loss: RowLosses | None = None,
     data_collator: Any = None,
     callbacks: list[TrainerCallback] | None = None,
     head_learning_rate: float | None = None,
@@ -55,6 +56,7 @@ def search_prompt_layers(
         search: how to search; None for the defaults. See `SearchConfig` for searchers that train nothing.
         class_scores: as in `SPTTrainer`.
         problem_type: as in `SPTTrainer`.
+        class_loss: as in `SPTTrainer`.
         data_collator: as in `transformers.Trainer`.
         callbacks: as in `transformers.Trainer`.
         head_learning_rate: as in `SPTTrainer`.
@@ -70,15 +72,16 @@ def search_prompt_layers(
     if SEARCHERS[search.searcher].fixed:
         return _fixed_result(config, search, tuner.candidate_layers, tuner.backbone.num_layers)
     options: dict[str, Any] = {"class_scores": class_scores, "data_collator": data_collator, "callbacks": callbacks}
-    options |= {"problem_type": problem_type, "head_learning_rate": head_learning_rate}
+    options |= {"problem_type": problem_type, "class_loss": class_loss, "head_learning_rate": head_learning_rate}
     options["activation_cache"] = activation_cache
-    sized = _with_number(search, tuner, config)  # an impossible choice fails before the training
-    problem = SearchProblem(network, train_dataset, args, sized, options, resume_from_checkpoint, tell)
+    problem = SearchProblem(network, train_dataset, args, search, options, resume_from_checkpoint, tell)
     return _search(problem, config, search)
 
 
 def _search(problem: SearchProblem, config: SPTConfig, search: SearchConfig) -> SearchResult:
     """Find the layers, and report the remarks about them."""
+    # An impossible choice fails before the training.
+    problem = dataclasses.replace(problem, search=_with_number(search, problem.tuner, config))
     findings = load_searcher(search.searcher)(problem)
     for remark in findings.remarks:
         problem.tell(remark)

@@ -179,6 +179,8 @@ class SupernetTrainer(SPTTrainer):
         labels = self.items.labels(inputs)
         if self.class_scores is not None:
             scores = at_least_float32(self.class_scores(model, inputs))
+            if self.class_loss is not None:
+                return self.class_loss(scores, labels)
             return problem_loss(self.problem_type, scores, labels, reduction="none")
         logits = at_least_float32(model(**inputs).logits)
         if labels.is_floating_point():  # numbers, or a probability for each class

@@ -59,10 +59,9 @@ class ActivationCachingTrainer(Trainer):
 
     plan_prefix_cache = renamed_method("plan_prefix_cache", "plan_activation_cache")
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`, with the activation cache where it is exact."""
-        with self.caching.training():
-            return super().train(*args, **kwargs)
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with self.caching.training():  # of the model that `model_init` may just have made
+            return super()._inner_training_loop(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from sptune.errors import InputError
 from sptune.training.early_stopping import has_stopped
@@ -62,3 +62,14 @@ def has_all_steps(trainer: Trainer, state: TrainerState) -> bool:
         trainer._train_batch_size = state.train_batch_size
     steps_in_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
     return state.global_step >= math.ceil(args.num_train_epochs * steps_in_epoch)
+
+
+def load_finished(trainer: Trainer, checkpoint: str, state: TrainerState) -> TrainOutput:
+    """End a training that has all its steps in a checkpoint with this state, as if the trainer had done them."""
+    trainer.state = state
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        trainer._load_best_model()
+    trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+    return TrainOutput(state.global_step, 0.0, {})

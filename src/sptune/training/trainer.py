@@ -28,7 +28,7 @@ from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
 from sptune.training.cache_plan import ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.training.checkpoints import has_all_steps, last_checkpoint, trainer_state
+from sptune.training.checkpoints import has_all_steps, last_checkpoint, load_finished, trainer_state
 from sptune.training.data_order import EpochSampler, PersistentWorkers, draw_as_new_workers, workers_for_one_pass
 from sptune.training.divergence import DivergenceCheck
 from sptune.training.loss_items import LossItems
@@ -37,6 +37,7 @@ from sptune.training.optimizer_groups import split_groups
 
 Batch = dict[str, Any]
 ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
+RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class SPTTrainer(Trainer):
@@ -48,6 +49,7 @@ class SPTTrainer(Trainer):
             `compute_loss_func` with the scores as `logits` of the outputs. None for the model's own loss.
         problem_type: what the class scores mean, in transformers' words, and with that their loss; see `problem_loss`.
             None for "single_label_classification"; the others are "multi_label_classification" and "regression".
+        class_loss: gives the loss of each row from class scores and labels, such as a `ClassLoss`; None for the above.
         head_learning_rate: learning rate of the head; None for `args.learning_rate`, the rate of all other weights.
         head_modules: names of the modules of the head, in addition to PEFT's `modules_to_save`; each is one part of a
             dotted name, such as "pooler".
@@ -61,8 +63,8 @@ class SPTTrainer(Trainer):
     `compute_loss_func` therefore receives the number of items of its own batch.
 
     Raises:
-        InputError: `class_scores` without a name of labels or with several, an unknown `problem_type`, one of several
-            labels or a regression with label smoothing, or `head_learning_rate` with an optimizer of your own.
+        InputError: no or several names of labels of `class_scores`, `class_loss` without these, an unknown
+            `problem_type`, label smoothing of another loss, or `head_learning_rate` with an optimizer of your own.
     """
 
     # Options of the learning rates, for messages.
@@ -76,6 +78,7 @@ class SPTTrainer(Trainer):
         *args: Any,
         class_scores: ClassScores | None = None,
         problem_type: str | None = None,
+        class_loss: RowLosses | None = None,
         head_learning_rate: float | None = None,
         head_modules: Collection[str] = HEADS,
         activation_cache: ActivationCacheSettings | None = ActivationCacheSettings(),  # noqa: B008 (it is frozen)
@@ -84,10 +87,11 @@ class SPTTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         check_problem_type(problem_type, self.args.label_smoothing_factor)
+        _check_class_loss(class_loss, class_scores, self.args.label_smoothing_factor)
         self.caching = ActivationCaching(self, activation_cache, self._trial_loss)
         self.predict_at_labels = predict_at_labels
         self.class_scores = class_scores
-        self.problem_type = problem_type or SINGLE_LABEL
+        self.problem_type, self.class_loss = problem_type or SINGLE_LABEL, class_loss
         self.head_learning_rate = head_learning_rate
         self.head_modules = head_modules
         self.model_accepts_loss_kwargs = True
@@ -110,22 +114,16 @@ class SPTTrainer(Trainer):
     plan_prefix_cache = renamed_method("plan_prefix_cache", "plan_activation_cache")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As `transformers.Trainer.train`; a checkpoint that has all steps of the arguments is loaded without a step.
-
-        With more steps or epochs than the checkpoint has, training continues.
-        """
+        """As in `transformers.Trainer`; a checkpoint that has all steps of the arguments is loaded without a step."""
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         state = trainer_state(checkpoint)
         if checkpoint is None or state is None or not has_all_steps(self, state):
-            with self.caching.training():
-                return super().train(resume_from_checkpoint, *args, **kwargs)
-        self.state = state
-        self._load_from_checkpoint(checkpoint)
-        self.callback_handler.on_train_begin(self.args, self.state, self.control)
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load_best_model()
-        self.callback_handler.on_train_end(self.args, self.state, self.control)
-        return TrainOutput(state.global_step, 0.0, {})
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        return load_finished(self, checkpoint, state)
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        with self.caching.training():  # of the model that `model_init` may just have made
+            return super()._inner_training_loop(*args, **kwargs)
 
     def _maybe_log_save_evaluate(
         self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any
@@ -214,6 +212,8 @@ class SPTTrainer(Trainer):
         """The mean loss of class scores (batch, classes) with labels; see `problem_loss` for their shape."""
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
+        elif self.class_loss is not None:
+            loss = self.class_loss(scores, labels).sum() / self.items.positions(labels).sum()
         else:
             smoothing = self.args.label_smoothing_factor
             loss = problem_loss(self.problem_type, scores, labels, label_smoothing=smoothing)
@@ -299,6 +299,13 @@ def _one_label_name(names: list[str] | None) -> list[str]:
             "TrainingArguments, or leave label_names out for 'labels'."
         )
     return ["labels"] if names is None else names
+
+
+def _check_class_loss(class_loss: RowLosses | None, class_scores: ClassScores | None, smoothing: float) -> None:
+    if class_loss is not None and class_scores is None:
+        raise InputError("class_loss is a function of class scores; give class_scores=, too, or leave it out.")
+    if class_loss is not None and smoothing:
+        raise InputError(f"label_smoothing_factor={smoothing} has no effect with class_loss; leave one of the two out.")
 
 
 def _check_rate(head_learning_rate: float | None, optimizer: torch.optim.Optimizer | None) -> None:
