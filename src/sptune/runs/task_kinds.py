@@ -1,4 +1,4 @@
-"""What a run is made of by the kind of its task: classes that are predicted, or text that is written."""
+"""What a run is made of by the kind of its task: classes, labels or numbers, or text that is written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sptune.tasks import Task, TaskEncoder, read_labeled, read_unlabeled
 from sptune.tasks.data.generation_data import read_prompts
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_task import GENERATE, GenerationTask
-from sptune.tasks.task import MULTI_LABEL
+from sptune.tasks.task import MULTI_LABEL, REGRESSION
 
 AnyTask = Task | GenerationTask
 AnyEncoder = TaskEncoder | GenerationEncoder
@@ -47,13 +47,20 @@ class Columns:
             "completion_column": self.completion_column,
             "messages_column": self.messages_column,
         }
-        wrong, purpose = (classes, "writes text") if isinstance(task, GenerationTask) else (texts, "predicts classes")
+        wrong = classes if isinstance(task, GenerationTask) else texts
         given = [f"{name}={column!r}" for name, column in wrong.items() if column is not None]
         if given:
-            raise InputError(f"{given[0]} does not fit task {task.name!r}, which {purpose}; leave it out.")
+            raise InputError(f"{given[0]} does not fit task {task.name!r}, which {_purpose(task)}; leave it out.")
         if isinstance(task, GenerationTask):
             return task.with_columns({name.replace("column", "field"): column for name, column in texts.items()})
         return task.with_columns(self.text_columns or task.text_fields, self.label_column)
+
+
+def _purpose(task: AnyTask) -> str:
+    """What a task does, as the end of a sentence."""
+    if isinstance(task, GenerationTask):
+        return "writes text"
+    return {MULTI_LABEL: "predicts labels", REGRESSION: "predicts numbers"}.get(task.kind, "predicts classes")
 
 
 def task_from_document(values: Mapping[str, Any]) -> AnyTask:
@@ -124,7 +131,7 @@ def check_max_new_tokens(task: AnyTask, max_new_tokens: int | None) -> None:
         return
     if not isinstance(task, GenerationTask):
         raise InputError(
-            f"max_new_tokens={max_new_tokens} does not fit task {task.name!r}, which predicts classes; leave it out."
+            f"max_new_tokens={max_new_tokens} does not fit task {task.name!r}, which {_purpose(task)}; leave it out."
         )
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens} is not allowed; give a whole number of at least 1.")

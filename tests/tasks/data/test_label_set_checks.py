@@ -63,11 +63,12 @@ def test_classes_that_a_dataset_declares_keep_their_order(tmp_path):
     [
         (None, "nothing, not a list of labels"),
         (float("nan"), "nothing, not a list of labels"),
-        ({"fun": 1}, "a object, not a list of labels"),
+        ({"fun": 1}, "an object, not a list of labels"),
         (["fun", ""], "an empty label among others"),
         (["fun", None], "an empty label among others"),
         ("fun||sad", "an empty label among others. Name a label on both sides of each '|'"),
         (["fun", "sad", "fun"], "the label 'fun' more than once"),
+        ([0, 1, 0], "If these are 0 and 1 for each label, write the names of the labels that an example has."),
         ([["fun"]], "a list, not one class"),
     ],
 )

@@ -15,7 +15,7 @@ from sptune.tasks.data.class_checks import (
     note_rare_classes,
     order_classes,
 )
-from sptune.tasks.data.error_report import describe_type, or_remove
+from sptune.tasks.data.error_report import or_remove
 from sptune.tasks.data.label_checks import check_label, report_unknown_labels
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_checks import LabeledRows, checked_examples
@@ -62,8 +62,11 @@ class LabelSetRows(LabeledRows[LabelSet]):
             return None
         repeated = next((name for name in names if names.count(name) > 1), None)
         if repeated is not None:
+            remedy = "Keep one of them."
+            if set(names) <= {"0", "1"}:
+                remedy = "If these are 0 and 1 for each label, write the names of the labels that an example has."
             error = f"the label {repeated!r} more than once"
-            self.source.errors.add(error, "Keep one of them.", line=line, field=column, value=value)
+            self.source.errors.add(error, remedy, line=line, field=column, value=value)
             return None
         unknown = [name for name in names if self.known_labels is not None and name not in self.known_labels]
         self._unknown.extend((line, name) for name in unknown)
@@ -72,7 +75,7 @@ class LabelSetRows(LabeledRows[LabelSet]):
     def _names(self, line: int, value: Any, column: str) -> list[str] | None:
         parts, errors = self._parts(value), self.source.errors
         if parts is None:
-            found = "nothing" if value is None or _is_nan(value) else f"a {describe_type(value)}"
+            found = "nothing" if value is None or _is_nan(value) else "an object"
             remedy = (
                 'Write a list such as ["a", "b"], or a text such as '
                 f"{'a' + self.separator + 'b'!r}; an empty one for an example without labels"
