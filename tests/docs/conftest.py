@@ -96,6 +96,8 @@ def _write_data(folder: Path) -> None:
         (text, ["acting|scenes", "", "acting", "scenes"][number % 4]) for number, (text, _) in enumerate(_sentences(80))
     ]
     _write_csv(folder / "topics.csv", ["text", "topics"], topics)
+    wide = [(text, int("acting" in names), int("scenes" in names)) for text, names in topics]
+    _write_csv(folder / "columns.csv", ["text", "acting", "scenes"], wide)
     ratings = [(text, number % 7 + 0.5 * good) for number, (text, good) in enumerate(_sentences(80))]
     _write_csv(folder / "ratings.csv", ["text", "rating"], ratings)
     _write_csv(folder / "new_texts.csv", ["text"], [(text,) for text, _ in ratings[:5]])

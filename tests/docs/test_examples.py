@@ -132,6 +132,18 @@ def test_data_are_read_as_shown(language: str, ending: str, tmp_path: Path) -> N
             assert len(read_prompts(file, task)) == 1
 
 
+def test_columns_of_labels_become_the_lists_of_the_same_labels(workplace: Path) -> None:
+    (block,) = [
+        one
+        for one in blocks(ROOT / "docs" / "guides" / "labels-and-numbers.md", "python")
+        if "csv" in one and "fit(" not in one
+    ]
+    exec(compile(block, "labels-and-numbers.md", "exec"), {})
+    how: dict[str, Any] = {"label_column": "topics", "labels": ["acting", "scenes"], "kind": "multi_label"}
+    lists = read_labeled("lists.jsonl", **how)
+    assert [one.label for one in lists] == [one.label for one in read_labeled("topics.csv", **how)]
+
+
 def test_errors_of_data_are_reported_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs" / "guides" / "data.md"
     (shown,) = [block for block in blocks(page, "text") if block.startswith("reviews.csv has")]
