@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from cached_training import BlocksRun, build_examples
-from sptune.training.activation_cache import ABOUT_FILE, ActivationCache
+from sptune.training.activation_cache import ABOUT_FILE, CHECKSUMS_FILE, STATES_FILE, ActivationCache
 from sptune.training.cache_fingerprint import fingerprint
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.token_table import TokenTable
@@ -86,11 +86,43 @@ def test_a_file_without_its_description_is_made_anew(tmp_path):
     first.write(torch.tensor([1]), first.table.starts[1] + torch.arange(4), torch.ones(4, 4))
     first.close(remove=False)
     again = ActivationCache(2, table, 4, torch.float32, tmp_path, "key")
-    assert again.filled.tolist() == [False, True, False]
+    assert [again.holds(row) for row in torch.arange(3)] == [False, True, False]
     assert again.states[again.table.starts[1]].tolist() == [1.0] * 4
     again.close(remove=False)
     (again.folder / ABOUT_FILE).write_text(json.dumps({"key": "other"}))
-    assert not ActivationCache(2, table, 4, torch.float32, tmp_path, "key").filled.any()
+    assert not ActivationCache(2, table, 4, torch.float32, tmp_path, "key").holds(torch.tensor([1]))
+
+
+def _zero_states(folder: Path) -> None:
+    """As a file system may leave a file whose blocks were not written when the power failed."""
+    states = folder / STATES_FILE
+    states.write_bytes(bytes(states.stat().st_size))
+
+
+def _flip_one_bit(folder: Path) -> None:
+    states = folder / STATES_FILE
+    content = bytearray(states.read_bytes())
+    content[4 * 4 * 4 + 2] ^= 1  # of the second example
+    states.write_bytes(content)
+
+
+def _cut_states(folder: Path) -> None:
+    os.truncate(folder / STATES_FILE, 8)
+
+
+def _cut_checksums(folder: Path) -> None:
+    os.truncate(folder / CHECKSUMS_FILE, 8)
+
+
+@pytest.mark.parametrize("damage", [_zero_states, _flip_one_bit, _cut_states, _cut_checksums])
+def test_damaged_states_are_computed_again(tmp_path, damage):
+    table = TokenTable.of([build_examples(3)])
+    cache = ActivationCache(2, table, 4, torch.float32, tmp_path, "key")
+    start, end = int(table.starts[1]), int(table.starts[2])
+    cache.write(torch.tensor([1]), torch.arange(start, end), torch.ones(end - start, 4))
+    cache.close(remove=False)
+    damage(cache.folder)
+    assert not ActivationCache(2, table, 4, torch.float32, tmp_path, "key").holds(torch.tensor([1]))
 
 
 class FullDisk(TrainerCallback):

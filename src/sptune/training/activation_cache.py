@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sptune.training.token_table import TokenTable
 
 # Folders of earlier versions have this name, too.
 FOLDER_PREFIX = "prefix-cache-"
-ABOUT_FILE, STATES_FILE, FILLED_FILE = "about.json", "states.bin", "filled.bin"
+ABOUT_FILE, STATES_FILE, CHECKSUMS_FILE = "about.json", "states.bin", "checksums.bin"
 
 
 class ActivationCache:
@@ -32,7 +33,7 @@ class ActivationCache:
         hidden_size: d.
         dtype: dtype of the stored states.
         folder: folder of the file, or None for memory. The file of an earlier, interrupted run with the same `key` is
-            reused.
+            reused. States that do not match their checksums, such as zeros after a power failure, are not.
         key: hash of everything the states depend on; see `fingerprint`.
 
     Raises:
@@ -54,20 +55,29 @@ class ActivationCache:
         total, examples = len(table.tokens), len(table.lengths)
         self._file: Any = None
         self.folder = None if folder is None else folder / (FOLDER_PREFIX + key[:16])
+        # The checksum of each example's states; 0 for an example that is not stored yet.
+        self._checksums = torch.zeros(examples, dtype=torch.int64)
         if self.folder is None:
             self.states = torch.empty(total, hidden_size, dtype=dtype)
-            self.filled = torch.zeros(examples, dtype=torch.bool)
             return
         about = {"key": key, "tokens": total, "examples": examples, "hidden_size": hidden_size, "dtype": str(dtype)}
         size = total * hidden_size * dtype.itemsize
-        if not _holds(self.folder, about):
+        exists = _holds(self.folder, about, size)
+        if not exists:
             _create(self.folder, about, size, examples)
         # The states are mapped for reading only and written as a file: writing to a map on a full disk kills the
         # process, while writing to a file raises an error.
         self._file = (self.folder / STATES_FILE).open("r+b", buffering=0)
         mapped = torch.from_file(str(self.folder / STATES_FILE), shared=True, size=total * hidden_size, dtype=dtype)
         self.states = mapped.view(total, hidden_size)
-        self.filled = torch.from_file(str(self.folder / FILLED_FILE), shared=True, size=examples, dtype=torch.bool)
+        checksums = str(self.folder / CHECKSUMS_FILE)
+        self._checksums = torch.from_file(checksums, shared=True, size=examples, dtype=torch.int64)
+        if exists:
+            self._forget_damaged()
+
+    def holds(self, rows: torch.Tensor) -> bool:
+        """Whether the states of these examples (batch,) are stored."""
+        return bool(self._checksums[rows].all())
 
     def write(self, rows: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> None:
         """Store the states of some examples.
@@ -85,23 +95,31 @@ class ActivationCache:
             raise OSError(f"the states are too large for {self.states.dtype}")
         if self._file is None:
             self.states[index] = stored
+            self._checksums[rows] = 1
         else:
-            self._write_file(rows, index, stored)
-        self.filled[rows] = True
+            self._write_file(rows, stored)
 
-    def _write_file(self, rows: torch.Tensor, index: torch.Tensor, states: torch.Tensor) -> None:
+    def _write_file(self, rows: torch.Tensor, states: torch.Tensor) -> None:
         width = states.shape[1] * states.dtype.itemsize
-        for part in states.split(self.table.lengths[rows].tolist()):
-            start, index = int(index[0]), index[len(part) :]
-            self._file.seek(start * width)
+        for row, part in zip(rows.tolist(), states.split(self.table.lengths[rows].tolist()), strict=True):
+            self._file.seek(int(self.table.starts[row]) * width)
             data = as_bytes(part)
+            checksum = _checksum(data)
             while data:  # an unbuffered write may be a partial one
                 data = data[self._file.write(data) :]
+            self._checksums[row] = checksum
+
+    def _forget_damaged(self) -> None:
+        """Forget states that are not those that were written: the disk may have lost them when the power failed."""
+        for row in self._checksums.nonzero().flatten().tolist():
+            start, length = int(self.table.starts[row]), int(self.table.lengths[row])
+            if _checksum(as_bytes(self.states[start : start + length])) != int(self._checksums[row]):
+                self._checksums[row] = 0
 
     def give_up(self) -> None:
         """Stop reading and writing."""
         self.given_up = True
-        self.filled.zero_()
+        self._checksums.zero_()
 
     def close(self, remove: bool = True) -> None:
         """Release memory and file.
@@ -109,7 +127,7 @@ class ActivationCache:
         Args:
             remove: whether to delete the file; otherwise a later run with the same key reuses it.
         """
-        self.states, self.filled = self.states.new_empty(0), self.filled.new_empty(0)
+        self.states, self._checksums = self.states.new_empty(0), self._checksums.new_empty(0)
         if self._file is not None:
             self._file.close()
         if remove and self.folder is not None:
@@ -121,9 +139,17 @@ def cache_folders(folder: Path, but: str) -> list[Path]:
     return [path for path in folder.glob(FOLDER_PREFIX + "*") if path.name != FOLDER_PREFIX + but[:16]]
 
 
-def _holds(folder: Path, about: dict[str, Any]) -> bool:
+def _checksum(data: memoryview) -> int:
+    """The CRC-32 of some bytes, plus 1 so that it is never 0."""
+    return zlib.crc32(data) + 1
+
+
+def _holds(folder: Path, about: dict[str, Any], size: int) -> bool:
+    """Whether a folder is a whole cache of this kind."""
+    sizes = {STATES_FILE: size, CHECKSUMS_FILE: 8 * about["examples"]}
     try:
-        return json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")) == about
+        found = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        return found == about and all((folder / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
 
@@ -137,6 +163,6 @@ def _create(folder: Path, about: dict[str, Any], size: int, examples: int) -> No
         raise OSError(f"{size_in_words(size)} are needed in {folder.parent}, where {size_in_words(free)} are free")
     with (folder / STATES_FILE).open("wb") as file:
         file.truncate(size)
-    (folder / FILLED_FILE).write_bytes(bytes(examples))
+    (folder / CHECKSUMS_FILE).write_bytes(bytes(8 * examples))
     # Written last: without it, the folder is no cache.
     (folder / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")

@@ -61,7 +61,7 @@ class CachedRows:
         mask, types = (None if one is None else one.cpu() for one in (attention_mask, token_type_ids))
         rows = self.rows.repeat(max(len(input_ids) // len(self.rows), 1))
         self._found = self.cache.table.positions(rows, input_ids.cpu(), mask, types)
-        if self._found is None or not bool(self.cache.filled[rows].all()):
+        if self._found is None or not self.cache.holds(rows):
             return None
         index, _ = self._found
         states = self.cache.states.index_select(0, index.flatten())
