@@ -17,12 +17,16 @@ PARTIAL = ".partial-"
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write a file or fill a folder; it takes `path`'s name only if the block succeeds."""
+    """A place beside `path` to write a file or fill a folder; it takes `path`'s name only if the block succeeds.
+
+    What was written is on the disk before that, so that a power failure leaves the old content or the new.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(PARTIAL + path.name)
     remove(partial)
     try:
         yield partial
+        flush(partial)
         if path.is_dir():
             retired = path.with_name(PARTIAL + "old-" + path.name)
             remove(retired)
@@ -33,6 +37,14 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.replace(partial, path)
     finally:
         remove(partial)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or all files in a folder, are on the disk."""
+    for file in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if file.is_file():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from sptune import whole_files
 from sptune.config import SPTConfig
@@ -31,7 +30,7 @@ from sptune.runs.resolution import evaluation_interval
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
 from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.training.checkpoints import check_checkpoint
+from sptune.training.checkpoints import KeepLastCheckpoint, check_checkpoint, last_whole_checkpoint
 from sptune.training.data_order import grouping_by_length
 from sptune.training.early_stopping import EarlyStopping
 from sptune.training.linear_probe import LinearProbe, probe_scores
@@ -193,7 +192,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 problem_type=plan.evaluation.trainer_options().get("problem_type"),
                 class_loss=plan.evaluation.trainer_options().get("class_loss"),
                 data_collator=plan.encoder.collator,
-                callbacks=[StepCallback(plan.monitor), *tracking],
+                callbacks=[StepCallback(plan.monitor), KeepLastCheckpoint(), *tracking],
                 head_learning_rate=plan.options.head_learning_rate,
                 activation_cache=_activation_cache(job),
                 resume_from_checkpoint=_last_checkpoint(plan, "search"),
@@ -308,7 +307,6 @@ def training_arguments(
         optim="adamw_torch",
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=1,
         logging_strategy="steps" if name == "train" or (name == "search" and options.report_to) else "no",
         logging_steps=math.ceil(steps / LOGGED_LOSSES),
         report_to="none",
@@ -348,7 +346,7 @@ def make_trainer(
         head_learning_rate=job.plan.options.head_learning_rate,
         head_modules=job.head_modules,
         activation_cache=_activation_cache(job),
-        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), *stopping, *callbacks],
+        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), KeepLastCheckpoint(), *stopping, *callbacks],
         **how,
     )
 
@@ -362,7 +360,7 @@ def _activation_cache(job: Job) -> ActivationCacheSettings | None:
 
 def _last_checkpoint(plan: Plan, name: str) -> str | None:
     folder = plan.checkpoints / name
-    checkpoint = get_last_checkpoint(str(folder)) if plan.options.resume and folder.is_dir() else None
+    checkpoint = last_whole_checkpoint(folder) if plan.options.resume else None
     check_checkpoint(checkpoint)
     return checkpoint
 

@@ -1,14 +1,16 @@
-"""The checkpoint that a training resumes from."""
+"""The checkpoint that a training resumes from, and those that it keeps."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer, TrainerState
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from sptune import whole_files
 from sptune.errors import InputError
 from sptune.training.early_stopping import has_stopped
 
@@ -16,15 +18,40 @@ from sptune.training.early_stopping import has_stopped
 PICKLES = {"adapter_model.bin": "adapter_model.safetensors", "pytorch_model.bin": "model.safetensors"}
 
 
+class KeepLastCheckpoint(TrainerCallback):
+    """Keeps the last checkpoint and the best one; use it without `save_total_limit`.
+
+    With that limit transformers takes the last checkpoint for an old one if the clock was set back, and removes it at
+    the end of a training if it is not the best: what is interrupted afterwards trains again.
+    """
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Remove the others, once the last one is on the disk."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir or ".")
+        last = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        whole_files.flush(folder / last)
+        best = Path(state.best_model_checkpoint or last).name
+        for checkpoint in _checkpoints(folder):
+            if checkpoint.name not in (last, best):
+                whole_files.remove(checkpoint)
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in a folder that was written to its end; None if there is none."""
+    return next((str(checkpoint) for checkpoint in reversed(_checkpoints(folder)) if _is_whole(checkpoint)), None)
+
+
 def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool | None) -> str | None:
-    """The checkpoint that `transformers.Trainer.train` would resume from; None if it would start again.
+    """The checkpoint to resume from; None to start again.
 
     Args:
         output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
         resume_from_checkpoint: as in `transformers.Trainer.train`.
     """
     if resume_from_checkpoint is True:
-        return get_last_checkpoint(output_dir or ".")
+        return last_whole_checkpoint(Path(output_dir or "."))
     return str(resume_from_checkpoint) if resume_from_checkpoint else None
 
 
@@ -73,3 +100,26 @@ def load_finished(trainer: Trainer, checkpoint: str, state: TrainerState) -> Tra
         trainer._load_best_model()
     trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
     return TrainOutput(state.global_step, 0.0, {})
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, by step."""
+    steps = {path: path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-") for path in folder.glob("checkpoint-*")}
+    return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: transformers writes the trainer's state last.
+
+    A file that begins with zeros was lost when the power failed.
+    """
+    try:
+        TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        return all(_begins_with_content(path) for path in checkpoint.rglob("*") if path.is_file())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _begins_with_content(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) != bytes(8)
