@@ -7,6 +7,8 @@ import functools
 import importlib.metadata
 import inspect
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +19,11 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from sptune.cli.option_flags import in_flags
+from sptune.cli.system_errors import in_words
 from sptune.cli.terminal import Stages, messages
 from sptune.errors import InputError, SptuneError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 PACKAGE = Path(__file__).parent.parent
 
 app = typer.Typer(
@@ -87,6 +90,10 @@ def add_command(verb: str, text: str, command: Callable[..., None], parameters: 
     app.command(verb, help=text)(wrapped)
 
 
+class Terminated(KeyboardInterrupt):
+    """The process received SIGTERM, as from a cluster whose time is up."""
+
+
 @contextlib.contextmanager
 def running(resume: str | None = None) -> Iterator[Stages]:
     """Sets up a command that loads models, and turns errors into messages and exit codes.
@@ -98,18 +105,50 @@ def running(resume: str | None = None) -> Iterator[Stages]:
     if stages.is_main:
         messages.print("Loading PyTorch and transformers")  # takes seconds
     try:
-        with stages:
+        with _terminated_as_interrupted(), stages:
             _quiet_libraries()
             yield stages
             # Not after an error: another process may still wait for this one, which ends as soon as it sees it fail.
             from sptune.runs.progress import leave_processes
 
             leave_processes()
-    except KeyboardInterrupt:
-        messages.print(f"[bold yellow]Interrupted[/] ({escape(stages.where())}). Nothing was left half-written.")
-        if resume:
-            messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as error:
+        ended, code = ("Terminated", TERMINATED) if isinstance(error, Terminated) else ("Interrupted", INTERRUPTED)
+        messages.print(f"[bold yellow]{ended}[/] ({escape(stages.where())}). Nothing was left half-written.")
+        _print_how_to_continue(resume)
+        raise typer.Exit(code) from None
+    except SptuneError:
+        raise
+    except Exception as error:
+        told = in_words(error)
+        if told is None:
+            raise
+        messages.print(f"[bold red]Error:[/] {escape(told)} ({escape(stages.where())})", soft_wrap=True)
+        _print_how_to_continue(resume)
+        raise typer.Exit(FAILED) from None
+
+
+def _print_how_to_continue(resume: str | None) -> None:
+    if resume:
+        messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside the block, SIGTERM ends the command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quiet_libraries() -> None:

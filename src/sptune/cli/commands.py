@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +152,6 @@ def serve(
     from sptune.serve.server import check_installed, serving, wait_for_end
 
     check_installed()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with running() as stages:
         stages.stage("Starting Ray Serve and loading the backbone")
         with serving(adapters, host=host, port=port, replicas=replicas, root=root, metrics_port=metrics_port) as url:

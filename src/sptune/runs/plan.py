@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune.errors import InputError
@@ -55,6 +56,7 @@ class Plan:
         clock: counts seconds by stage.
         monitor: receives progress events.
         tracker: receives losses, gates and scores.
+        lock: keeps other runs out of the folder; None in processes that do not write.
     """
 
     options: RunOptions
@@ -68,6 +70,7 @@ class Plan:
     clock: Clock
     monitor: Monitor
     tracker: RunTracker
+    lock: FileLock | None
 
     @property
     def checkpoints(self) -> Path:
@@ -119,11 +122,12 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     for note in evaluation.notes:
         monitor.note(note)
     _note_missing_kernels(options, asked_for_bf16, monitor)
+    lock = None
     if is_main:
-        _claim(verb, folder, options)
+        lock = _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
-    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker)
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker, lock)
 
 
 def _check_folder(options: RunOptions) -> Path:
@@ -198,7 +202,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     return BackboneSpec(source, CLASSIFIER, pooling, task.score_names, PROBLEM_TYPES.get(task.kind))
 
 
-def _claim(verb: str, folder: Path, options: RunOptions) -> None:
+def _claim(verb: str, folder: Path, options: RunOptions) -> FileLock:
     """Takes the folder and writes config.yaml, or checks that the run to resume is the one that was begun."""
     path = folder / outputs.CONFIG_FILE
     if options.resume:
@@ -216,7 +220,8 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> None:
                 f"{folder}: the run cannot be resumed with other options ({'; '.join(changed)}); give the same "
                 "options, or begin anew with --overwrite."
             )
-    outputs.claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    lock = outputs.claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
     if not options.resume:
         files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
         outputs.write_config(path, verb, options.lasting(), files)
+    return lock

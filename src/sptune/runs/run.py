@@ -14,7 +14,7 @@ from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.option_mappings import merged
-from sptune.runs.plan import prepare
+from sptune.runs.plan import Plan, prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.runs.run_options import ORIGIN, RunOptions
 from sptune.runs.run_report import write_run_report
@@ -122,10 +122,19 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
 
 def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     plan = prepare(verb, options, monitor)
-    folder = plan.folder
+    try:
+        return _run_locked(verb, plan)
+    finally:
+        if plan.lock is not None:
+            outputs.unlock(plan.lock)
+
+
+def _run_locked(verb: str, plan: Plan) -> Run:
+    """Load the backbone and do all stages, unless the run to resume is finished; the output folder is locked."""
+    folder, resume = plan.folder, plan.options.resume
     finished = folder / (outputs.SEARCH_FILE if verb == "search" else outputs.METRICS_FILE)
-    if options.resume and finished.exists():
-        monitor.note(f"{folder} holds a finished run; nothing was left to do.")
+    if resume and finished.exists():
+        plan.monitor.note(f"{folder} holds a finished run; nothing was left to do.")
         results = whole_files.read_json(finished)
         if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
             write_run_report(folder)
@@ -133,7 +142,7 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     try:
         job = load(plan)
     except InputError:
-        if not options.resume and processes().is_main_process:
+        if not resume and processes().is_main_process:
             outputs.release_folder(folder)
         raise
     arguments = stages.training_arguments(job, "train", plan.max_steps)
