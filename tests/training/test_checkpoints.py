@@ -62,6 +62,7 @@ def test_a_finished_training_in_a_moved_folder_has_its_best_weights(build_traine
     shutil.move(tmp_path / "out", tmp_path / "moved")
     again = build_trainer(bert, None, **SAVING, **BEST)
     again.args.output_dir = str(tmp_path / "moved")
+    again.add_callback(KeepLastCheckpoint())
     again.train(resume_from_checkpoint=True)
     assert again.state.best_model_checkpoint == str(tmp_path / "moved" / best)
     expected = dict(first.model.named_parameters())

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 MEMORY = "Out of memory; choose a smaller batch (--batch-size), shorter texts (--max-length) or --dtype bfloat16."
 # What messages of PyTorch and safetensors contain, which raise their own errors instead of Python's.
 MEMORY_PARTS = ("can't allocate memory", "not enough memory", "out of memory")
-WRITE_PARTS = ("PytorchStreamWriter failed", "No space left on device", "I/O error", "file write failed")
+WRITE_PARTS = (
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "iostream error",
+    "file write failed",
+    "I/O error",
+    "No space left on device",
+)
 
 
 def in_words(error: BaseException) -> str | None:

@@ -25,6 +25,15 @@ class KeepLastCheckpoint(TrainerCallback):
     the end of a training if it is not the best: what is interrupted afterwards trains again.
     """
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the best checkpoint of a resumed training whose folder has been moved."""
+        best = Path(state.best_model_checkpoint or "")
+        moved = Path(args.output_dir or ".", best.name)
+        if state.best_model_checkpoint and not best.exists() and moved.exists():
+            state.best_model_checkpoint = str(moved)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Remove the others, once the last one is on the disk."""
         if not state.is_world_process_zero:

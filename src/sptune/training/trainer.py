@@ -6,7 +6,6 @@ It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision an
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -125,14 +124,6 @@ class SPTTrainer(Trainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         with self.caching.training():  # of the model that `model_init` may just have made
             return super()._inner_training_loop(*args, **kwargs)
-
-    def _load_best_model(self) -> None:
-        """Load the best checkpoint, also where the folder that it was written to has been moved."""
-        best = self.state.best_model_checkpoint
-        moved = Path(self.args.output_dir or ".", Path(best).name) if best else None
-        if best and moved and not Path(best).exists() and moved.exists():
-            self.state.best_model_checkpoint = str(moved)
-        super()._load_best_model()
 
     def _maybe_log_save_evaluate(
         self, tr_loss: torch.Tensor, grad_norm: torch.Tensor | float | None, *args: Any, **kwargs: Any

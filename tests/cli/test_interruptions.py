@@ -1,0 +1,132 @@
+"""What a run leaves when the system ends it: a message, whole files, and a run that goes on to the same result."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sptune.cli.system_errors import in_words
+
+STEPS = ["--searcher", "fair", "--search-steps", "4", "--max-steps", "40", "--no-linear-probe"]
+FILE_LIMIT = 6_000
+
+
+@pytest.fixture(scope="module")
+def command(data: dict[str, str], masked_lm: str) -> list[str]:
+    """`sptune fit` on the tiny BERT, without --output."""
+    files = [part for name, value in data.items() for part in ("--" + name.replace("_", "-"), value)]
+    tiny = ["--bottleneck-dim", "4", "--batch-size", "8"]
+    return [sys.executable, "-m", "sptune", "fit", "--model", masked_lm, *files, *tiny, *STEPS]
+
+
+@pytest.fixture(scope="module")
+def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run([*command, "--output", str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def resume(folder: Path) -> None:
+    """Continue a run, and find nothing left over."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sptune", "fit", "--output", str(folder), "--resume"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [path for path in folder.rglob("*") if "partial" in path.name or path.name.endswith(".lock")]
+
+
+def assert_same_result(folder: Path, whole: Path) -> None:
+    assert (folder / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
+    found, expected = (json.loads((one / "metrics.json").read_text()) for one in (folder, whole))
+    assert found["test"] == expected["test"]
+    assert found["prompt_layers"] == expected["prompt_layers"]
+
+
+@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGTERM, 143, "Terminated"), (signal.SIGKILL, -9, "")])
+def test_a_signal_loses_nothing(
+    number: int, code: int, word: str, command: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen([*command, "--output", str(folder)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("Training prompts" in line for line in process.stderr)
+    process.send_signal(number)
+    told = process.stderr.read()
+    assert process.wait(timeout=60) == code
+    assert word in told
+    assert "Traceback" not in told
+    resume(folder)
+    assert_same_result(folder, whole)
+
+
+def _limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    command: list[str], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    done = subprocess.run(
+        [*command, "--output", str(folder)], preexec_fn=_limit_files, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Error: " in done.stderr
+    assert f"--output {folder} --resume" in " ".join(done.stderr.split())
+    resume(folder)
+    assert_same_result(folder, whole)
+
+
+def test_a_second_run_on_a_folder_is_refused(command: list[str], whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = subprocess.Popen([*command, "--output", str(folder)], stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    assert any("Searching" in line or "Taking" in line for line in first.stderr)
+    first.send_signal(signal.SIGSTOP)
+    for option in ("--resume", "--overwrite"):
+        second = subprocess.run([*command, "--output", str(folder), option], capture_output=True, text=True)
+        assert second.returncode == 2
+        assert "another run is writing into this folder" in second.stderr
+    first.send_signal(signal.SIGCONT)
+    first.stderr.read()
+    assert first.wait(timeout=60) == 0
+    assert_same_result(folder, whole)
+
+
+def test_a_moved_folder_is_resumed(command: list[str], whole: Path, tmp_path: Path) -> None:
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    process = subprocess.Popen([*command, "--output", str(first)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("Evaluating" in line for line in process.stderr)
+    process.kill()
+    process.wait(timeout=60)
+    shutil.move(first, moved)
+    resume(moved)
+    assert_same_result(moved, whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/data/run"), "/data/run: No space left on device."),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0"), "Is the disk full?"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), "Out of memory; choose a smaller"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "Out of memory; choose a smaller"),
+        (MemoryError(), "Out of memory; choose a smaller"),
+    ],
+)
+def test_errors_of_the_system_are_told_in_words(error: Exception, told: str) -> None:
+    assert told in str(in_words(error))
+
+
+def test_other_errors_are_not(command: list[str]) -> None:
+    other: Any = ValueError("something else")
+    assert in_words(other) is None
