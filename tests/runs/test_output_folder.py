@@ -37,7 +37,7 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     (tmp_path / ".partial-adapter").mkdir()
     (tmp_path / ".partial-adapter" / "half").write_text("x")
-    outputs.claim_folder(tmp_path, resume=False, overwrite=False)
+    outputs.unlock(outputs.claim_folder(tmp_path, resume=False, overwrite=False))
     assert list(tmp_path.iterdir()) == []
 
 
