@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import METRICS, SCRIPT, write_comparison, write_run
+from report_folders import METRICS, SCRIPT, write_comparison, write_label_run, write_number_run, write_run
 
 from sptune.compare.comparison_report import write_comparison_report
 from sptune.report.charts import COLORS
@@ -56,6 +56,20 @@ def test_a_run(browser: Any, tmp_path: Path) -> None:
     assert "step" in page.locator("#vg-tooltip-element").inner_text()
     assert page.evaluate("window.attacked") is None
     assert wrong == []
+
+
+def test_a_run_with_labels_and_one_with_numbers(browser: Any, tmp_path: Path) -> None:
+    page, wrong = open_page(browser, write_run_report(write_label_run(tmp_path / "labels")))
+    rows = page.locator("section[aria-labelledby='labels'] tbody th")
+    assert rows.all_inner_texts() == ["fun", "sad</script>"]
+    page.locator("section[aria-labelledby='labels'] th button").first.click()
+    page.locator("section[aria-labelledby='labels'] th button").first.click()
+    assert rows.all_inner_texts() == ["sad</script>", "fun"]
+    numbers, more = open_page(browser, write_run_report(write_number_run(tmp_path / "numbers")))
+    numbers.locator("#predicted-numbers svg").scroll_into_view_if_needed()
+    assert numbers.locator("#predicted-numbers .mark-symbol.role-mark path").count() == 12
+    assert page.evaluate("window.attacked") is numbers.evaluate("window.attacked") is None
+    assert wrong == more == []
 
 
 def test_a_comparison(browser: Any, tmp_path: Path) -> None:
