@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import inspect
 import logging
+import os
 import signal
 import threading
 import warnings
@@ -76,7 +77,9 @@ def with_exit_codes(function: Callable[..., None]) -> Callable[..., None]:
         except SptuneError as error:
             # What is wrong with a study file is said in the file's own words.
             message = str(error) if kwargs.get("study") else in_flags(str(error))
-            messages.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+            # All processes of a machine find the same in options and data.
+            if not isinstance(error, InputError) or os.environ.get("LOCAL_RANK", "0") == "0":
+                messages.print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
             raise typer.Exit(WRONG_INPUT if isinstance(error, InputError) else FAILED) from None
 
     return wrapped
@@ -95,11 +98,15 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def running(resume: str | None = None) -> Iterator[Stages]:
+def running(resume: str | None = None, *, alone: str | None = None) -> Iterator[Stages]:
     """Sets up a command that loads models, and turns errors into messages and exit codes.
 
     Args:
         resume: how to continue the run if it is interrupted.
+        alone: the command's name if several processes cannot share it.
+
+    Raises:
+        InputError: several processes were started for such a command.
     """
     stages = Stages()
     if stages.is_main:
@@ -107,15 +114,19 @@ def running(resume: str | None = None) -> Iterator[Stages]:
     try:
         with _terminated_as_interrupted(), stages:
             _quiet_libraries()
-            yield stages
-            # Not after an error: another process may still wait for this one, which ends as soon as it sees it fail.
+            from sptune.runs.launch import check_one_process
             from sptune.runs.progress import leave_processes
 
+            if alone:
+                check_one_process(alone)
+            yield stages
+            # Not after an error: another process may still wait for this one, which ends as soon as it sees it fail.
             leave_processes()
     except KeyboardInterrupt as error:
         ended, code = ("Terminated", TERMINATED) if isinstance(error, Terminated) else ("Interrupted", INTERRUPTED)
-        messages.print(f"[bold yellow]{ended}[/] ({escape(stages.where())}). Nothing was left half-written.")
-        _print_how_to_continue(resume)
+        if stages.is_main:
+            messages.print(f"[bold yellow]{ended}[/] ({escape(stages.where())}). Nothing was left half-written.")
+            _print_how_to_continue(resume)
         raise typer.Exit(code) from None
     except SptuneError:
         raise
@@ -153,6 +164,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 def _quiet_libraries() -> None:
     """Keeps other libraries' bars and advice off the screen; their errors still come through."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when PyTorch is loaded
     import datasets
     import transformers
 

@@ -57,7 +57,7 @@ def evaluate(
     as_json: JsonFlag = False,
 ) -> None:
     """Score an adapter on labeled data, or on prompts with completions."""
-    with running() as stages:
+    with running(alone="evaluate") as stages:
         from sptune.runs import inference
 
         metrics = inference.evaluate(
@@ -108,7 +108,7 @@ def predict(
     as_json: JsonFlag = False,
 ) -> None:
     """Predict the class, the labels or a number for new texts, or write what follows prompts."""
-    with running() as stages:
+    with running(alone="predict") as stages:
         from sptune.runs import inference
 
         rows = inference.predict(
@@ -152,7 +152,7 @@ def serve(
     from sptune.serve.server import check_installed, serving, wait_for_end
 
     check_installed()
-    with running() as stages:
+    with running(alone="serve") as stages:
         stages.stage("Starting Ray Serve and loading the backbone")
         with serving(adapters, host=host, port=port, replicas=replicas, root=root, metrics_port=metrics_port) as url:
             stages.stage(f"Serving at {url}")
@@ -260,7 +260,7 @@ def demo(
 ) -> None:
     """Search, train and compare on MiniLM-L6 and movie reviews (needs the extra 'demo')."""
     require("demo", "The demo")
-    with running() as stages:
+    with running(alone="demo") as stages:
         from sptune.runs.demo import run_demo, summary
 
         run = run_demo(output, overwrite=overwrite, monitor=stages)  # type: ignore[arg-type]

@@ -77,10 +77,19 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
-def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str]) -> None:
-    """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data."""
+def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str], processes: int = 1) -> None:
+    """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data.
+
+    Args:
+        path: the file.
+        command: of the run.
+        options: the resolved options.
+        data_files: the files that the run reads.
+        processes: the number of processes that share the run.
+    """
     records = {
         "command": command,
+        "processes": processes,
         "versions": versions(),
         "data_files": {
             file: {"sha256": file_digest(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files

@@ -27,6 +27,7 @@ from sptune.modeling.loading import (
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import Evaluation
+from sptune.runs.launch import check_launch, check_search_launch, with_batches_shared
 from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import check_prompts
@@ -35,6 +36,7 @@ from sptune.runs.run_options import PLACES, RunOptions
 from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
 from sptune.runs.tracking import RunTracker
+from sptune.search.searchers import SEARCHERS
 from sptune.tasks import Splits, Task
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.task import PROBLEM_TYPES
@@ -96,6 +98,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     Raises:
         InputError: options, data, backbone or output folder that cannot be right.
     """
+    check_launch()
     folder = _check_folder(options)
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
@@ -121,6 +124,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     evaluation = run_evaluation(encoder, options, splits.train)
     for note in evaluation.notes:
         monitor.note(note)
+    _check_search(options, len(splits.train))
     _note_missing_kernels(options, asked_for_bf16, monitor)
     lock = None
     if is_main:
@@ -138,6 +142,13 @@ def _check_folder(options: RunOptions) -> Path:
     if options.overwrite:
         outputs.check_sources(folder, [getattr(options, name) for name in PLACES])
     return folder
+
+
+def _check_search(options: RunOptions, examples: int) -> None:
+    """Refuse a search that the launcher does not allow."""
+    spare = len(options.prompts.candidate_layers or ()) - (options.search.num_prompt_layers or 1)
+    if options.prompts.searching and SEARCHERS[options.search.searcher].trains(examples, spare):
+        check_search_launch()
 
 
 def _note_missing_kernels(options: RunOptions, asked_for_bf16: bool, monitor: Monitor) -> None:
@@ -209,7 +220,7 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> FileLock:
         begun = outputs.read_config(path)
         if begun.get("command") != verb:
             raise InputError(f"{folder} holds a run of 'sptune {begun.get('command')}'; resume it with that command.")
-        before = RunOptions.from_mapping(begun, str(path)).lasting()
+        before = RunOptions.from_mapping(with_batches_shared(begun), str(path)).lasting()
         changed = [
             f"{name} was {before[name]!r} and is now {value!r}"
             for name, value in options.lasting().items()
@@ -223,5 +234,5 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> FileLock:
     lock = outputs.claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
     if not options.resume:
         files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
-        outputs.write_config(path, verb, options.lasting(), files)
+        outputs.write_config(path, verb, options.lasting(), files, processes().num_processes)
     return lock

@@ -13,6 +13,7 @@ from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.launch import with_batches_shared
 from sptune.runs.option_mappings import merged
 from sptune.runs.plan import Plan, prepare
 from sptune.runs.progress import Monitor, processes
@@ -116,7 +117,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
         return options
     begun = Path(fields.get("output_dir") or "") / outputs.CONFIG_FILE
     if fields.get("resume") and fields.get("output_dir") and begun.exists():
-        fields = merged(outputs.read_config(begun), fields)
+        fields = merged(with_batches_shared(outputs.read_config(begun)), fields)
     return RunOptions.from_mapping(fields, ORIGIN)
 
 

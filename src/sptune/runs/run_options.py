@@ -36,7 +36,7 @@ CONDUCT = (
 ORIGIN = "options"
 
 # What config.yaml holds besides options: records of the run, not read back.
-RECORDS = ("command", "versions", "data_files")
+RECORDS = ("command", "processes", "versions", "data_files")
 PROMPT_GROUPS = ("Prompts", "Search")
 
 

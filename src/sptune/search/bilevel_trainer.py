@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 
@@ -179,7 +180,7 @@ class SPTSearchTrainer(SupernetTrainer):
         """Mean task loss over both runs of each example, their consistency C, and the outputs of the batch of 2B."""
         size = batch_size(inputs)
         twice = self.at_labels(model, repeat_batch(inputs))
-        masks = self._draw_masks(2 * size).to(self.alpha_parameters[0].device)
+        masks = self._draw_masks(size).to(self.alpha_parameters[0].device)
         with self.tuner.gating(torch.sigmoid(at_least_float32(self.alphas)) * masks):
             if self.search.consistency == "mse":
                 with self.tuner.record_final_states() as states:
@@ -203,8 +204,9 @@ class SPTSearchTrainer(SupernetTrainer):
         return loss, predictions_distance(problem_type, first, second), outputs
 
     def _draw_masks(self, size: int) -> torch.Tensor:
-        """Layer masks for `size` runs."""
-        return draw_layer_masks(size, len(self.alpha_parameters), self.search.mask_probability, self.draw_generator())
+        """Layer masks (2 size, candidates) for both runs of `size` examples."""
+        draw = partial(draw_layer_masks, len(self.alpha_parameters), self.search.mask_probability)
+        return self.draw_rows(draw, size).flatten(0, 1)
 
     # Optimizer
 
@@ -233,7 +235,7 @@ class SPTSearchTrainer(SupernetTrainer):
             dataset=self.architecture_dataset,
             description="Architecture",
             batch_size=self._train_batch_size,
-            sampler_fn=self._get_train_sampler,  # type: ignore[arg-type]
+            sampler_fn=self._get_train_sampler,
             is_training=True,
         )
         if len(self._architecture_dataloader) == 0:

@@ -10,10 +10,10 @@ from sptune.modeling.problem_types import MULTI_LABEL, REGRESSION
 
 
 def draw_layer_masks(
-    size: int, candidates: int, mask_probability: float, generator: torch.Generator | None = None
+    candidates: int, mask_probability: float, size: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Independent Bernoulli layer masks, (size, candidates): 0 with probability p_c, else 1."""
-    return (torch.rand(size, candidates, generator=generator) >= mask_probability).float()
+    """Independent Bernoulli layer masks for two runs, (2, size, candidates): 0 with probability p_c, else 1."""
+    return (torch.rand(2 * size, candidates, generator=generator) >= mask_probability).float().view(2, size, candidates)
 
 
 def symmetric_kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

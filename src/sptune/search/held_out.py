@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from sptune.errors import SptuneError
+from sptune.training.activation_caching import compiles
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.state_reader import StateReader
 from sptune.training.state_sources import BatchStates
@@ -103,7 +104,7 @@ class HeldOutLosses:
             for name, parameter in backbone.base_model.named_parameters()
             if tuner.prefix not in name
         )
-        if not frozen or self.trainer.args.torch_compile:
+        if not frozen or compiles(self.trainer):
             yield contextlib.nullcontext
             return
         states, reader = BatchStates(backbone.layers), StateReader(backbone.base_model, backbone.layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from itertools import islice
 from typing import Any, cast
 
@@ -143,20 +143,42 @@ class SupernetTrainer(SPTTrainer):
         """The number of passes over a batch, forward and backward, of a training with this many steps."""
         return steps
 
-    def draw_generator(self, *, shared: bool = False) -> torch.Generator:
-        """The generator for a batch's random layers.
+    def draw_generator(self) -> torch.Generator:
+        """The generator for a batch's random layers, the same in all processes.
 
-        It depends on the seed, the step, the draw within the step and, unless it is shared, the process, so that a
-        resumed search makes the same draws.
+        It depends on the seed, the step and the draw within the step, so that a resumed search makes the same draws.
         """
         step, draw = self._draws
         draw = draw + 1 if step == self.state.global_step else 0
         self._draws = (self.state.global_step, draw)
         draw += self.state.global_step * 2 * self.args.gradient_accumulation_steps
-        if not shared:
-            draw = draw * max(self.args.world_size, 1) + self.args.process_index
         seed = (self.search.seed + 1) * 1_000_003 + draw
         return torch.Generator().manual_seed(seed)
+
+    def draw_rows(self, draw: Callable[[int, torch.Generator], torch.Tensor], size: int) -> torch.Tensor:
+        """This process's part of a draw of random layers, as if the batches of all processes were one.
+
+        Args:
+            draw: from a number of examples and a generator, random layers (..., examples, candidates).
+            size: the number of examples in this process's batch.
+
+        Returns:
+            (..., size, candidates).
+        """
+        sizes = self.batch_sizes(size)
+        first = sum(sizes[: self.args.process_index])
+        return draw(sum(sizes), self.draw_generator())[..., first : first + size, :]
+
+    def batch_sizes(self, size: int) -> list[int]:
+        """The number of examples in each process's batch, which differ in the last step of an epoch.
+
+        Args:
+            size: that of this process.
+        """
+        if self.args.world_size <= 1:
+            return [size]
+        sizes: list[int] = self.accelerator.gather(torch.tensor([size], device=self.args.device)).tolist()
+        return sizes
 
     def gates(self) -> list[float] | None:
         """The gate of each candidate layer, as training has left it; None if it trains none."""

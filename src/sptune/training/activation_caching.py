@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
+from accelerate.utils import DynamoBackend
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -142,7 +143,7 @@ class ActivationCaching:
             return "layer 0 is trained, so nothing lies below"
         if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.n_gpu > 1:
             return "it does not work with DeepSpeed, FSDP and DataParallel"
-        if args.torch_compile:
+        if compiles(trainer):
             return "it would break torch.compile's graph"
         if getattr(args, "neftune_noise_alpha", None) is not None:
             return "neftune_noise_alpha adds noise to the embeddings"
@@ -252,6 +253,11 @@ class ActivationCaching:
         assert reader is not None
         with self.trainer.compute_loss_context_manager():
             return probe_reading(reader, layer, model, backbone.layers, lambda: self.loss_of(model, inputs))
+
+
+def compiles(trainer: Trainer) -> bool:
+    """Whether the model is compiled: by the trainer's arguments, or by `accelerate launch --dynamo_backend`."""
+    return trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
 
 
 def _active_adapters(model: Any) -> list[str]:

@@ -1,14 +1,17 @@
-"""The order of a training's batches, and random draws that do not depend on persistent workers."""
+"""The order of a training's batches in one process or several, and random draws despite persistent workers."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+import itertools
+import math
+from collections.abc import Iterator, Sized
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Sampler
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -73,3 +76,44 @@ class EpochSampler(Sampler):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
+
+
+class ProcessBatches(BatchSampler):
+    """The batches of several processes in turn; together those of a step are the batch that one process would take.
+
+    Accelerate fills the incomplete last step of an epoch with examples that the epoch has had already. Here the
+    processes share the examples that are left, as evenly as possible; only where they are fewer than the processes,
+    some are repeated.
+
+    Args:
+        batch_sampler: the batches of one process.
+        processes: number of processes.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler, processes: int) -> None:
+        super().__init__(batch_sampler.sampler, batch_sampler.batch_size, drop_last=False)
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return math.ceil(len(cast(Sized, self.sampler)) / (self.batch_size * self.processes)) * self.processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = iter(self.sampler)
+        while step := list(itertools.islice(order, self.batch_size * self.processes)):
+            step += step[:1] * (self.processes - len(step))
+            bounds = [len(step) * process // self.processes for process in range(self.processes + 1)]
+            yield from (step[first:last] for first, last in itertools.pairwise(bounds))
+
+
+def share_last_batch(loader: Any) -> None:
+    """Let the processes share the last step of an epoch as `ProcessBatches` does.
+
+    Args:
+        loader: a training's data loader, which Accelerate has prepared; others are left as they are.
+    """
+    shard = getattr(loader, "batch_sampler", None)
+    if not isinstance(shard, BatchSamplerShard) or shard.split_batches or type(shard.batch_sampler) is not BatchSampler:
+        return
+    if shard.num_processes > 1 and not shard.drop_last:
+        shard.batch_sampler = ProcessBatches(shard.batch_sampler, shard.num_processes)
+        shard.even_batches = False

@@ -47,7 +47,9 @@ class LinearProbe(nn.Module):
 
     def train(self, mode: bool = True) -> LinearProbe:
         """Keep dropout off: the pooled vectors are computed without it, too."""
-        return super().train(False)
+        super().train(False)
+        self.training = mode
+        return self
 
     def forward(self, pooled: torch.Tensor | None = None, **batch: torch.Tensor) -> torch.Tensor:
         """Class logits (batch, classes), from pooled vectors (batch, hidden) or from tokens."""

@@ -6,16 +6,15 @@ It is a `transformers.Trainer`, so that logging, checkpoints, mixed precision an
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError
@@ -29,18 +28,18 @@ from sptune.training.attention_kernel import fast_attention
 from sptune.training.cache_plan import ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import has_all_steps, last_checkpoint, load_finished, trainer_state
-from sptune.training.data_order import EpochSampler, PersistentWorkers, draw_as_new_workers, workers_for_one_pass
 from sptune.training.divergence import DivergenceCheck
 from sptune.training.loss_items import LossItems
 from sptune.training.numbered_examples import ROW
 from sptune.training.optimizer_groups import split_groups
+from sptune.training.ordered_trainer import OrderedTrainer
 
 Batch = dict[str, Any]
 ClassScores = Callable[[nn.Module, Batch], torch.Tensor]
 RowLosses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-class SPTTrainer(Trainer):
+class SPTTrainer(OrderedTrainer):
     """A `transformers.Trainer` with class scores, the activation cache, and a learning rate of the head.
 
     Args:
@@ -97,10 +96,11 @@ class SPTTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         if class_scores is not None:
             self.label_names = _one_label_name(self.args.label_names)
+            if self.compute_metrics is not None and not self.args.batch_eval_metrics:
+                self.compute_metrics = partial(_with_loss, self.compute_metrics, self._loss_of_scores)
         _check_rate(head_learning_rate, self.optimizer)
-        self._evaluated: dict[str, Any] = {}
+        _check_sharding(self)
         self._check_divergence = DivergenceCheck(self._rates)
-        self.add_callback(PersistentWorkers())
         backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
@@ -258,38 +258,6 @@ class SPTTrainer(Trainer):
         head = {id(parameter) for name, parameter in model.named_parameters() if heads & set(name.split("."))}
         return [(head, {"lr": self.head_learning_rate})]
 
-    # Data
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As in transformers, but persistent workers never give the data of another dataset."""
-        own = self.eval_dataset
-        if not self.args.dataloader_persistent_workers:
-            return super().get_eval_dataloader(eval_dataset)
-        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
-        asked = own if eval_dataset is None else cast(Any, own)[name] if isinstance(eval_dataset, str) else eval_dataset
-        if name == "eval" and asked is not own:
-            with workers_for_one_pass(self.args):
-                return super().get_eval_dataloader(eval_dataset)
-        if self._evaluated.get(name) is not asked:
-            getattr(self, "_eval_dataloaders", {}).pop(name, None)
-        self._evaluated[name] = asked
-        loader = super().get_eval_dataloader(eval_dataset)
-        draw_as_new_workers(loader)
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """As in transformers, but grouping by length depends on seed and epoch only, so that runs can be resumed."""
-        sampler = super()._get_train_sampler() if train_dataset is None else super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(sampler, seed)
-        return sampler
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        """The order of the data even if training groups by length, so that predictions match their examples."""
-        sampler = super()._get_eval_sampler(eval_dataset)
-        return SequentialSampler(cast(Any, eval_dataset)) if isinstance(sampler, LengthGroupedSampler) else sampler
-
 
 def _one_label_name(names: list[str] | None) -> list[str]:
     """The column of labels that class scores are compared with."""
@@ -315,3 +283,23 @@ def _check_rate(head_learning_rate: float | None, optimizer: torch.optim.Optimiz
             f"head_learning_rate={head_learning_rate} has no effect on an optimizer that you pass in optimizers=; "
             "give the head's parameters their own group and rate there, or leave one of the two out."
         )
+
+
+def _check_sharding(trainer: Trainer) -> None:
+    """Refuse to shard a model where Accelerate ignores the wish."""
+    args = trainer.args
+    if (args.fsdp and not trainer.is_fsdp_enabled) or (args.deepspeed and not trainer.is_deepspeed_enabled):
+        raise InputError(
+            "fsdp and deepspeed shard models over GPUs. On CPUs Accelerate ignores them, and each process would hold "
+            "the whole model; leave them out of TrainingArguments, or run on GPUs."
+        )
+
+
+def _with_loss(
+    compute_metrics: Callable[[Any], dict[str, Any]],
+    loss_of_scores: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outcome: Any,
+) -> dict[str, Any]:
+    """The metrics, and the mean loss of all examples; Trainer's is that of batches which processes have filled up."""
+    loss = loss_of_scores(torch.as_tensor(outcome.predictions), torch.as_tensor(outcome.label_ids))
+    return {"loss": loss.item(), **compute_metrics(outcome)}

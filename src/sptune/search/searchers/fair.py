@@ -58,10 +58,8 @@ class FairTrainer(SupernetTrainer):
         """In training, the loss with each example in its own discrete network."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        # As if the batches of all processes were one.
-        size, place = batch_size(inputs), self.args.process_index
-        sets = self.draw_sets(size * max(self.args.world_size, 1), self.draw_generator(shared=True))
-        with self.tuner.gating(sets[place * size : (place + 1) * size].to(self.args.device)):
+        sets = self.draw_rows(self.draw_sets, batch_size(inputs))
+        with self.tuner.gating(sets.to(self.args.device)):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def draw_sets(self, size: int, generator: torch.Generator) -> torch.Tensor:

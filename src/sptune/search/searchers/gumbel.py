@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from sptune.modeling.gates import at_least_float32
@@ -20,7 +22,7 @@ class ConcreteGates(GateSampler):
 
     def sample(self, size: int) -> torch.Tensor:
         """Gates a = sigmoid((alpha + log u - log(1 - u)) / temperature), u uniform in (0, 1), (size, candidates)."""
-        return binary_concrete(self.trainer.alphas, size, self.trainer.draw_generator())
+        return self.trainer.draw_rows(partial(binary_concrete, self.trainer.alphas), size)
 
 
 def binary_concrete(alphas: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:

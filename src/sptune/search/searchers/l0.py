@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
@@ -25,7 +26,7 @@ class HardConcreteGates(GateSampler):
 
     def sample(self, size: int) -> torch.Tensor:
         """Gates a = clip(s (1.1 + .1) - .1, 0, 1) with s binary concrete, (size, candidates)."""
-        return _stretched(binary_concrete(self.trainer.alphas, size, self.trainer.draw_generator()))
+        return _stretched(self.trainer.draw_rows(partial(binary_concrete, self.trainer.alphas), size))
 
     def trained(self) -> torch.Tensor:
         """The paper's gates after training, clip(sigmoid(alpha) (1.1 + .1) - .1, 0, 1)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -47,7 +48,7 @@ class SampledSets(GateSampler):
         """(size, candidates): each row 1 at the layers of its set, 0 elsewhere."""
         p = self.trained()
         mixed = (1 - EXPLORATION) * p + EXPLORATION / len(p)
-        order = draw_sets(torch.log(mixed), self._size, size, self.trainer.draw_generator())
+        order = self.trainer.draw_rows(partial(draw_sets, torch.log(mixed), self._size), size)
         return torch.zeros(size, len(p), device=p.device).scatter_(1, order, 1.0)
 
     def trained(self) -> torch.Tensor:
@@ -61,27 +62,34 @@ class SampledSets(GateSampler):
         with self.trainer.caching.reading(batch) as batch:
             gradient = self._alpha_gradient(model, cast(Batch, self.trainer._prepare_inputs(batch)))
         # No backward pass averages it over the processes.
-        parts = self.trainer.accelerator.reduce(gradient / self.trainer.micro_batches, "mean").split(1)
+        parts = self.trainer.accelerator.reduce(gradient, "mean").split(1)
         for alpha, part in zip(self.trainer.alpha_parameters, parts, strict=True):
             alpha.grad = part.to(alpha) if alpha.grad is None else alpha.grad + part.to(alpha)
 
     def _alpha_gradient(self, model: nn.Module, inputs: Batch) -> torch.Tensor:
         """The part of g_alpha, (candidates,), of a micro-batch."""
         trainer, count = self.trainer, batch_size(inputs)
+        sizes = trainer.batch_sizes(count)
+        # The mean over the processes is one over their examples.
+        share = count * len(sizes) / sum(sizes) / trainer.micro_batches
         log_p = torch.log_softmax(at_least_float32(trainer.alphas), 0)
-        order = draw_pairs(len(log_p), self._size, count, trainer.draw_generator()).to(log_p.device)
+        order = trainer.draw_rows(partial(self._draw_pairs, len(log_p)), count).flatten(0, 1).to(log_p.device)
         gates = torch.zeros(2 * count, len(log_p), device=log_p.device).scatter_(1, order, 1.0)
         was_training = model.training
         model.eval()  # the sets are compared, not the dropout of the head
         with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.tuner.gating(gates):
             losses = trainer.row_losses(model, repeat_batch(inputs)).to(log_p.device)
         model.train(was_training)
-        trainer.record(LOSS_NAMES["architecture"], losses.mean() / trainer.micro_batches)
+        trainer.record(LOSS_NAMES["architecture"], losses.mean() * share)
         difference = (losses[:count] - losses[count:]).clamp(-MAX_DIFFERENCE, MAX_DIFFERENCE)
         log_probability = set_log_probability(log_p, order)
         surrogate = (0.5 * difference * (log_probability[:count] - log_probability[count:])).mean()
         parts = torch.autograd.grad(surrogate, trainer.alpha_parameters)
-        return torch.cat([part.to(log_p.device) for part in parts])
+        return torch.cat([part.to(log_p.device) for part in parts]) * share
+
+    def _draw_pairs(self, candidates: int, number: int, generator: torch.Generator) -> torch.Tensor:
+        """Pairs of different sets, (2, number, k); see `draw_pairs`."""
+        return draw_pairs(candidates, self._size, number, generator).view(2, number, -1)
 
     @property
     def _size(self) -> int:

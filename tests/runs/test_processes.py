@@ -1,0 +1,142 @@
+"""Runs that several processes share, as `torchrun` and `accelerate launch` start them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fit_in_processes import fit_all
+from transformers import AutoModelForMaskedLM
+
+from sptune.errors import InputError
+from sptune.runs.launch import check_launch, check_search_launch
+
+SCRIPT = Path(__file__).with_name("fit_in_processes.py")
+Runs = list[tuple[dict[str, Any], int | None]]
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory, masked_lm: str, data: dict[str, str]) -> dict[str, Any]:
+    """A run without dropout, of which each process draws its own; an epoch ends with an incomplete batch."""
+    folder = tmp_path_factory.mktemp("calm")
+    shutil.copytree(masked_lm, folder, dirs_exist_ok=True)
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    AutoModelForMaskedLM.from_pretrained(folder, **dropout).save_pretrained(folder)
+    steps = {"search_steps": 10, "max_steps": 20, "batch_size": 20}
+    return {
+        **data, **steps, "model": str(folder), "bottleneck_dim": 4, "searcher": "fair", "num_prompt_layers": 1,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    fit_all([({**options, "output_dir": str(folder)}, None)])
+    return folder
+
+
+@pytest.fixture
+def fit_in(tmp_path: Path) -> Callable[[int, Runs], None]:
+    """``fit_in(processes, runs)``: does the runs in several processes."""
+
+    def start(processes: int, runs: Runs) -> None:
+        listed = tmp_path / "runs.json"
+        listed.write_text(json.dumps(runs))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        done = subprocess.run(
+            [*launch, str(SCRIPT), str(listed)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return start
+
+
+def results(run: Path) -> dict[str, Any]:
+    """Everything that a run found, as far as it is not a time."""
+    metrics, search = (json.loads((run / name).read_text()) for name in ("metrics.json", "search.json"))
+    metrics["baseline"].pop("pooling_seconds")
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    return {
+        "metrics": {name: metrics[name] for name in ("prompt_layers", "baseline", "train", "validation", "test")},
+        "texts": [row["text"] for row in predictions],
+        "probabilities": [row["scores"]["good"] for row in predictions],
+        "search scores": search["scores"],
+        "search losses": [entry["loss"] for entry in search["history"]],
+        "losses": [entry.popitem()[1] for entry in json.loads((run / "training_history.json").read_text())],
+    }
+
+
+def assert_same(run: Path, expected: Path) -> None:
+    found = results(run)
+    for name, value in results(expected).items():
+        same = found[name] == (value if name in ("metrics", "texts") else pytest.approx(value, abs=1e-4))
+        assert same, f"{name}: {found[name]} instead of {value}"
+
+
+def test_any_number_of_processes_gives_the_same_run_and_goes_on_with_it(
+    whole: Path, options: dict[str, Any], fit_in: Callable[[int, Runs], None], tmp_path: Path
+) -> None:
+    by_one, by_two, both = (tmp_path / name for name in ("by-one", "by-two", "both"))
+    in_training, in_search = 45, 25  # after the 20 steps of the linear probe, and then the 10 of the search
+    fit_all([({**options, "output_dir": str(by_one)}, in_search)])
+    shared = {**options, "batch_size": 10}
+    fit_in(
+        2,
+        [
+            ({**shared, "output_dir": str(both)}, None),
+            ({"output_dir": str(by_one), "resume": True}, None),
+            ({**shared, "output_dir": str(by_two)}, in_training),
+        ],
+    )
+    assert_same(both, whole)
+    assert_same(by_one, whole)
+    by_four = tmp_path / "by-four"
+    shutil.copytree(by_two, by_four)
+    fit_all([({"output_dir": str(by_two), "resume": True}, None)])
+    assert_same(by_two, whole)
+    fit_in(4, [({"output_dir": str(by_four), "resume": True}, None)])
+    assert_same(by_four, whole)
+
+
+def test_another_number_of_examples_in_a_step_is_refused(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    assert written["processes"] == 1
+    (folder / "config.yaml").write_text(yaml.safe_dump({**written, "processes": 2, "batch_size": 7}))
+    (folder / "metrics.json").unlink()
+    with pytest.raises(InputError, match="batch_size was 14 and is now 20"):
+        fit_all([({"output_dir": str(folder), "resume": True, "batch_size": 20}, None)])
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `accelerate launch --cpu --num_processes 2` leaves in the environment."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(InputError, match="torchrun --nproc-per-node"):
+        check_launch()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_launch()
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_that_would_not_happen_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tmp_path: Path, variable: str
+) -> None:
+    """Accelerate ignores it on CPUs, and its name would stand for what is plain data parallelism."""
+    monkeypatch.setenv(variable, "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(InputError, match="On CPUs Accelerate ignores it"):
+        fit_all([({**options, "output_dir": str(tmp_path / "run")}, None)])
+    with pytest.raises(InputError, match="sptune train --prompt-layers"):
+        check_search_launch()
+    assert not (tmp_path / "run").exists()
