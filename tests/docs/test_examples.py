@@ -62,8 +62,8 @@ def test_python_runs_as_pasted(page: Path, workplace: Path) -> None:
 @pytest.mark.parametrize("page", pages_with("bash"))
 def test_commands_run(page: Path, workplace: Path) -> None:
     for command in commands(page):
-        if command[:3] == ["accelerate", "launch", "-m"]:
-            command = command[3:]
+        if command[0] in ("accelerate", "torchrun") and "-m" in command:
+            command = command[command.index("-m") + 1 :]
         program, *arguments = command
         if program == "sptune":
             run(arguments)
