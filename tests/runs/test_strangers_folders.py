@@ -252,6 +252,21 @@ def test_generators_take_no_memory_before_their_sizes_are_checked(masked_lm: str
             get_peft_model(backbone, config)
 
 
+def test_texts_of_strangers_do_not_act_on_the_terminal(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    attack = "\x1b]0;title\x07\x1b[2J\u202e[bold]name"
+    change(folder, CONFIG, base_model_name_or_path=attack)
+    change(folder, TASK, task__name=attack)
+    with contextlib.suppress(SystemExit):
+        main(["inspect", "--adapter", str(folder)])
+    change(folder, TASK, task__kind="other")
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--adapter", str(folder), "--test-file", "none.csv"])
+    printed = capsys.readouterr()
+    assert r"\x1b]0;title\x07\x1b[2J\u202e[bold]name" in printed.out
+    assert "kind is 'other'" in printed.err
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed.out + printed.err)
+
+
 # -- paths --------------------------------------------------------------------------------------------------------
 
 

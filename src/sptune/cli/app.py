@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
-from rich.markup import escape
 
 from sptune.cli.option_flags import in_flags
+from sptune.cli.plain_text import escape
 from sptune.cli.system_errors import in_words
 from sptune.cli.terminal import Stages, messages
 from sptune.errors import InputError, SptuneError

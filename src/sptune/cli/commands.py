@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 import sptune.cli.run_commands  # noqa: F401 (adds its commands)
 from sptune.cli.app import app, running, with_exit_codes
+from sptune.cli.plain_text import escape
 from sptune.cli.terminal import print_json, print_labels, print_run, results, shown, written
 from sptune.extras import require
 

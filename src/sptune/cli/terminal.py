@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from sptune.cli.plain_text import escape
 
 if TYPE_CHECKING:
     from sptune.compare import Comparison, Study
