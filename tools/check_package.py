@@ -60,14 +60,13 @@ class WrongPackageError(Exception):
 
 
 def call(*command: str | Path, ends_well: bool = True) -> str:
-    """Run a command outside of the repository; returns what it prints.
+    """Run a command in an empty folder, where nothing can be imported by chance; returns what it prints.
 
     Raises:
         WrongPackageError: it fails, unless it may.
     """
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, cwd=tempfile.gettempdir(), check=False
-    )
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=empty, check=False)
     if ends_well and done.returncode:
         raise WrongPackageError(f"{shlex.join(map(str, command))}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     return done.stdout + done.stderr
