@@ -166,6 +166,7 @@ def _quiet_libraries() -> None:
     """Keeps other libraries' bars and advice off the screen; their errors still come through."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when PyTorch is loaded
     import datasets
+    import huggingface_hub
     import transformers
 
     logging.basicConfig(
@@ -176,4 +177,5 @@ def _quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    huggingface_hub.utils.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|accelerate|datasets)\b")

@@ -6,9 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from sptune.runs.card_parts import LANGUAGE_MODELS, CardParts
 
+CARD_FILE = "README.md"
+# Where the card says that the adapter is; whoever reads it knows.
+PLACE = "path/to/this/folder"
+# Counts, and the metric that stands for another one.
+NO_RESULTS = ("examples", "generated_examples", "score")
 # Names of folders that say nothing about the model in them.
 UNTELLING = ("model", "models", "checkpoint", "final", "best", "snapshots")
 
@@ -27,7 +33,7 @@ def model_card(
         metrics: what the run measured.
     """
     return f"""---
-{_front_matter(base, parts.pipeline)}
+{_front_matter(base, parts.pipeline, task, metrics)}
 ---
 
 # {task}: selective prompts for {_model_name(base["model"])}
@@ -47,7 +53,7 @@ import sptune  # makes SPT known to PEFT
 from peft import PeftModel
 {_imports(base)}
 backbone = {load}
-model = PeftModel.from_pretrained(backbone, "path/to/this/folder").eval()
+model = PeftModel.from_pretrained(backbone, "{PLACE}").eval()
 tokenizer = {tokenizer}
 {parts.usage}```
 
@@ -55,7 +61,7 @@ Without `import sptune` PEFT says `KeyError: 'SPT'`.
 
 Or from the shell:
 
-    sptune predict --adapter path/to/this/folder --input {parts.input_file} --output predictions.jsonl
+    sptune predict --adapter {PLACE} --input {parts.input_file} --output predictions.jsonl
 """
 
 
@@ -68,15 +74,32 @@ def _model_name(model: str) -> str:
     return names[0] if names else path.name
 
 
-def _front_matter(base: dict[str, Any], pipeline: str) -> str:
-    is_hub_id = not Path(base["model"]).is_absolute()
-    front = {
-        **({"base_model": base["model"]} if is_hub_id else {}),
-        "library_name": "peft",
-        "pipeline_tag": pipeline,
-        "tags": ["sptune", "prompt-tuning", "selective-prompt-tuning"],
-    }
-    return yaml.safe_dump(front, sort_keys=False).strip()
+def card_on_hub(card: str, repo_id: str) -> str:
+    """The card of an adapter in a repository of the hub, by whose id PEFT loads it."""
+    loaded = card.replace(f'(backbone, "{PLACE}")', f'(backbone, "{repo_id}")')
+    return loaded.replace(
+        f"    sptune predict --adapter {PLACE}",
+        f"    hf download {repo_id} --local-dir adapter\n    sptune predict --adapter adapter",
+    )
+
+
+def _front_matter(base: dict[str, Any], pipeline: str, task: str, metrics: dict[str, Any]) -> str:
+    """What the hub reads of a card; the metrics of the test data are its model-index."""
+    name = f"{task}: selective prompts for {_model_name(base['model'])}"
+    results = [
+        EvalResult(pipeline, task, task, metric, value, dataset_split="test")
+        for metric, value in metrics["test"].items()
+        if isinstance(value, int | float) and metric not in NO_RESULTS
+    ]
+    front = ModelCardData(
+        base_model=None if Path(base["model"]).is_absolute() else base["model"],
+        library_name="peft",
+        pipeline_tag=pipeline,
+        tags=["sptune", "prompt-tuning", "selective-prompt-tuning"],
+        model_name=name,
+        eval_results=results,
+    )
+    return yaml.safe_dump(front.to_dict(), sort_keys=False, allow_unicode=True).strip()
 
 
 def _imports(base: dict[str, Any]) -> str:

@@ -208,6 +208,14 @@ class OptionFields:
         "A tracker that receives losses, gates and scores, such as tensorboard, wandb or mlflow; give it several times "
         "for several. Default: none.",
     )
+    push_to_hub: str | None = _option(
+        None,
+        "Output",
+        "Push the finished adapter to this repository of the model hub, such as me/films. The token is that of "
+        "'hf auth login' or HF_TOKEN.",
+        verbs=TRAINING,
+    )
+    hub_private: bool = _option(False, "Output", "The repository of --push-to-hub is made private.", verbs=TRAINING)
     output_dir: str | None = _option(None, "Output", "Folder for everything the run writes.", flag="output")
     resume: bool = _option(False, "Output", "Resume the run in --output.")
     overwrite: bool = _option(False, "Output", "Replace the run in --output.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sptune.runs.launch import with_batches_shared
 from sptune.runs.option_mappings import merged
 from sptune.runs.plan import Plan, prepare
 from sptune.runs.progress import Monitor, processes
+from sptune.runs.publishing import check_hub, create_repository, push_adapter
 from sptune.runs.run_options import ORIGIN, RunOptions
 from sptune.runs.run_report import write_run_report
 from sptune.runs.run_results import clean_up, evaluate_and_save
@@ -73,11 +75,11 @@ def search(options: RunOptions | None = None, *, monitor: Monitor | None = None,
         SptuneError: as `fit`.
     """
     options = _without_layers("search", _options(options, fields))
-    if options.early_stopping is not None:
-        raise InputError(
-            f"search trains no final network, so early_stopping={options.early_stopping} has no effect; leave it out, "
-            "or use fit."
-        )
+    for name in ("early_stopping", "push_to_hub"):
+        if (value := getattr(options, name)) is not None:
+            raise InputError(
+                f"search trains no final network, so {name}={value!r} has no effect; leave it out, or use fit."
+            )
     return _run("search", options, monitor or Monitor())
 
 
@@ -122,6 +124,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
 
 
 def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
+    check_hub(options)
     plan = prepare(verb, options, monitor)
     try:
         return _run_locked(verb, plan)
@@ -132,23 +135,28 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
 
 def _run_locked(verb: str, plan: Plan) -> Run:
     """Load the backbone and do all stages, unless the run to resume is finished; the output folder is locked."""
-    folder, resume = plan.folder, plan.options.resume
+    folder, options = plan.folder, plan.options
     finished = folder / (outputs.SEARCH_FILE if verb == "search" else outputs.METRICS_FILE)
-    if resume and finished.exists():
+    if options.resume and finished.exists():
         plan.monitor.note(f"{folder} holds a finished run; nothing was left to do.")
         results = whole_files.read_json(finished)
         if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
             write_run_report(folder)
+        _push(verb, plan)
         return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
     try:
+        if options.push_to_hub and processes().is_main_process:
+            create_repository(options.push_to_hub, options.hub_private)
         job = load(plan)
     except InputError:
-        if not resume and processes().is_main_process:
+        if not options.resume and processes().is_main_process:
             outputs.release_folder(folder)
         raise
     arguments = stages.training_arguments(job, "train", plan.max_steps)
     with plan.tracker.running(arguments, job.backbone):
-        return _carry_out(verb, job)
+        run = _carry_out(verb, job)
+    _push(verb, plan)
+    return run
 
 
 def _carry_out(verb: str, job: Job) -> Run:
@@ -169,6 +177,18 @@ def _carry_out(verb: str, job: Job) -> Run:
     metrics = evaluate_and_save(job, final, trainer, result, reference)
     plan.tracker.end(final, trainer.state)
     return Run(plan.folder, metrics, metrics["prompt_layers"])
+
+
+def _push(verb: str, plan: Plan) -> None:
+    """Push the adapter of a finished run, if that is asked for."""
+    options, folder = plan.options, plan.folder
+    if options.push_to_hub is None or not processes().is_main_process:
+        return
+    plan.monitor.stage(f"Pushing the adapter to {options.push_to_hub}")
+    again = shlex.join(["sptune", verb, "--output", str(folder), "--resume", "--push-to-hub", options.push_to_hub])
+    plan.monitor.note(f"The adapter is at {push_adapter(folder, options.push_to_hub, options.hub_private, again)}")
+    if (backbone := Path(plan.spec.source.model)).is_absolute():
+        plan.monitor.note(f"Its backbone is the local folder {backbone}: who loads the adapter needs it, too.")
 
 
 def _reference(job: Job) -> dict[str, Any]:

@@ -25,6 +25,8 @@ PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "d
 # Options of how a run is done, not of what it is: they may change when a run is resumed.
 CONDUCT = (
     "report_to",
+    "push_to_hub",
+    "hub_private",
     "output_dir",
     "resume",
     "overwrite",
