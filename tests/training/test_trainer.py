@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+import optuna
 import pytest
 import torch
 import transformers
@@ -199,6 +200,49 @@ def test_gradient_accumulation_equals_one_large_batch(build_trainer, head):
             for name, gradient in expected.items():
                 scale = gradient.abs().max().item()
                 torch.testing.assert_close(step[name], gradient, atol=2e-3 * scale, rtol=1e-3)
+
+
+def test_each_trial_of_optuna_trains_a_network_of_its_own_with_the_cache(build_backbone, build_config, bert, tmp_path):
+    """The space sets arguments, and `model_init` the network; a trial gives what a training with its values gives."""
+    examples = build_examples(8)
+
+    def network_of(trial):
+        torch.manual_seed(3)
+        size = 2 if trial is None else trial.suggest_categorical("bottleneck_dim", [2, 4])
+        config = build_config(bert, bottleneck_dim=size, prompt_layers=[2, 3])
+        return get_peft_model(build_backbone(bert, "classifier"), config)
+
+    def build(model_init, **own):
+        args = TrainingArguments(
+            output_dir=str(tmp_path), report_to="none", use_cpu=True, num_train_epochs=3, disable_tqdm=True,
+            per_device_train_batch_size=4, eval_strategy="epoch", save_strategy="no", **own,
+        )  # fmt: skip
+        data = {"train_dataset": examples, "eval_dataset": examples, "data_collator": pad_batch}
+        return SPTTrainer(args=args, model_init=model_init, **data)
+
+    trainer, objectives, cached = build(network_of), [], []
+
+    class Cached(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            cached.append(trainer.caching._cache is not None and not trainer.caching._cache.given_up)
+
+    def objective(metrics):
+        objectives.append(metrics["eval_loss"])
+        return metrics["eval_loss"]
+
+    trainer.add_callback(Cached())
+    sampler = optuna.samplers.GridSampler({"bottleneck_dim": [2, 4], "learning_rate": [1e-3, 1e-2]})
+    best = trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-3, 1e-2)},
+        compute_objective=objective, n_trials=4, direction="minimize", backend="optuna", sampler=sampler,
+    )  # fmt: skip
+    assert all(cached)
+    assert len(cached) == 12
+    trial = optuna.trial.FixedTrial(best.hyperparameters)
+    alone = build(lambda: network_of(trial), learning_rate=best.hyperparameters["learning_rate"])
+    alone.train()
+    assert best.objective == pytest.approx(alone.evaluate()["eval_loss"], rel=1e-5)
+    assert best.objective == pytest.approx(min(objectives[2::3]))
 
 
 def test_a_class_loss_adds_up_over_micro_batches_of_unequal_classes(build_trainer):
