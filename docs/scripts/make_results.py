@@ -24,6 +24,7 @@ sys.path += [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 
 import default_figures  # noqa: E402
 import instruction_figures  # noqa: E402
+import scale_figures  # noqa: E402
 import search_figures  # noqa: E402
 import serving_figures  # noqa: E402
 import speed_figures  # noqa: E402
@@ -35,6 +36,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     **default_figures.FIGURES,
     **instruction_figures.FIGURES,
     **serving_figures.FIGURES,
+    **scale_figures.FIGURES,
     **speed_figures.FIGURES,
 }
 MARKED = re.compile(r"(<!-- figure: ([^>]*?) -->)(.*?)(<!-- end -->)", re.DOTALL)
