@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
+from reliability.scale import tries
 from sptune import SPTConfig, evaluate, fit, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError
@@ -498,7 +499,7 @@ def valid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder, AdapterPool(folder)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@tries(400)
 @given(damage())
 @example((CONFIG, "value", 0.5, {"a": [1e400]}))
 def test_a_damaged_adapter_gives_a_result_or_a_clear_error(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from sptune.errors import InputError
 from sptune.prompt_config import PREPEND_DEFAULTS, PromptConfig
 from sptune.search.search_config import SearchConfig
+
+Config = TypeVar("Config", PromptConfig, SearchConfig)
 
 # Old names by which options go for one more version.
 RENAMED = {
@@ -71,6 +73,21 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{name!r} is given both in {group} and beside it; leave one out.")
             flat[name] = value
     return with_new_names(flat)
+
+
+def checked_group(values: Mapping[str, Any], group: str, kind: type[Config]) -> Config:
+    """The options of a group.
+
+    Raises:
+        InputError: it is something else.
+    """
+    given = values[group]
+    if not isinstance(given, kind):
+        raise InputError(
+            f"{group}={given!r} holds no options; give a {kind.__name__}, or in a YAML file write the options below "
+            f"{group!r}, one 'name: value' a line."
+        )
+    return given
 
 
 def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,6 +142,7 @@ def _run_locked(verb: str, plan: Plan) -> Run:
         results = whole_files.read_json(finished)
         if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
             write_run_report(folder)
+        clean_up(plan)
         _push(verb, plan)
         return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
     try:
@@ -167,7 +168,7 @@ def _carry_out(verb: str, job: Job) -> Run:
     if verb == "search":
         assert result is not None
         plan.tracker.end(job.backbone, TrainerState(global_step=result.steps))
-        clean_up(job)
+        clean_up(plan)
         return Run(plan.folder, {}, result.prompt_layers)
     final = stages.final_network(job, result, network)
     tuner: Any = final.base_model

@@ -15,7 +15,15 @@ from sptune.errors import InputError
 from sptune.prompt_config import PAPER_FIELDS, PromptConfig
 from sptune.runs.option_checks import check_combinations, check_ranges
 from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
-from sptune.runs.option_mappings import NESTED, PROMPT_FIELDS, RENAMED, SEARCH_FIELDS, flattened, with_new_names
+from sptune.runs.option_mappings import (
+    NESTED,
+    PROMPT_FIELDS,
+    RENAMED,
+    SEARCH_FIELDS,
+    checked_group,
+    flattened,
+    with_new_names,
+)
 from sptune.runs.option_types import Option
 from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
@@ -74,15 +82,15 @@ class RunOptions(OptionFields):
         given = {name: values[name] for name in PROMPT_FIELDS if values.get(name) is not None}
         if given.get("prompt_layers", "search") != "search":
             given.pop("candidate_layers", None)  # a file of a run that searched names them
-        if "prompts" in values:
-            return dataclasses.replace(values["prompts"], **given)
+        if values.get("prompts") is not None:
+            return dataclasses.replace(checked_group(values, "prompts", PromptConfig), **given)
         preset = PAPER_FIELDS if self.preset == "paper" else {}
         return PromptConfig(**{**preset, **given})
 
     def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
         given = {name: values[name] for name in SEARCH_FIELDS if values.get(name) is not None}
-        if "search" in values:
-            return dataclasses.replace(values["search"], **given, seed=self.seed)
+        if values.get("search") is not None:
+            return dataclasses.replace(checked_group(values, "search", SearchConfig), **given, seed=self.seed)
         preset = {"searcher": SearchConfig.paper().searcher} if self.preset == "paper" else {}
         return SearchConfig(**{**preset, **given, "seed": self.seed})
 

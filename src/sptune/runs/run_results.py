@@ -12,6 +12,7 @@ from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
 from sptune.runs.peak_memory import peak_memory
+from sptune.runs.plan import Plan
 from sptune.runs.progress import processes
 from sptune.runs.run_report import write_run_report
 from sptune.runs.stages import SPLITS, Job
@@ -57,7 +58,7 @@ def evaluate_and_save(
     if job.is_main:
         plan.monitor.stage("Saving")
         _save(job, network, metrics, rows, training_history(trainer))
-        clean_up(job)
+        clean_up(job.plan)
     processes().wait_for_everyone()
     return metrics
 
@@ -178,7 +179,7 @@ def _parameters(network: PeftModel) -> dict[str, int]:
     }
 
 
-def clean_up(job: Job) -> None:
+def clean_up(plan: Plan) -> None:
     """Remove the checkpoints of a finished run, unless they were asked for."""
-    if job.is_main and not job.plan.options.keep_checkpoints:
-        outputs.remove_checkpoints(job.plan.folder)
+    if processes().is_main_process and not plan.options.keep_checkpoints:
+        outputs.remove_checkpoints(plan.folder)

@@ -200,10 +200,10 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
             )
     plan.tracker.log_search(result, replay=not tracking)
     if job.is_main:
-        result.save(path)
         for name in outputs.SEARCH_PICTURES if result.history else ():
             with whole_files.written_whole(plan.folder / name) as partial:
                 result.plot(partial)
+        result.save(path)  # last: with this file, the search is finished
     return result, network
 
 
