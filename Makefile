@@ -11,7 +11,7 @@ VENV_LOWEST = .venv-lowest
 # Tests run in several processes of one thread each.
 PYTEST = OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test browser lint conformance peft docs package lowest audit clean
+.PHONY: demo test campaign browser lint conformance peft docs package lowest audit clean
 
 demo: $(VENV)/.demo
 	@$(VENV)/bin/sptune demo --output runs/demo --overwrite
@@ -43,6 +43,13 @@ audit: $(VENV)/.audit
 lowest: $(VENV_LOWEST)/.test
 	@$(PYTEST) $(VENV_LOWEST)/bin/pytest -n auto tests/test_config.py tests/test_imports.py tests/cli tests/modeling \
 		tests/report tests/runs tests/search tests/tasks tests/training
+
+# Ten times what the test suite does of it; the rows go to runs/campaign.jsonl.
+campaign: $(VENV)/.test
+	@mkdir -p runs && rm -f runs/campaign.jsonl
+	@SPTUNE_CAMPAIGN=10 SPTUNE_CAMPAIGN_OUTPUT=runs/campaign.jsonl $(PYTEST) $(VENV)/bin/pytest -n auto \
+		tests/reliability tests/runs/test_strangers_folders.py
+	@$(VENV)/bin/python docs/scripts/campaign_figures.py runs/campaign.jsonl
 
 conformance: $(VENV4)/.test
 	@$(PYTEST) $(VENV4)/bin/pytest -n auto tests/conformance tests/runs/test_run.py tests/compare/test_adapters_library.py

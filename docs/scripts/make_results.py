@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path += [str(ROOT / "benchmarks"), str(Path(__file__).parent)]
 
+import campaign_figures  # noqa: E402
 import default_figures  # noqa: E402
 import instruction_figures  # noqa: E402
 import scale_figures  # noqa: E402
@@ -34,6 +35,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     **study_figures.FIGURES,
     **search_figures.FIGURES,
     **default_figures.FIGURES,
+    **campaign_figures.FIGURES,
     **instruction_figures.FIGURES,
     **serving_figures.FIGURES,
     **scale_figures.FIGURES,

@@ -22,6 +22,8 @@ SCRIPT = Path(__file__).with_name("journaled_run.py")
 # Evaluations, and with them checkpoints, are this number of steps apart.
 INTERVAL = 4
 KILLS, KILLS_PER_RUN = 80, 4
+# Seconds between the event that is waited for and the kill, at most; steps of the tiny model take some milliseconds.
+DELAYS = (0.0, 0.02, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +112,8 @@ def test_killed_runs_go_on(verb: str, options: dict[str, Any], record: Callable[
         run = Process(verb, options, tmp_path / f"run{number}")
         for _ in range(KILLS_PER_RUN):
             if killed < share(KILLS):
-                killed += kill_at(run.start(), run.journal, draw.randrange(events), draw.random() / 2)
+                delay = draw.choice(DELAYS) * draw.random()
+                killed += kill_at(run.start(), run.journal, draw.randrange(events), delay)
         run.finish()
         assert results(verb, run.folder) == expected
         assert {path.name for path in run.folder.iterdir()} == names
