@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reliability.scale import SCALE
+from reliability.campaign import SCALE
 from tiny_runs import data, masked_lm  # noqa: F401
 
 

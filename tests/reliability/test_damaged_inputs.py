@@ -19,7 +19,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reliability.scale import tries
+from reliability.campaign import tries
 from sptune.errors import InputError
 from sptune.runs.output_folder import read_config
 from sptune.runs.run_options import RunOptions, all_options

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from reliability.scale import share
+from reliability.campaign import share
 
 SCRIPT = Path(__file__).with_name("journaled_run.py")
 # Evaluations, and with them checkpoints, are this number of steps apart.

@@ -15,7 +15,7 @@ from sptune.errors import InputError
 from sptune.runs.adapter_pool import AdapterPool
 from sptune.runs.inference import evaluate, inspect, predict
 from sptune.runs.run import Run, fit, search, train
-from sptune.runs.run_options import RunOptions
+from sptune.runs.run_options import RECORDS, RunOptions
 from tiny_adapters import write_tiny_adapter
 from tiny_runs import write_labels_or_numbers
 
@@ -130,7 +130,7 @@ def test_config_repeats_the_run_and_a_finished_one_is_resumed(run: Run, tmp_path
         assert config["label_threshold"] == 0.5
         assert config["label_separator"] == "|"
     assert RunOptions.from_mapping(config, "config.yaml").lasting() == {
-        name: value for name, value in config.items() if name not in ("command", "versions", "data_files")
+        name: value for name, value in config.items() if name not in RECORDS
     }
     assert fit(output_dir=str(run.output_dir), resume=True).metrics == run.metrics
     assert inspect(run.output_dir)["task"]["kind"] == config["task_kind"]

@@ -19,7 +19,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM
 
-from reliability.scale import tries
+from reliability.campaign import tries
 from sptune import SPTConfig, evaluate, fit, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError
