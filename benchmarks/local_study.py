@@ -60,7 +60,7 @@ def local_task(task: str, few_shot: bool, data: Path, made: Path) -> dict[str, A
 
 
 def small_task(task: str, data: Path, made: Path) -> dict[str, Any]:
-    """The same with the sizes of SMOLLM2_SIZES: random lines of a split, or of the training data where it is missing."""
+    """The same with the sizes of SMOLLM2_SIZES: random lines of the split, or of the training data without one."""
     files = {"train": data / task / "train.jsonl"}
     for name, size in SMOLLM2_SIZES.items():
         source, files[name] = data / task / f"{name}.jsonl", made / task / f"{name}.jsonl"

@@ -85,6 +85,8 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"tuning_seeds": [True]}, "tuning_seeds=[True] is not allowed"),
         ({"tuning_seed": [1000]}, "or several as tuning_seeds: [1000, 1001, 1002]"),
         ({"tuning_seed": 7, "tuning_seeds": [7]}, "leave tuning_seed out"),
+        ({"tuning_tasks": ["words", "word"]}, "give a list of tasks of this study (words)"),
+        ({"tuning_tasks": "words"}, "tuning_tasks='words' is not allowed"),
         ({"methods": {"lora": {"from_layer": "upper"}}}, "from_layer='upper' is not allowed"),
         ({"methods": {"lora": {"from_layer": -1}}}, "from_layer=-1 is not allowed"),
         ({"methods": {"lora-upper": {"layers_to_transform": [1]}}}, "both say which layers are changed"),
@@ -300,6 +302,22 @@ def test_a_rate_is_chosen_by_its_mean_over_the_tuning_seeds(parts: dict[str, Any
     assert chosen({rate: ["diverged"] * 3 for rate in METHODS["lora"].learning_rates}) == {}
     most = [row for row in rows_of(study, lambda spec: 0.5) if row["seed"] != 9]
     assert study.chosen_rates(most) == {}, "no rate is chosen before all draws are there"
+
+
+def test_one_rate_for_all_tasks_is_chosen_by_its_mean_over_the_tuning_tasks(parts: dict[str, Any]) -> None:
+    tasks = {name: {**parts["tasks"]["words"], "max_length": 8 + i} for i, name in enumerate(("one", "two", "three"))}
+    parts = {**parts, "tasks": tasks, "methods": {"lora": None, "spt": {"learning_rates": 7e-3}}}
+    study = Study.from_mapping({**parts, "tuning_tasks": ["one", "three", "one"]}, "study")
+    assert {spec.task for spec in study.tuning_runs()} == {"one", "three"}
+    scores = {"one": {1e-3: 0.8, 2e-3: 0.7, 5e-3: 0.1}, "three": {1e-3: 0.5, 2e-3: 0.7, 5e-3: 0.8}}
+    rows = rows_of(study, lambda spec: scores[spec.task][spec.learning_rate] if spec.tuning else 0.5)
+    shared = {(task, "lora"): 2e-3 for task in tasks}
+    assert study.chosen_rates(rows) == {**shared, **{(task, "spt"): 7e-3 for task in tasks}}
+    only_one = [row for row in rows if row["task"] == "one"]
+    assert {name for _, name in study.chosen_rates(only_one)} == {"spt"}, "no rate is chosen before all tasks are there"
+    assert Study.from_mapping(study.to_dict(), "study") == study
+    each = Study.from_mapping(parts, "study")
+    assert {spec.task for spec in each.tuning_runs()} == set(tasks)
 
 
 def test_one_tuning_seed_may_be_written_as_before(parts: dict[str, Any]) -> None:

@@ -64,7 +64,8 @@ class Study:
         Args:
             values: `methods` (a list of names, or a mapping from names to changes of their settings), `tasks` (a
                 mapping from names to options that hold for one task), `seeds` and `tuning_seeds` (lists;
-                `tuning_seed: 1000` is one), `tuning_tasks` (a list of tasks; see the attribute), `options` (for all tasks), `against` (a method's name).
+                `tuning_seed: 1000` is one), `tuning_tasks` (a list of names of tasks), `options` (for all tasks),
+                `against` (a method's name).
             where: named in errors.
 
         Raises:
@@ -152,8 +153,9 @@ class Study:
     def chosen_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], float]:
         """The learning rate with the best development score, by task and method; only where all rates were tried.
 
-        The score of a rate is the mean over the tuning seeds, and over the tuning tasks if there are any. A rate with a
-        failed run is worse than any with fewer. Of equal ones the lower is taken. Where every run failed, there is none.
+        The score of a rate is the mean over the tuning seeds, and over the tuning tasks if there are any. A rate with
+        a failed run is worse than any with fewer. Of equal ones the lower is taken. Where every run failed, there is
+        none.
         """
         return {key: min(best) for key, best in self._best_rates(rows).items()}
 
