@@ -53,14 +53,17 @@ def test_fit_prints_layers_gates_and_both_scores(
     for shown in ("Prompt layers", "chosen", "linear probe", "gain", "Adapter"):
         assert shown in out
     assert "Searching for the prompt layers" in err
+    (remark,) = json.loads((tmp_path / "run" / "search.json").read_text())["remarks"]
+    assert (out.count(remark), err.count(remark)) == (1, 0)
 
 
 def test_what_there_is_to_know_about_the_choice_stands_with_the_result(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It was told while the search ran, and is far up the screen when the training is done."""
+    """Notes of the search are far up the screen when the training is done."""
     (remark,) = json.loads((run / "search.json").read_text())["remarks"]
-    assert "nothing is searched" in remark  # three layers are fewer than the four that a search takes
+    # Three layers are fewer than the four that a search takes.
+    assert remark == "All candidate layers (0 to 2) get a prompt, so there is nothing to search."
     _, out, _ = call(["fit", "--resume", "--output", str(run)], capsys)
     assert remark in out
 

@@ -60,22 +60,32 @@ def test_by_default_layers_are_searched_for_where_there_are_examples_enough(
 
     few, told = search(MIN_EXAMPLES - 1)
     assert (few.prompt_layers, few.steps) == ([1, 2], 0)
-    assert told == few.remarks
-    assert "1999 training examples are too few" in told[0]
+    (remark,) = few.remarks
+    assert "1999 training examples are too few" in remark
+    assert told == []  # the result holds the remark
     enough, told = search(MIN_EXAMPLES)
     assert enough.steps == 2
-    assert not any("too few" in remark for remark in told)
+    assert told  # what the search will cost
+    assert not any("too few" in remark for remark in enough.remarks)
     assert enough.scores == search(MIN_EXAMPLES, searcher="fair")[0].scores
 
 
+@pytest.mark.parametrize(
+    ("candidates", "who"),
+    [
+        (None, "All candidate layers (0 to 3) get a prompt"),
+        ([0, 2, 3], "All candidate layers (0, 2, 3) get a prompt"),
+        ([2], "The only candidate layer (2) gets a prompt"),
+    ],
+)
 def test_by_default_nothing_is_searched_where_all_candidates_are_taken(
-    build_supernet, build_args, make_examples, collate
+    build_supernet, build_args, make_examples, collate, candidates, who
 ):
-    args = build_args(max_steps=2)
-    search = SearchConfig(num_prompt_layers=4)
-    result = search_prompt_layers(build_supernet(), make_examples(MIN_EXAMPLES), args, search, data_collator=collate)
-    assert (result.prompt_layers, result.steps) == ([0, 1, 2, 3], 0)
-    assert "nothing is searched" in result.remarks[0]
+    network, layers = build_supernet(candidate_layers=candidates), candidates or [0, 1, 2, 3]
+    args, search = build_args(max_steps=2), SearchConfig(num_prompt_layers=len(layers))
+    result = search_prompt_layers(network, make_examples(MIN_EXAMPLES), args, search, data_collator=collate)
+    assert (result.prompt_layers, result.steps) == (layers, 0)
+    assert result.remarks == [f"{who}, so there is nothing to search."]
 
 
 def test_random_draws_follow_the_seed(search):

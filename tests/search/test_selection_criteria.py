@@ -73,13 +73,13 @@ def test_layers_must_beat_evenly_spaced_ones_beyond_noise(build_trainer, plain_l
     assert taken == {True, False}
 
 
-def test_too_few_held_out_examples_tell_nothing_and_the_user_is_told(search):
-    told = []
-    result, _ = search("fair", num_prompt_layers=1, tell=told.append)
+def test_too_few_held_out_examples_tell_nothing_and_the_result_says_so(search, caplog):
+    caplog.set_level("INFO", logger="sptune")
+    result, _ = search("fair", num_prompt_layers=1)
     assert result.prompt_layers == [2]
     (remark,) = result.remarks
     assert "12 held-out examples are too few to tell layers apart" in remark or "lowest" in remark
-    assert told[-1] == remark
+    assert caplog.messages.count(remark) == 1
 
 
 @pytest.mark.parametrize(("criterion", "looks"), [(by_perturbation, 1), (by_sets, 1), (greedily, 1.5)])

@@ -62,7 +62,7 @@ def search_prompt_layers(
         head_learning_rate: as in `SPTTrainer`.
         activation_cache: as in `SPTTrainer`; below the lowest candidate layer.
         resume_from_checkpoint: as in `transformers.Trainer.train`; "halving" and "exhaustive" cannot be resumed.
-        tell: receives messages: before the search, its cost and what is cached; after it, remarks about the choice.
+        tell: receives messages before the search, its cost and what is cached; the result holds remarks on the choice.
 
     Raises:
         InputError: the network is not a supernet, or the number of layers does not fit its candidates.
@@ -79,12 +79,12 @@ def search_prompt_layers(
 
 
 def _search(problem: SearchProblem, config: SPTConfig, search: SearchConfig) -> SearchResult:
-    """Find the layers, and report the remarks about them."""
+    """Find the layers, and log the remarks about them."""
     # An impossible choice fails before the training.
     problem = dataclasses.replace(problem, search=_with_number(search, problem.tuner, config))
     findings = load_searcher(search.searcher)(problem)
     for remark in findings.remarks:
-        problem.tell(remark)
+        logger.info("%s", remark)
     result = _result(findings, config, search, problem.search, problem.candidates)
     logger.info("The search chose prompt layers %s of %s.", result.prompt_layers, result.candidate_layers)
     return result

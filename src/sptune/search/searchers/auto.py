@@ -17,7 +17,7 @@ def find_layers(problem: SearchProblem) -> Findings:
         return fair.find_layers(problem)
     findings = spaced.find_layers(problem)
     if spare < auto.min_spare:
-        findings.remarks.append("There are no more candidate layers than prompt layers, so nothing is searched.")
+        findings.remarks.append(_nothing_to_search(problem.candidates))
         return findings
     findings.remarks.append(
         f"{examples} training examples are too few for a search to tell layers apart (at least "
@@ -25,3 +25,12 @@ def find_layers(problem: SearchProblem) -> Findings:
         "searcher='fair'."
     )
     return findings
+
+
+def _nothing_to_search(candidates: list[int]) -> str:
+    """What happens where every candidate becomes a prompt layer."""
+    if len(candidates) == 1:
+        return f"The only candidate layer ({candidates[0]}) gets a prompt, so there is nothing to search."
+    in_a_row = len(candidates) > 2 and candidates[-1] - candidates[0] == len(candidates) - 1
+    layers = f"{candidates[0]} to {candidates[-1]}" if in_a_row else ", ".join(map(str, candidates))
+    return f"All candidate layers ({layers}) get a prompt, so there is nothing to search."
