@@ -22,11 +22,11 @@ from sptune.modeling.backbones import find_backbone
 from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
 from sptune.runs import output_folder as outputs
-from sptune.runs.class_evaluation import by_length
 from sptune.runs.evaluation import quiet_stdout
 from sptune.runs.plan import Plan
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.runs.resolution import evaluation_interval
+from sptune.runs.score_evaluation import by_length
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
 from sptune.training.cache_settings import ActivationCacheSettings

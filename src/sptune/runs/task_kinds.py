@@ -10,10 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from sptune.errors import InputError
-from sptune.runs.class_evaluation import ClassEvaluation
 from sptune.runs.class_weights import run_class_loss
 from sptune.runs.evaluation import Evaluation
 from sptune.runs.run_options import RunOptions
+from sptune.runs.score_evaluation import ScoreEvaluation
 from sptune.runs.text_evaluation import DEFAULT_GENERATED_EXAMPLES, DEFAULT_MAX_NEW_TOKENS, TextEvaluation
 from sptune.tasks import Task, TaskEncoder, read_labeled, read_unlabeled
 from sptune.tasks.data.generation_data import read_prompts
@@ -104,7 +104,7 @@ def run_evaluation(encoder: AnyEncoder, options: RunOptions, examples: Sequence[
         )
     rates = {"learning_rate": options.learning_rate, "head_learning_rate": options.head_learning_rate}
     given = {name: rate for name, rate in rates.items() if rate is not None}
-    return ClassEvaluation(encoder.task, encoder, given, run_class_loss(encoder.task, options, examples))
+    return ScoreEvaluation(encoder.task, encoder, given, run_class_loss(encoder.task, options, examples))
 
 
 def read_examples(task: AnyTask, file: str | Path, *, answered: bool) -> list[Any]:

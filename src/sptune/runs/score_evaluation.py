@@ -1,4 +1,4 @@
-"""`ClassEvaluation`: what a run measures and predicts with class scores, also those of several labels or a number."""
+"""`ScoreEvaluation`: what a run measures and predicts with scores of classes, of several labels, or of a number."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from sptune.training.class_loss import ClassLoss
 from sptune.training.trainer import SPTTrainer
 
 
-class ClassEvaluation(Evaluation):
-    """The metrics of a task by class scores; see `sptune.tasks.metrics.score_metrics`.
+class ScoreEvaluation(Evaluation):
+    """The metrics of a task by its scores; see `sptune.tasks.metrics.score_metrics`.
 
     Args:
         task: names classes and metrics.
