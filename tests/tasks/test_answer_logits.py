@@ -72,6 +72,25 @@ def test_causal_scores_follow_the_last_real_token_whatever_the_padding(tokenizer
     torch.testing.assert_close(encode.class_scores(model, right), torch.stack(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrapper", [None, "peft"])
+def test_a_model_on_several_devices_gets_no_index_of_one_of_them(tokenizers, tiny_model, wrapper):
+    """PyTorch refuses an index on another GPU than the states; Accelerate moves it to the first one."""
+    encode, rows, _ = make(tokenizers, "llama")
+    batch = encode.collator(rows[:1])
+    model = tiny_model("llama", "ForCausalLM")
+    plain = encode.class_scores(model, batch)
+    model.hf_device_map = {"model": 0, "lm_head": 1}
+    kept = []
+
+    def note(module, args, inputs):
+        kept.append(inputs["logits_to_keep"])
+
+    model.register_forward_pre_hook(note, with_kwargs=True)
+    split = wrap(model, wrapper) if wrapper else model
+    torch.testing.assert_close(encode.class_scores(split, batch), plain)
+    assert kept == [1]
+
+
 @pytest.fixture
 def process_group():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)

@@ -78,6 +78,14 @@ def at_labels(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**with_source_mask(model, inputs), "labels": shifted, "logits_to_keep": kept}
 
 
+def on_several_devices(model: nn.Module) -> bool:
+    """Whether Accelerate has placed the blocks of a transformers model on several devices.
+
+    Its hooks move the inputs of the model to the first of them, and the states that the head receives are on the last.
+    """
+    return len({*getattr(model, "hf_device_map", {}).values()}) > 1
+
+
 def _shifts_kept_logits(model: nn.Module) -> bool:
     """Whether a model computes the logits at given positions, and its loss by comparing each with the next label."""
     if isinstance(model, nn.DataParallel) or hasattr(model, "_orig_mod"):  # compiled for one number of positions
@@ -87,7 +95,7 @@ def _shifts_kept_logits(model: nn.Module) -> bool:
         if any(config.is_prompt_learning for config in backbone.peft_config.values()):
             return False  # PEFT lengthens text and labels
         backbone = backbone.get_base_model()
-    if len({*getattr(backbone, "hf_device_map", {}).values()}) > 1:
+    if on_several_devices(backbone):
         return False  # the positions would be on another device than the states
     forward = inspect.unwrap(type(backbone).forward)
     return (

@@ -12,6 +12,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 
 from sptune.errors import InputError
+from sptune.modeling.labeled_positions import on_several_devices
 
 
 def forward_arguments(model: nn.Module) -> set[str] | None:
@@ -62,7 +63,9 @@ def causal_answer_logits(model: nn.Module, inputs: Mapping[str, Any], arguments:
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
     if ends_together and "logits_to_keep" in known:
         # An index instead of 1: a slice is not contiguous, and the head would copy its weight for every row.
-        last_one = torch.tensor([-1], device=inputs["input_ids"].device)
+        last_one: Any = torch.tensor([-1], device=inputs["input_ids"].device)
+        if on_several_devices(unwrap_model(model)):
+            last_one = 1  # an index would be on another device than the states
         return _logits(model(**inputs, **options, logits_to_keep=last_one))[:, -1]
     if mask is None:
         last = inputs["input_ids"].new_full((inputs["input_ids"].shape[0],), length - 1)
