@@ -1,20 +1,29 @@
 """Measures flash attention and plain attention on a CPU, forward and backward, by length.
 
-    OMP_NUM_THREADS=1 python benchmarks/attention.py
+    OMP_NUM_THREADS=1 python benchmarks/attention.py --output attention.jsonl    # can be stopped and started again
 
-`sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` comes from these measurements.
+`sptune.training.attention_kernel.LONGEST_WITHOUT_FLASH` comes from these measurements. A row is that of its machine and
+versions: on another machine, rows are added to the file.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from resumable_runs import Row, freeze, write_missing_rows
+from speed import machine
+from sptune.runs.output_folder import read_json_lines
 
 BATCH, REPEATS = 16, 9
 HEADS = {"MiniLM-L6": (12, 32), "SmolLM2-135M": (9, 64)}
@@ -35,17 +44,47 @@ def seconds(kernel: SDPBackend, heads: int, width: int, length: int, dtype: torc
     return statistics.median(times)
 
 
-def main() -> None:
-    """Print the milliseconds of both kernels and their ratio."""
-    table = Table("heads of", "format", "tokens", "flash, ms", "plain, ms", "flash / plain", box=None)
-    for name, (heads, width) in HEADS.items():
+def measure(name: str, dtype: torch.dtype, length: int) -> Row:
+    """The seconds of both kernels at one length."""
+    times = {f"{kernel}_seconds": seconds(backend, *HEADS[name], length, dtype) for kernel, backend in KERNELS.items()}
+    return {**about(name, dtype, length), **times}
+
+
+def about(name: str, dtype: torch.dtype, length: int) -> Row:
+    """What a row is the measurement of."""
+    return {"heads_of": name, "dtype": str(dtype).removeprefix("torch."), "tokens": length, "machine": machine()}
+
+
+def runs() -> Iterator[tuple[str, Callable[[], Row]]]:
+    """All measurements with their keys."""
+    for name in HEADS:
         for dtype in (torch.bfloat16, torch.float32):
             for length in LENGTHS:
-                flash, plain = (seconds(kernel, heads, width, length, dtype) for kernel in KERNELS.values())
-                form = str(dtype).removeprefix("torch.")
-                ratio = f"{flash / plain:.2f}"
-                table.add_row(name, form, f"{length}", f"{1e3 * flash:.1f}", f"{1e3 * plain:.1f}", ratio)
+                yield freeze(about(name, dtype, length)), partial(measure, name, dtype, length)
+
+
+def key_of(row: Row) -> str:
+    """The key of the measurement that wrote a row."""
+    return freeze({name: row[name] for name in ("heads_of", "dtype", "tokens", "machine")})
+
+
+def print_table(rows: list[Row]) -> None:
+    """Print the milliseconds of both kernels and their ratio."""
+    table = Table("heads of", "dtype", "tokens", "flash, ms", "plain, ms", "flash / plain", box=None)
+    for row in rows:
+        flash, plain = row["flash_seconds"], row["plain_seconds"]
+        figures = (f"{1e3 * flash:.1f}", f"{1e3 * plain:.1f}", f"{flash / plain:.2f}")
+        table.add_row(row["heads_of"], row["dtype"], f"{row['tokens']}", *figures)
     Console().print(table)
+
+
+def main() -> None:
+    """Measure what this machine has no row of yet, and print its rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="a .jsonl file")
+    given = parser.parse_args()
+    write_missing_rows(given.output, runs(), key_of)
+    print_table([row for row in read_json_lines(given.output) if row["machine"] == machine()])
 
 
 if __name__ == "__main__":

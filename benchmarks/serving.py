@@ -38,6 +38,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from resumable_runs import begun_results
 from speed import DEVICE, copy_sharing_weights, machine, minilm, seconds
 from sptune import SPTConfig
 from sptune.config import default_candidates
@@ -244,11 +245,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw the picture")
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="default: all")
     given = parser.parse_args()
-    results: dict[str, Any] = {"machine": machine(), "settings": [], "memory": []}
-    if given.json.exists():  # an interrupted study goes on
-        before = json.loads(given.json.read_text())
-        results = before if before["machine"] == results["machine"] else results
-    given.json.parent.mkdir(parents=True, exist_ok=True)
+    results = begun_results(given.json, {"machine": machine(), "settings": [], "memory": []})
     if not results["memory"]:
         results["memory"] = measure_memory()
         given.json.write_text(json.dumps(results, indent=2) + "\n")

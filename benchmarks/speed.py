@@ -46,6 +46,7 @@ from transformers import (
 )
 
 import sptune
+from resumable_runs import begun_results
 from sptune import SearchConfig, SPTConfig
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.search import SPTSearchTrainer
@@ -493,13 +494,8 @@ def main() -> None:
     given = parser.parse_args()
     backbones = given.backbones or list(BACKBONES)[-1 if given.quick else 0 :]
     places = [(name, length) for name in backbones for length in given.lengths or ([128] if given.quick else [64, 128])]
-    results: dict[str, Any] = {"machine": machine(), "placement": given.placement, "settings": []}
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    if given.json.exists():  # an interrupted study goes on
-        before = json.loads(given.json.read_text())
-        # A file from before there was a choice names no placement.
-        alike = (before["machine"], before.get("placement", "prepend")) == (results["machine"], given.placement)
-        results["settings"] = before["settings"] if alike else []
+    empty: dict[str, Any] = {"machine": machine(), "placement": given.placement, "settings": []}
+    results = begun_results(given.json, empty, placement="prepend")
     done = [(setting["backbone"], setting["length"], setting["quick"]) for setting in results["settings"]]
     for name, length in places:
         if (name, length, given.quick) in done:
