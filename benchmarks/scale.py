@@ -24,19 +24,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 import torch
 from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from resumable_runs import Row, freeze, take_part, write_missing_rows
 from speed import PROMPTS, Method, copy_sharing_weights, peak_bytes, random_batches, spt, trained
 from sptune import SPTConfig
 from sptune.runs.output_folder import read_json_lines
+from sptune.tasks import Task, TaskEncoder, load_splits
 
 ROUNDS = 3
 SEED_WORDS = 2000
@@ -164,18 +169,36 @@ def write_rows(path: Path, number: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def read_rows(path: str) -> None:
-    """Read and check a file as a run does, and print processor time and memory; in a process of its own."""
-    from sptune.tasks import load_splits
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word."""
+    words = ["[PAD]", "[UNK]", *(f"word{index}" for index in range(SEED_WORDS))]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = processor_seconds(lambda: load_splits(train_file=path))
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"processor_seconds": round(seconds, 2), "memory_mb": round((after - before) / 1e3, 1)}))
+
+def read_rows(path: str) -> None:
+    """Read, check and tokenize a file as a run does, and print processor time and memory; in a process of its own."""
+    peak = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    seconds = {}
+
+    def measure(name: str, run: Callable[[], Any]) -> Any:
+        started = time.process_time()
+        result = run()
+        seconds[name] = round(time.process_time() - started, 2)
+        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        return result
+
+    labels, splits = measure("read", lambda: load_splits(train_file=path))
+    task = Task("scale", "classifier", ("text",), "label", labels)
+    encoder = TaskEncoder(task, word_tokenizer(), max_length=64, causal=False)
+    measure("tokenize", lambda: [encoder.encode(one) for one in (splits.train, splits.validation, splits.test)])
+    read, tokenize = (round((after - before) / 1e3, 1) for before, after in pairwise(peak))
+    print(json.dumps({"processor_seconds": seconds, "memory_mb": {"read": read, "tokenize": tokenize}}))
 
 
 def measure_rows(number: int) -> Row:
-    """What reading and checking a file of this many rows takes."""
+    """What reading, checking and tokenizing a file of this many rows takes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.jsonl"
         write_rows(path, number)

@@ -5,6 +5,7 @@ import pytest
 from sptune.errors import InputError
 from sptune.tasks import Example, few_shot, split_stratified
 from sptune.tasks.splits import divide
+from sptune.tasks.stored_examples import StoredExamples
 
 
 def examples(counts, text="{label} {index}"):
@@ -55,7 +56,8 @@ def test_few_shot_names_the_allowed_numbers(number):
 def divided(train, validation=None, test=None, few_shot_count=None, seed=0):
     given = {"train": train, "validation": validation, "test": test}
     examples = {role: split for role, split in given.items() if split is not None}
-    return divide(examples, few_shot_count=few_shot_count, seed=seed, source="train.jsonl")
+    stored = {role: StoredExamples.write(own) for role, own in examples.items()}
+    return divide(stored, few_shot_count=few_shot_count, seed=seed, source="train.jsonl")
 
 
 def places(split):

@@ -120,4 +120,4 @@ def _warn_cut(cut: Sequence[tuple[LoadedAdapter, Example]], examples: Sequence[t
     for maximum in sorted({adapter.class_encoder.max_length for adapter, _ in cut}):
         own = [example for adapter, example in cut if adapter.class_encoder.max_length == maximum]
         count = sum(adapter.class_encoder.max_length == maximum for adapter, _ in examples)
-        warn_cut(own, count, maximum)
+        warn_cut(len(own), own[0], count, maximum)

@@ -6,13 +6,14 @@ so a task with text after [MASK] also has a causal template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sptune.errors import InputError
 from sptune.renamed import renamed_argument
 from sptune.tasks.data import load_splits
 from sptune.tasks.splits import Example, Splits
+from sptune.tasks.stored_examples import StoredExamples
 from sptune.tasks.task import Task
 
 SENTIMENT = ("negative", "positive")
@@ -196,14 +197,14 @@ def load_benchmark(name: str, *, dataset: str | None = None, few_shot: int | Non
     columns = dict(zip(source.text_columns, task.text_fields, strict=True))
     labels = dict(zip(source.label_names, task.labels, strict=True))
 
-    def renamed(examples: list[Example]) -> list[Example]:
-        return [
+    def renamed(examples: Iterable[Example]) -> StoredExamples[Example]:
+        return StoredExamples.write(
             replace(
                 example,
                 fields={columns[column]: text for column, text in example.fields.items()},
                 label=None if example.label is None else labels[example.label],
             )
             for example in examples
-        ]
+        )
 
     return Splits(renamed(splits.train), renamed(splits.validation), renamed(splits.test), splits.notes)

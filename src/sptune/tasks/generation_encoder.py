@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +16,7 @@ from sptune.tasks.generation_metrics import IGNORED
 from sptune.tasks.generation_task import GenerationExample, GenerationTask
 from sptune.tasks.padding import padding_token_id
 from sptune.tasks.special_tokens import ending_tokens, plain_text
+from sptune.tasks.token_dataset import CHUNK, token_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -75,16 +77,9 @@ class GenerationEncoder:
         """
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
-        rows, cut, full = [], [], []
-        for example in examples:
-            prompt, earlier, completion = self._parts(example)
-            if len(prompt) >= self.max_length:
-                full.append(example)
-            elif len(prompt) + len(completion) > self.max_length:
-                cut.append(example)
-            tokens, labels = prompt + completion, earlier + completion
-            rows.append((tokens[: self.max_length], labels[: self.max_length]))
-        self._refuse_full(full)
+        full, cut = list[int](), list[int]()
+        rows = token_dataset(self._encoded_chunks(examples, full, cut))
+        self._refuse_full(examples, full)
         self._warn_early_ends(examples)
         self.too_long = len(cut)
         if cut:
@@ -94,15 +89,32 @@ class GenerationEncoder:
                 len(cut),
                 len(examples),
                 self.max_length,
-                cut[0].where,
+                examples[cut[0]].where,
             )
-        return Dataset.from_dict(
-            {
-                "input_ids": [tokens for tokens, _ in rows],
-                "labels": [labels for _, labels in rows],
-                "length": [len(tokens) for tokens, _ in rows],
-            }
-        )
+        return rows
+
+    def _encoded_chunks(
+        self, examples: Sequence[GenerationExample], full: list[int], cut: list[int]
+    ) -> Iterator[dict[str, list[Any]]]:
+        """The columns of `encode`, chunk by chunk.
+
+        Args:
+            examples: the examples.
+            full: receives the numbers of those whose prompt leaves no room for a completion.
+            cut: receives the numbers of those whose completion was cut.
+        """
+        for start in range(0, len(examples), CHUNK):
+            columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
+            for number, example in enumerate(examples[start : start + CHUNK], start):
+                prompt, earlier, completion = self._parts(example)
+                if len(prompt) >= self.max_length:
+                    full.append(number)
+                elif len(prompt) + len(completion) > self.max_length:
+                    cut.append(number)
+                tokens, labels = (prompt + completion)[: self.max_length], (earlier + completion)[: self.max_length]
+                for name, value in (("input_ids", tokens), ("labels", labels), ("length", len(tokens))):
+                    columns[name].append(value)
+            yield columns
 
     def encode_prompts(self, examples: Sequence[GenerationExample]) -> list[list[int]]:
         """The tokens of each prompt, after which a model writes.
@@ -111,9 +123,7 @@ class GenerationEncoder:
             InputError: if a prompt leaves no room for a completion.
         """
         prompts = [self._prompt_tokens(self._texts(example)[0]) for example in examples]
-        self._refuse_full(
-            [one for one, tokens in zip(examples, prompts, strict=True) if len(tokens) >= self.max_length]
-        )
+        self._refuse_full(examples, [number for number, tokens in enumerate(prompts) if len(tokens) >= self.max_length])
         return prompts
 
     def prompt_length(self, example: GenerationExample) -> int:
@@ -129,7 +139,7 @@ class GenerationEncoder:
         if self._chat is not None:  # messages are broken up where they spell one
             return
         end = str(self.tokenizer.eos_token)
-        early = [one for one in examples if (one.completion or "").partition(end)[2].strip()]
+        early = [number for number, one in enumerate(examples) if (one.completion or "").partition(end)[2].strip()]
         if early:
             logger.warning(
                 "%d of %d completions contain the end token %r before their end (the first: %s); what follows it was "
@@ -137,14 +147,14 @@ class GenerationEncoder:
                 len(early),
                 len(examples),
                 end,
-                early[0].where,
+                examples[early[0]].where,
             )
 
-    def _refuse_full(self, examples: Sequence[GenerationExample]) -> None:
-        if examples:
+    def _refuse_full(self, examples: Sequence[GenerationExample], full: Sequence[int]) -> None:
+        if full:
             raise InputError(
-                f"{examples[0].where}: the prompt alone has max_length={self.max_length} tokens or more, which leaves "
-                f"no room for a completion ({len(examples)} such examples). Shorten or remove these, or choose a "
+                f"{examples[full[0]].where}: the prompt alone has max_length={self.max_length} tokens or more, which "
+                f"leaves no room for a completion ({len(full)} such examples). Shorten or remove these, or choose a "
                 "larger max_length."
             )
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
 
 from sptune.errors import InputError
 from sptune.stratified import allot
+from sptune.tasks.stored_examples import StoredExamples
 
 TEST_SHARE = Fraction(1, 5)
 VALIDATION_SHARE = Fraction(1, 10)
@@ -50,17 +53,21 @@ class Example(Generic[Label]):
         return tuple(self.fields.values())
 
 
-def with_rarest_labels(examples: Sequence[Example[tuple[str, ...]]]) -> list[Example[tuple[str, ...]]]:
+def with_rarest_labels(
+    examples: Iterable[Example[tuple[str, ...]]], counts: Mapping[str, int]
+) -> Iterator[Example[tuple[str, ...]]]:
     """The examples with their rarest labels, so that rare labels are in all splits.
 
     Splits can be in proportion to one thing only: two examples seldom have just the same labels. Of equally rare labels
     the first in the alphabet counts.
+
+    Args:
+        examples: the training examples.
+        counts: how many of them have a label.
     """
-    counts = Counter(label for example in examples for label in example.label or ())
-    return [
-        replace(example, rarest_label=min(example.label or (), key=lambda label: (counts[label], label), default=None))
-        for example in examples
-    ]
+    for example in examples:
+        rarest = min(example.label or (), key=lambda label: (counts[label], label), default=None)
+        yield replace(example, rarest_label=rarest)
 
 
 class SplitExample(Protocol):
@@ -93,9 +100,9 @@ class Splits(Generic[AnyExample]):
         notes: which splits were split off from others, and warnings about the data.
     """
 
-    train: list[AnyExample]
-    validation: list[AnyExample]
-    test: list[AnyExample]
+    train: StoredExamples[AnyExample]
+    validation: StoredExamples[AnyExample]
+    test: StoredExamples[AnyExample]
     notes: list[str] = field(default_factory=list)
 
 
@@ -114,12 +121,8 @@ def split_stratified(
         The remaining indices and the indices split off, both ascending. Because of `keep`, the latter can be fewer than
         `size`.
     """
-    number = round(len(labels) * size) if isinstance(size, float | Fraction) else size
-    counts = Counter(labels)
-    taken = _draw(
-        labels, _allot(counts, number, {label: max(count - keep, 0) for label, count in counts.items()}), seed
-    )
-    return [index for index in range(len(labels)) if index not in taken], sorted(taken)
+    is_taken = _take(labels, size, seed, keep)
+    return np.flatnonzero(~is_taken).tolist(), np.flatnonzero(is_taken).tolist()
 
 
 def few_shot(examples: Sequence[AnyExample], count: int, *, seed: int) -> tuple[list[AnyExample], list[AnyExample]]:
@@ -136,20 +139,32 @@ def few_shot(examples: Sequence[AnyExample], count: int, *, seed: int) -> tuple[
     Raises:
         InputError: if there are fewer examples or more classes than `count`.
     """
-    labels: list[Hashable] = [example.stratum for example in examples]
+    is_drawn = _take_few([example.stratum for example in examples], count, seed).tolist()
+    return (
+        [example for example, drawn in zip(examples, is_drawn, strict=True) if drawn],
+        [example for example, drawn in zip(examples, is_drawn, strict=True) if not drawn],
+    )
+
+
+def _take(labels: Sequence[Hashable], size: int | float | Fraction, seed: int, keep: int) -> np.ndarray:
+    """Whether each example is split off; see `split_stratified`."""
+    number = round(len(labels) * size) if isinstance(size, float | Fraction) else size
     counts = Counter(labels)
-    if not len(counts) <= count <= len(examples):
+    most = {label: max(count - keep, 0) for label, count in counts.items()}
+    return _draw(labels, _allot(counts, number, most), seed)
+
+
+def _take_few(labels: Sequence[Hashable], count: int, seed: int) -> np.ndarray:
+    """Whether each example is drawn; see `few_shot`."""
+    counts = Counter(labels)
+    if not len(counts) <= count <= len(labels):
         kind = "groups by rarest label" if any(isinstance(one, tuple) for one in counts) else "classes"
         of_classes = "" if None in counts else f" of {len(counts)} {kind}"
         raise InputError(
-            f"few_shot={count} does not fit: there are {len(examples)} training examples{of_classes}. "
-            f"Choose a number from {len(counts)} to {len(examples)}."
+            f"few_shot={count} does not fit: there are {len(labels)} training examples{of_classes}. "
+            f"Choose a number from {len(counts)} to {len(labels)}."
         )
-    drawn = _draw(labels, _allot(counts, count, dict(counts), least=1), seed)
-    return (
-        [example for index, example in enumerate(examples) if index in drawn],
-        [example for index, example in enumerate(examples) if index not in drawn],
-    )
+    return _draw(labels, _allot(counts, count, dict(counts), least=1), seed)
 
 
 def _allot(
@@ -162,16 +177,72 @@ def _allot(
     return dict(zip(order, allot(shares, number, [most[label] for label in order], least), strict=True))
 
 
-def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int) -> set[int]:
+def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int) -> np.ndarray:
+    """Whether each example is among the `numbers` of its label that are drawn at random."""
     generator = random.Random(seed)
-    places: dict[Hashable, list[int]] = {label: [] for label in sorted(numbers, key=str)}
-    for index, label in enumerate(labels):
-        places[label].append(index)
-    return {index for label, indices in places.items() for index in generator.sample(indices, numbers[label])}
+    codes = {label: code for code, label in enumerate(sorted(numbers, key=str))}
+    coded = np.fromiter((codes[label] for label in labels), np.int32, len(labels))
+    is_drawn = np.zeros(len(labels), dtype=bool)
+    for label, code in codes.items():
+        places = np.flatnonzero(coded == code)
+        is_drawn[places[generator.sample(range(len(places)), numbers[label])]] = True
+    return is_drawn
+
+
+class _Pool(Generic[AnyExample]):
+    """Examples, and what splitting needs of them, so that their file is read once.
+
+    Attributes:
+        examples: the examples.
+        strata: the group of each within which splits are drawn.
+        hashes: those of their texts.
+    """
+
+    def __init__(self, examples: StoredExamples[AnyExample], strata: list[Hashable], hashes: np.ndarray) -> None:
+        self.examples = examples
+        self.strata = strata
+        self.hashes = hashes
+
+    @classmethod
+    def of(cls, examples: StoredExamples[AnyExample]) -> _Pool[AnyExample]:
+        """All of these examples."""
+        same: dict[Hashable, Hashable] = {}  # one object for each group instead of one for each example
+        strata: list[Hashable] = []
+        hashes = np.empty(len(examples), dtype=np.int64)
+        for number, example in enumerate(examples):
+            strata.append(same.setdefault(example.stratum, example.stratum))
+            hashes[number] = hash(example.text)
+        return cls(examples, strata, hashes)
+
+    def divide(self, is_taken: np.ndarray) -> tuple[_Pool[AnyExample], _Pool[AnyExample]]:
+        """The others, and those that are taken."""
+        return self._select(np.flatnonzero(~is_taken)), self._select(np.flatnonzero(is_taken))
+
+    def joined(self, other: _Pool[AnyExample]) -> _Pool[AnyExample]:
+        """These and those of another pool of the same file."""
+        examples = self.examples.joined(other.examples)
+        return _Pool(examples, self.strata + other.strata, np.concatenate([self.hashes, other.hashes]))
+
+    def repeats(self, train: _Pool[AnyExample]) -> np.ndarray:
+        """Whether the text of each example also occurs in the training data."""
+        are_same = np.isin(self.hashes, train.hashes)
+        if are_same.any():  # two texts can have the same hash
+            alike = np.flatnonzero(np.isin(train.hashes, self.hashes))
+            texts = {example.text for example in train.examples.select(alike)}
+            places = np.flatnonzero(are_same)
+            are_same[places] = [example.text in texts for example in self.examples.select(places)]
+        return are_same
+
+    def _select(self, places: np.ndarray) -> _Pool[AnyExample]:
+        strata = [self.strata[place] for place in places.tolist()]
+        return _Pool(self.examples.select(places), strata, self.hashes[places])
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 def divide(
-    examples: Mapping[str, list[AnyExample]],
+    examples: Mapping[str, StoredExamples[AnyExample]],
     *,
     few_shot_count: int | None,
     seed: int,
@@ -197,104 +268,99 @@ def divide(
     Raises:
         InputError: if there are too few examples.
     """
-    train, validation, test = examples["train"], examples.get("validation"), examples.get("test")
+    pools = {role: _Pool.of(own) for role, own in examples.items()}
+    notes = list(notes)
     if few_shot_count is None:
-        splits = _divide_all(train, validation, test, seed, source)
+        pools = _divide_all(pools, seed, source, notes)
     else:
-        splits = _divide_few_shot(train, validation, test, few_shot_count, seed, source)
-    for name, split in (("validation", splits.validation), ("test", splits.test)):
-        splits.notes.extend(_weaknesses(name, split, splits.train))
-    splits.notes[:0] = notes
-    return splits
+        pools = _divide_few_shot(pools, few_shot_count, seed, source, notes)
+    for name in ("validation", "test"):
+        notes.extend(_weaknesses(name, pools[name], pools["train"]))
+    return Splits(pools["train"].examples, pools["validation"].examples, pools["test"].examples, notes)
 
 
-def _divide_all(
-    train: list[AnyExample], validation: list[AnyExample] | None, test: list[AnyExample] | None, seed: int, source: str
-) -> Splits[AnyExample]:
-    notes: list[str] = []
-    whole = len(train)
-    if test is None:
-        train, test = _split_off(train, TEST_SHARE, seed, "test", source, notes)
-    if validation is None:
-        size = min(round(whole * VALIDATION_SHARE), MAX_VALIDATION)
-        train, validation = _split_off(train, size, seed, "validation", source, notes)
-    return Splits(train, validation, test, notes)
+Pools = dict[str, "_Pool[AnyExample]"]
+
+
+def _divide_all(pools: Pools[AnyExample], seed: int, source: str, notes: list[str]) -> Pools[AnyExample]:
+    pools = dict(pools)
+    whole = len(pools["train"])
+    sizes: dict[str, int | Fraction] = {
+        "test": TEST_SHARE, "validation": min(round(whole * VALIDATION_SHARE), MAX_VALIDATION)
+    }  # fmt: skip
+    for name, size in sizes.items():
+        if name not in pools:
+            pools["train"], pools[name] = _split_off(pools["train"], size, seed, name, source, notes)
+    return pools
 
 
 def _divide_few_shot(
-    train: list[AnyExample],
-    validation: list[AnyExample] | None,
-    test: list[AnyExample] | None,
-    count: int,
-    seed: int,
-    source: str,
-) -> Splits[AnyExample]:
-    train, pool = few_shot(train, count, seed=seed)
-    _, pool = _repeats(train, pool)
-    notes = [f"Training on {len(train)} examples of {source}, drawn {_how_drawn(train)}."]
-    if validation is None:
-        most = len(pool) if test is not None else len(pool) // 2
-        pool, validation = _split_off(pool, min(FEW_SHOT_VALIDATION, most), seed, "validation", source, notes, keep=0)
-    if test is None:
-        test = pool
-        _need(test, "test", source, count)
-        notes.append(f"The test data are the {len(test)} remaining examples of {source}.")
-    return Splits(train, validation, test, notes)
+    pools: Pools[AnyExample], count: int, seed: int, source: str, notes: list[str]
+) -> Pools[AnyExample]:
+    pool, train = pools["train"].divide(_take_few(pools["train"].strata, count, seed))
+    pool, _ = pool.divide(pool.repeats(train))
+    pools = {**pools, "train": train}
+    notes.append(f"Training on {len(train)} examples of {source}, drawn {_how_drawn(train)}.")
+    if "validation" not in pools:
+        size = min(FEW_SHOT_VALIDATION, len(pool) if "test" in pools else len(pool) // 2)
+        pool, pools["validation"] = _split_off(pool, size, seed, "validation", source, notes, keep=0)
+    if "test" not in pools:
+        pools["test"] = pool
+        _need(pool, "test", source, count)
+        notes.append(f"The test data are the {len(pool)} remaining examples of {source}.")
+    return pools
 
 
 def _split_off(
-    examples: list[AnyExample],
+    pool: _Pool[AnyExample],
     size: int | Fraction,
     seed: int,
     name: str,
     source: str,
     notes: list[str],
     keep: int = 1,
-) -> tuple[list[AnyExample], list[AnyExample]]:
-    stay, taken = split_stratified([example.stratum for example in examples], size, seed=seed, keep=keep)
-    rest = [examples[index] for index in stay]
-    repeated, split = _repeats(rest, [examples[index] for index in taken])
-    rest.extend(repeated)
+) -> tuple[_Pool[AnyExample], _Pool[AnyExample]]:
+    rest, taken = pool.divide(_take(pool.strata, size, seed, keep))
+    split, repeated = taken.divide(taken.repeats(rest))
     _need(split, name, source, None)
     notes.append(f"No {name} data given: {len(split)} examples of {source} were split off, {_how_drawn(split)}.")
-    return rest, split
+    return rest.joined(repeated), split
 
 
-def _how_drawn(examples: Sequence[SplitExample]) -> str:
-    if any(isinstance(example.stratum, tuple) for example in examples):
+def _how_drawn(pool: _Pool[AnyExample]) -> str:
+    if any(isinstance(stratum, tuple) for stratum in pool.strata):
         return "in proportion to the rarest label of each"
-    grouped = any(example.stratum is not None for example in examples)
-    return "in proportion to the classes" if grouped else "at random"
+    return "in proportion to the classes" if any(stratum is not None for stratum in pool.strata) else "at random"
 
 
-def _weaknesses(name: str, examples: list[AnyExample], train: list[AnyExample]) -> list[str]:
+def _weaknesses(name: str, pool: _Pool[AnyExample], train: _Pool[AnyExample]) -> list[str]:
     """Notes on a split whose scores mislead: it shares texts with the training data, or all labels are the same."""
     notes: list[str] = []
-    repeated, _ = _repeats(train, examples)
-    if repeated:
+    repeated = np.flatnonzero(pool.repeats(train))
+    if len(repeated):
         notes.append(
-            f"{len(repeated)} of {len(examples)} {name} texts also occur in the training data (the first: "
-            f"{repeated[0].where}): the {name} score is too optimistic."
+            f"{len(repeated)} of {len(pool)} {name} texts also occur in the training data (the first: "
+            f"{pool.examples[repeated[0]].where}): the {name} score is too optimistic."
         )
-    labels = {example.label for example in examples if isinstance(example, Example)}
-    if len(labels) == 1 and (only := labels.pop()) is not None:
+    only = _only_label(pool.examples)
+    if only is not None:
         same = f"are of the class {only!r}" if isinstance(only, str) else f"have the number {only}"
         same = f"have the labels {list(only)}" if isinstance(only, tuple) else same
-        notes.append(f"All {len(examples)} {name} examples {same}: scores mean little.")
+        notes.append(f"All {len(pool)} {name} examples {same}: scores mean little.")
     return notes
 
 
-def _need(examples: list[AnyExample], name: str, source: str, few_shot_count: int | None) -> None:
-    if not examples:
+def _only_label(examples: Iterable[Any]) -> str | tuple[str, ...] | float | None:
+    """The label that all examples have; None if there are different ones, or none."""
+    labels = (example.label if isinstance(example, Example) else None for example in examples)
+    only: str | tuple[str, ...] | float | None = next(labels, None)
+    return only if all(label == only for label in labels) else None
+
+
+def _need(pool: _Pool[AnyExample], name: str, source: str, few_shot_count: int | None) -> None:
+    if not len(pool):
         after = f" after few_shot={few_shot_count}" if few_shot_count else ""
         raise InputError(
             f"{source} has too few examples{after} to split off {name} data. Give {name} data ({name}_file), or more "
             "training data."
         )
-
-
-def _repeats(train: list[AnyExample], examples: list[AnyExample]) -> tuple[list[AnyExample], list[AnyExample]]:
-    """The examples whose texts also occur in the training data, and the others."""
-    texts = {example.text for example in train}
-    repeated = [example for example in examples if example.text in texts]
-    return repeated, [example for example in examples if example.text not in texts]

@@ -25,14 +25,9 @@ def targets(task: Task, examples: Sequence[Example]) -> list[int] | list[float] 
     Raises:
         InputError: a label is not a class of the task, or only some examples have labels.
     """
-    _check_labels(task, examples)
+    check_targets(task, examples)
     labels = [example.label for example in examples if example.label is not None]
-    missing = [example.where for example in examples if example.label is None]
-    if missing and len(missing) < len(examples):
-        raise InputError(
-            f"{len(missing)} of {len(examples)} examples have no label (the first: {missing[0]}); label all or none."
-        )
-    if missing:
+    if len(labels) < len(examples):
         return None
     if task.kind == REGRESSION:
         mean, deviation = _scale(task)
@@ -43,18 +38,29 @@ def targets(task: Task, examples: Sequence[Example]) -> list[int] | list[float] 
     return [index[label] for label in labels]
 
 
-def _check_labels(task: Task, examples: Sequence[Example]) -> None:
-    if task.kind == REGRESSION:
-        return
+def check_targets(task: Task, examples: Sequence[Example]) -> None:
+    """Check that all examples have labels of the task, or none has one.
+
+    Raises:
+        InputError: as `targets`.
+    """
+    unlabeled, first = 0, ""
     known = set(task.labels)
     for example in examples:
-        labels = example.label if isinstance(example.label, tuple) else (example.label,)
-        for label in labels:
-            if label is not None and label not in known:
-                raise InputError(
-                    f"{example.where}: label {label!r} is not a class of task {task.name!r} "
-                    f"({', '.join(task.labels)}); correct the data or the task's labels."
-                )
+        if example.label is None:
+            unlabeled, first = unlabeled + 1, first or example.where
+        elif task.kind != REGRESSION:
+            labels = example.label if isinstance(example.label, tuple) else (example.label,)
+            for label in labels:
+                if label not in known:
+                    raise InputError(
+                        f"{example.where}: label {label!r} is not a class of task {task.name!r} "
+                        f"({', '.join(task.labels)}); correct the data or the task's labels."
+                    )
+    if 0 < unlabeled < len(examples):
+        raise InputError(
+            f"{unlabeled} of {len(examples)} examples have no label (the first: {first}); label all or none."
+        )
 
 
 def numbers(task: Task, scores: np.ndarray) -> np.ndarray:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,14 +22,13 @@ from sptune.tasks.label_words import label_token_ids
 from sptune.tasks.padding import Batch, PaddingCollator, padding_token_id
 from sptune.tasks.special_tokens import broken_up, ending_tokens, special_token_pattern
 from sptune.tasks.splits import Example
-from sptune.tasks.targets import targets
+from sptune.tasks.targets import check_targets, targets
 from sptune.tasks.task import Task
 from sptune.tasks.template import Template
+from sptune.tasks.token_dataset import CHUNK, token_dataset
 from sptune.tasks.truncation import tokens_that_fit
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 4096
 
 
 class TaskEncoder:
@@ -128,20 +127,25 @@ class TaskEncoder:
         """
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
-        labels = targets(self.task, examples)
-        chunks: list[Dataset] = []
-        too_long: list[Example] = []
+        check_targets(self.task, examples)
+        cut: list[int] = []
+        rows = token_dataset(self._encoded_chunks(examples, cut))
+        self.too_long = len(cut)
+        if cut:
+            warn_cut(len(cut), examples[cut[0]], len(examples), self.max_length)
+        return rows
+
+    def _encoded_chunks(self, examples: Sequence[Example], cut: list[int]) -> Iterator[dict[str, list[Any]]]:
+        """The columns of `encode`, chunk by chunk; `cut` receives the numbers of the examples that were cut."""
         for start in range(0, len(examples), CHUNK):
             chunk = examples[start : start + CHUNK]
             columns, rows = self.encode_texts([example.fields for example in chunk])
-            too_long.extend(chunk[row] for row in rows)
+            cut.extend(start + row for row in rows)
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
+            labels = targets(self.task, chunk)
             if labels is not None:
-                columns["labels"] = labels[start : start + CHUNK]
-            chunks.append(Dataset.from_dict(columns))
-        self.too_long = len(too_long)
-        warn_cut(too_long, len(examples), self.max_length)
-        return chunks[0] if len(chunks) == 1 else concatenate_datasets(chunks)
+                columns["labels"] = list(labels)
+            yield columns
 
     def encode_texts(self, fields: Sequence[Mapping[str, str]]) -> tuple[dict[str, list[Any]], list[int]]:
         """Tokenize texts without labels.
@@ -297,13 +301,12 @@ def check_classes(logits: torch.Tensor, task: Task) -> None:
         )
 
 
-def warn_cut(too_long: Sequence[Example], count: int, max_length: int) -> None:
+def warn_cut(cut: int, first: Example, count: int, max_length: int) -> None:
     """Warn that the texts of some of `count` examples were cut."""
-    if too_long:
-        logger.warning(
-            "%d of %d texts are longer than the maximum of %d tokens (the first: %s); their ends were cut.",
-            len(too_long),
-            count,
-            max_length,
-            too_long[0].where,
-        )
+    logger.warning(
+        "%d of %d texts are longer than the maximum of %d tokens (the first: %s); their ends were cut.",
+        cut,
+        count,
+        max_length,
+        first.where,
+    )

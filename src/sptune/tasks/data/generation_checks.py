@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sptune.tasks.data.error_report import describe_type, or_remove, shorten
@@ -12,7 +12,7 @@ from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.generation_task import ASSISTANT, ROLES, GenerationExample, GenerationTask, Message
 
 
-def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) -> list[GenerationExample]:
+def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) -> Iterator[GenerationExample]:
     """Turn the rows of a source into examples; errors go into `source.errors`.
 
     Args:
@@ -20,7 +20,7 @@ def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) ->
         task: names the columns.
         answered: whether each row must have a completion; otherwise only prompts are read.
 
-    Returns:
+    Yields:
         The examples of the rows without errors.
     """
     return checked_examples(prompt_rows(source, task, answered=answered))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from sptune.tasks.data.error_report import raise_errors
@@ -20,6 +21,7 @@ from sptune.tasks.generation_task import (
     GenerationTask,
 )
 from sptune.tasks.splits import Splits, divide
+from sptune.tasks.stored_examples import StoredExamples
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +74,10 @@ def load_prompt_splits(
 
 def _check_sources(
     sources: Mapping[str, Sequence[RowSource]], task: GenerationTask, notes: list[str]
-) -> dict[str, list[GenerationExample]]:
+) -> dict[str, StoredExamples[GenerationExample]]:
     """The examples by role; `notes` receives what is unusual."""
     examples = {
-        role: [example for file in files for example in check_prompts(file, task, answered=True)]
+        role: StoredExamples.write(chain.from_iterable(check_prompts(file, task, answered=True) for file in files))
         for role, files in sources.items()
     }
     every = [file for files in sources.values() for file in files]
@@ -96,7 +98,7 @@ def read_prompts(path: str | Path, task: GenerationTask, *, answered: bool = Tru
         InputError: all errors of the file in one message.
     """
     source = open_file(path)
-    examples = check_prompts(source, task, answered=answered)
+    examples = list(check_prompts(source, task, answered=answered))
     raise_errors([source.errors])
     for note in source.notes:
         logger.warning("%s", note)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sptune.errors import InputError
 from sptune.tasks.data.class_checks import (
     MAX_CLASSES,
+    LabelCounts,
     check_spelling,
     note_empty_classes,
     note_rare_classes,
-    order_classes,
 )
 from sptune.tasks.data.error_report import or_remove
 from sptune.tasks.data.label_checks import check_label, report_unknown_labels
@@ -116,18 +116,13 @@ def check_label_sets(
     separator: str = DEFAULT_SEPARATOR,
     known_labels: Collection[str] | None = None,
     train_name: str | None = None,
-) -> list[Example[LabelSet]]:
+) -> Iterator[Example[LabelSet]]:
     """Turn the rows of a source into examples; errors go into `source.errors`. See `LabelSetRows`."""
     return checked_examples(LabelSetRows(source, text_columns, label_column, separator, known_labels, train_name))
 
 
-def order_labels(train: Sequence[Example[LabelSet]], declared: Sequence[str] | None) -> LabelSet:
-    """The labels of the examples in order; see `order_classes`."""
-    return order_classes({label for example in train for label in example.label or ()}, declared)
-
-
 def check_labels(
-    train: Sequence[Example[LabelSet]],
+    found: LabelCounts,
     source: str,
     column: str,
     labels: Sequence[str],
@@ -139,8 +134,8 @@ def check_labels(
     """Check the labels of the training data; `notes` receives what is unusual.
 
     Args:
-        train: the training examples.
-        source: their source, for messages.
+        found: the labels of the training examples.
+        source: the training data, for messages.
         column: the label column.
         labels: all labels.
         notes: receives notes.
@@ -151,26 +146,24 @@ def check_labels(
         InputError: there are fewer than two labels, or as many as if they were identifiers, or two look alike, or
             another separator stands in them.
     """
-    named = [(label, example.where) for example in train for label in example.label or ()]
-    seen = Counter(label for label, _ in named)
-    largest = max((len(example.label or ()) for example in train), default=0)
-    if separator is None and largest == 1:
+    seen = found.counts
+    if separator is None and found.most_labels == 1:
         _check_separator(seen, source, column)
-    _check_number(seen, len(train), source, column)
-    if not are_known and len(seen) > MAX_CLASSES and len(seen) > len(named) / 2:
+    _check_number(seen, found.examples, source, column)
+    if not are_known and len(seen) > MAX_CLASSES and len(seen) > seen.total() / 2:
         raise InputError(
-            f"{source}, field {column!r}: {len(seen)} different labels in {len(train)} examples, such as "
-            f"{named[0][0]!r}. They look like identifiers; name another label column, or all labels (labels=...)."
+            f"{source}, field {column!r}: {len(seen)} different labels in {found.examples} examples, such as "
+            f"{next(iter(seen))!r}. They look like identifiers; name another label column, or all labels (labels=...)."
         )
-    if largest == 1:
+    if found.most_labels == 1:
         notes.append(
             f"{source}, field {column!r}: no example has more than one label. If no example can have several, "
             "task_kind='classifier' predicts exactly one for each."
         )
     notes.extend(note_empty_classes(seen, source, labels))
     if not are_known:
-        check_spelling(named, source, column)
-        notes.extend(note_rare_classes(seen, len(train), source))
+        check_spelling(found, source, column)
+        notes.extend(note_rare_classes(found, source))
 
 
 def _check_number(seen: Collection[str], examples: int, source: str, column: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
 from sptune.renamed import renamed_argument
 from sptune.tasks.data.class_checks import (
+    LabelCounts,
     check_class_names,
     check_classes,
     check_numeric_labels,
@@ -26,13 +27,13 @@ from sptune.tasks.data.label_set_checks import (
     LabelSet,
     check_label_sets,
     check_labels,
-    order_labels,
 )
 from sptune.tasks.data.number_checks import check_numbers, check_range
 from sptune.tasks.data.row_checks import check_rows
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.split_roles import open_roles
 from sptune.tasks.splits import Example, Splits, divide, with_rarest_labels
+from sptune.tasks.stored_examples import StoredExamples
 from sptune.tasks.task import CLASSIFIER, DEFAULT_SEPARATOR, KINDS, MULTI_LABEL, REGRESSION
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _check_classes(
     label_column: str,
     labels: tuple[str, ...] | None,
     notes: list[str],
-) -> tuple[tuple[str, ...], dict[str, list[Example]]]:
+) -> tuple[tuple[str, ...], dict[str, StoredExamples[Example]]]:
     """Check the rows of all splits and the classes.
 
     Returns:
@@ -122,9 +123,10 @@ def _check_classes(
     declared = sources["train"][0].class_names.get(label_column)
     are_classes_known = labels is not None or declared is not None
     train = _check_split(sources["train"], text_columns, label_column, labels, None)
+    found = LabelCounts.of(train)
     if not are_classes_known:
-        check_numeric_labels(train, train_name, label_column, notes)
-    classes = labels or order_classes({example.label for example in train if example.label is not None}, declared)
+        check_numeric_labels(found, train_name, label_column, notes)
+    classes = labels or order_classes(found.counts, declared)
     examples = {"train": train}
     for role in ("validation", "test"):
         if role in sources:
@@ -132,11 +134,10 @@ def _check_classes(
                 sources[role], text_columns, label_column, classes or None, None if labels else train_name
             )
     _raise_errors_and_take_notes(sources, notes)
-    check_classes(train, train_name, label_column, classes, notes)
+    check_classes(found, train_name, label_column, classes, notes)
     if not are_classes_known:
-        named = [(example.label, example.where) for example in train if example.label is not None]
-        check_spelling(named, train_name, label_column)
-        notes.extend(note_rare_classes(Counter(name for name, _ in named), len(train), train_name))
+        check_spelling(found, train_name, label_column)
+        notes.extend(note_rare_classes(found, train_name))
     return classes, examples
 
 
@@ -148,26 +149,26 @@ def _check_label_sets(
     notes: list[str],
     *,
     separator: str | None,
-) -> tuple[tuple[str, ...], dict[str, list[Example[LabelSet]]]]:
+) -> tuple[tuple[str, ...], dict[str, StoredExamples[Example[LabelSet]]]]:
     """As `_check_classes`, where each example has any number of labels."""
     train_name = _name_of(sources["train"])
     declared = sources["train"][0].class_names.get(label_column)
     between = separator or DEFAULT_SEPARATOR
 
-    def check(role: str, known: tuple[str, ...] | None, name: str | None) -> list[Example[LabelSet]]:
+    def check(role: str, known: tuple[str, ...] | None, name: str | None) -> StoredExamples[Example[LabelSet]]:
         how: dict[str, Any] = {"separator": between, "known_labels": known, "train_name": name}
-        return [
-            example for file in sources[role] for example in check_label_sets(file, text_columns, label_column, **how)
-        ]
+        checked = (check_label_sets(file, text_columns, label_column, **how) for file in sources[role])
+        return StoredExamples.write(chain.from_iterable(checked))
 
     train = check("train", labels, None)
-    names = labels or order_labels(train, declared)
-    examples = {"train": with_rarest_labels(train)}
+    found = LabelCounts.of(train)
+    names = labels or order_classes(found.counts, declared)
+    examples = {"train": StoredExamples.write(with_rarest_labels(train, found.counts))}
     for role in sources.keys() - {"train"}:
         examples[role] = check(role, names or None, None if labels else train_name)
     _raise_errors_and_take_notes(sources, notes)
     are_known = labels is not None or declared is not None
-    check_labels(train, train_name, label_column, names, notes, separator=separator, are_known=are_known)
+    check_labels(found, train_name, label_column, names, notes, separator=separator, are_known=are_known)
     return names, examples
 
 
@@ -176,10 +177,12 @@ def _check_numbers(
     text_columns: Sequence[str],
     label_column: str,
     notes: list[str],
-) -> tuple[tuple[()], dict[str, list[Example[float]]]]:
+) -> tuple[tuple[()], dict[str, StoredExamples[Example[float]]]]:
     """As `_check_classes`, where each example has a number; there are no classes."""
     examples = {
-        role: [example for file in files for example in check_numbers(file, text_columns, label_column)]
+        role: StoredExamples.write(
+            chain.from_iterable(check_numbers(file, text_columns, label_column) for file in files)
+        )
         for role, files in sources.items()
     }
     _raise_errors_and_take_notes(sources, notes)
@@ -199,10 +202,10 @@ def _check_split(
     label_column: str,
     known_labels: tuple[str, ...] | None,
     train_name: str | None,
-) -> list[Example]:
+) -> StoredExamples[Example]:
     """The examples of all files of a split; see `check_rows`."""
     check = partial(check_rows, known_labels=known_labels, train_name=train_name)
-    return [example for file in files for example in check(file, text_columns, label_column)]
+    return StoredExamples.write(chain.from_iterable(check(file, text_columns, label_column) for file in files))
 
 
 def _name_of(files: Sequence[RowSource]) -> str:
@@ -225,7 +228,7 @@ def read_labeled(
     """
     source = open_file(path)
     columns = check_column_names(text_columns, label_column)
-    examples: list[Any]
+    examples: Iterator[Example]
     if kind == REGRESSION:
         examples = check_numbers(source, columns, label_column)
     elif kind == MULTI_LABEL:
@@ -233,8 +236,9 @@ def read_labeled(
         examples = check_label_sets(source, columns, label_column, separator=between, known_labels=known)
     else:
         examples = check_rows(source, columns, label_column, known_labels=check_class_names(labels))
+    checked: list[Example] = list(examples)
     raise_errors_and_log_notes(source)
-    return examples
+    return checked
 
 
 def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS) -> list[Example]:
@@ -244,7 +248,7 @@ def read_unlabeled(path: str | Path, text_columns: Sequence[str] = TEXT_COLUMNS)
         InputError: all errors of the file in one message.
     """
     source = open_file(path)
-    examples = check_rows(source, check_column_names(text_columns, None), None)
+    examples = list(check_rows(source, check_column_names(text_columns, None), None))
     raise_errors_and_log_notes(source)
     return examples
 

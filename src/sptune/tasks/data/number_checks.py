@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -47,7 +47,7 @@ class NumberRows(LabeledRows[float]):
         return None if _is_finite(value) else ("not a finite number", "Write one")
 
 
-def check_numbers(source: RowSource, text_columns: Sequence[str], label_column: str) -> list[Example[float]]:
+def check_numbers(source: RowSource, text_columns: Sequence[str], label_column: str) -> Iterator[Example[float]]:
     """Turn the rows of a source into examples; errors go into `source.errors`."""
     return checked_examples(NumberRows(source, text_columns, label_column))
 
@@ -73,7 +73,7 @@ def check_range(train: Sequence[Example[float]], source: str, column: str) -> No
 
 def scale_of(train: Sequence[Example[float]]) -> tuple[float, float]:
     """Mean and standard deviation of the numbers."""
-    values = np.array([example.label for example in train], dtype=np.float64)
+    values = np.fromiter((example.label for example in train), np.float64, len(train))
     with np.errstate(all="ignore"):
         return float(values.mean()), float(values.std())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from sptune.tasks.data.column_checks import CLASS_COLUMNS, report_header, report_missing_fields
@@ -23,7 +23,7 @@ def check_rows(
     *,
     known_labels: Collection[str] | None = None,
     train_name: str | None = None,
-) -> list[Example]:
+) -> Iterator[Example]:
     """Turn the rows of a source into examples; errors go into `source.errors`.
 
     Args:
@@ -33,20 +33,22 @@ def check_rows(
         known_labels: the classes; None to accept any label.
         train_name: the source of the training data, for messages, if the classes were read from it.
 
-    Returns:
+    Yields:
         The examples of the rows without errors.
     """
     return checked_examples(_ClassRows(source, text_columns, label_column, known_labels, train_name))
 
 
-def checked_examples(checker: RowChecker[Checked]) -> list[Checked]:
-    """The examples of all rows without errors; errors go into the checker's source."""
+def checked_examples(checker: RowChecker[Checked]) -> Iterator[Checked]:
+    """Yield the examples of all rows without errors; errors go into the checker's source."""
     source = checker.source
     if source.columns is not None and report_header(source, checker.columns, source.columns, checker.column_options):
-        return []
-    examples = [checker.example(line, values) for line, values in source.rows]
+        return
+    for line, values in source.rows:
+        example = checker.example(line, values)
+        if example is not None:
+            yield example
     checker.report()
-    return [example for example in examples if example is not None]
 
 
 def text_rows(source: RowSource, text_columns: Sequence[str]) -> RowChecker[Example]:
