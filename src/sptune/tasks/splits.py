@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from sptune.errors import InputError
 from sptune.stratified import allot
+from sptune.tasks.example_pool import AnyExample, ExamplePool, Strata
 from sptune.tasks.stored_examples import StoredExamples
 
 TEST_SHARE = Fraction(1, 5)
@@ -70,25 +70,6 @@ def with_rarest_labels(
         yield replace(example, rarest_label=rarest)
 
 
-class SplitExample(Protocol):
-    """An example of any kind of task, as far as splits depend on it."""
-
-    @property
-    def where(self) -> str:
-        """The location in the data."""
-
-    @property
-    def stratum(self) -> Hashable:
-        """The group within which splits are drawn; None if there are no groups."""
-
-    @property
-    def text(self) -> Hashable:
-        """The input, which should not occur in two splits."""
-
-
-AnyExample = TypeVar("AnyExample", bound=SplitExample)
-
-
 @dataclass
 class Splits(Generic[AnyExample]):
     """The data of a run.
@@ -121,7 +102,7 @@ def split_stratified(
         The remaining indices and the indices split off, both ascending. Because of `keep`, the latter can be fewer than
         `size`.
     """
-    is_taken = _take(labels, size, seed, keep)
+    is_taken = _take(Strata.of(labels), size, seed, keep)
     return np.flatnonzero(~is_taken).tolist(), np.flatnonzero(is_taken).tolist()
 
 
@@ -139,32 +120,32 @@ def few_shot(examples: Sequence[AnyExample], count: int, *, seed: int) -> tuple[
     Raises:
         InputError: if there are fewer examples or more classes than `count`.
     """
-    is_drawn = _take_few([example.stratum for example in examples], count, seed).tolist()
+    is_drawn = _take_few(Strata.of(example.stratum for example in examples), count, seed).tolist()
     return (
         [example for example, drawn in zip(examples, is_drawn, strict=True) if drawn],
         [example for example, drawn in zip(examples, is_drawn, strict=True) if not drawn],
     )
 
 
-def _take(labels: Sequence[Hashable], size: int | float | Fraction, seed: int, keep: int) -> np.ndarray:
+def _take(strata: Strata, size: int | float | Fraction, seed: int, keep: int) -> np.ndarray:
     """Whether each example is split off; see `split_stratified`."""
-    number = round(len(labels) * size) if isinstance(size, float | Fraction) else size
-    counts = Counter(labels)
-    most = {label: max(count - keep, 0) for label, count in counts.items()}
-    return _draw(labels, _allot(counts, number, most), seed)
+    number = round(len(strata.codes) * size) if isinstance(size, float | Fraction) else size
+    counts = strata.counts()
+    most = {group: max(count - keep, 0) for group, count in counts.items()}
+    return _draw(strata, _allot(counts, number, most), seed)
 
 
-def _take_few(labels: Sequence[Hashable], count: int, seed: int) -> np.ndarray:
+def _take_few(strata: Strata, count: int, seed: int) -> np.ndarray:
     """Whether each example is drawn; see `few_shot`."""
-    counts = Counter(labels)
-    if not len(counts) <= count <= len(labels):
+    counts, examples = strata.counts(), len(strata.codes)
+    if not len(counts) <= count <= examples:
         kind = "groups by rarest label" if any(isinstance(one, tuple) for one in counts) else "classes"
         of_classes = "" if None in counts else f" of {len(counts)} {kind}"
         raise InputError(
-            f"few_shot={count} does not fit: there are {len(labels)} training examples{of_classes}. "
-            f"Choose a number from {len(counts)} to {len(labels)}."
+            f"few_shot={count} does not fit: there are {examples} training examples{of_classes}. "
+            f"Choose a number from {len(counts)} to {examples}."
         )
-    return _draw(labels, _allot(counts, count, dict(counts), least=1), seed)
+    return _draw(strata, _allot(counts, count, counts, least=1), seed)
 
 
 def _allot(
@@ -177,68 +158,14 @@ def _allot(
     return dict(zip(order, allot(shares, number, [most[label] for label in order], least), strict=True))
 
 
-def _draw(labels: Sequence[Hashable], numbers: Mapping[Hashable, int], seed: int) -> np.ndarray:
-    """Whether each example is among the `numbers` of its label that are drawn at random."""
+def _draw(strata: Strata, numbers: Mapping[Hashable, int], seed: int) -> np.ndarray:
+    """Whether each example is among the `numbers` of its group that are drawn at random."""
     generator = random.Random(seed)
-    codes = {label: code for code, label in enumerate(sorted(numbers, key=str))}
-    coded = np.fromiter((codes[label] for label in labels), np.int32, len(labels))
-    is_drawn = np.zeros(len(labels), dtype=bool)
-    for label, code in codes.items():
-        places = np.flatnonzero(coded == code)
-        is_drawn[places[generator.sample(range(len(places)), numbers[label])]] = True
+    is_drawn = np.zeros(len(strata.codes), dtype=bool)
+    for group in sorted(numbers, key=str):
+        places = np.flatnonzero(strata.codes == strata.groups.index(group))
+        is_drawn[places[generator.sample(range(len(places)), numbers[group])]] = True
     return is_drawn
-
-
-class _Pool(Generic[AnyExample]):
-    """Examples, and what splitting needs of them, so that their file is read once.
-
-    Attributes:
-        examples: the examples.
-        strata: the group of each within which splits are drawn.
-        hashes: those of their texts.
-    """
-
-    def __init__(self, examples: StoredExamples[AnyExample], strata: list[Hashable], hashes: np.ndarray) -> None:
-        self.examples = examples
-        self.strata = strata
-        self.hashes = hashes
-
-    @classmethod
-    def of(cls, examples: StoredExamples[AnyExample]) -> _Pool[AnyExample]:
-        """All of these examples."""
-        same: dict[Hashable, Hashable] = {}  # one object for each group instead of one for each example
-        strata: list[Hashable] = []
-        hashes = np.empty(len(examples), dtype=np.int64)
-        for number, example in enumerate(examples):
-            strata.append(same.setdefault(example.stratum, example.stratum))
-            hashes[number] = hash(example.text)
-        return cls(examples, strata, hashes)
-
-    def divide(self, is_taken: np.ndarray) -> tuple[_Pool[AnyExample], _Pool[AnyExample]]:
-        """The others, and those that are taken."""
-        return self._select(np.flatnonzero(~is_taken)), self._select(np.flatnonzero(is_taken))
-
-    def joined(self, other: _Pool[AnyExample]) -> _Pool[AnyExample]:
-        """These and those of another pool of the same file."""
-        examples = self.examples.joined(other.examples)
-        return _Pool(examples, self.strata + other.strata, np.concatenate([self.hashes, other.hashes]))
-
-    def repeats(self, train: _Pool[AnyExample]) -> np.ndarray:
-        """Whether the text of each example also occurs in the training data."""
-        are_same = np.isin(self.hashes, train.hashes)
-        if are_same.any():  # two texts can have the same hash
-            alike = np.flatnonzero(np.isin(train.hashes, self.hashes))
-            texts = {example.text for example in train.examples.select(alike)}
-            places = np.flatnonzero(are_same)
-            are_same[places] = [example.text in texts for example in self.examples.select(places)]
-        return are_same
-
-    def _select(self, places: np.ndarray) -> _Pool[AnyExample]:
-        strata = [self.strata[place] for place in places.tolist()]
-        return _Pool(self.examples.select(places), strata, self.hashes[places])
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
 
 def divide(
@@ -268,7 +195,7 @@ def divide(
     Raises:
         InputError: if there are too few examples.
     """
-    pools = {role: _Pool.of(own) for role, own in examples.items()}
+    pools = {role: ExamplePool.of(own) for role, own in examples.items()}
     notes = list(notes)
     if few_shot_count is None:
         pools = _divide_all(pools, seed, source, notes)
@@ -279,7 +206,7 @@ def divide(
     return Splits(pools["train"].examples, pools["validation"].examples, pools["test"].examples, notes)
 
 
-Pools = dict[str, "_Pool[AnyExample]"]
+Pools = dict[str, ExamplePool[AnyExample]]
 
 
 def _divide_all(pools: Pools[AnyExample], seed: int, source: str, notes: list[str]) -> Pools[AnyExample]:
@@ -312,14 +239,14 @@ def _divide_few_shot(
 
 
 def _split_off(
-    pool: _Pool[AnyExample],
+    pool: ExamplePool[AnyExample],
     size: int | Fraction,
     seed: int,
     name: str,
     source: str,
     notes: list[str],
     keep: int = 1,
-) -> tuple[_Pool[AnyExample], _Pool[AnyExample]]:
+) -> tuple[ExamplePool[AnyExample], ExamplePool[AnyExample]]:
     rest, taken = pool.divide(_take(pool.strata, size, seed, keep))
     split, repeated = taken.divide(taken.repeats(rest))
     _need(split, name, source, None)
@@ -327,13 +254,14 @@ def _split_off(
     return rest.joined(repeated), split
 
 
-def _how_drawn(pool: _Pool[AnyExample]) -> str:
-    if any(isinstance(stratum, tuple) for stratum in pool.strata):
+def _how_drawn(pool: ExamplePool[AnyExample]) -> str:
+    groups = pool.strata.counts()
+    if any(isinstance(group, tuple) for group in groups):
         return "in proportion to the rarest label of each"
-    return "in proportion to the classes" if any(stratum is not None for stratum in pool.strata) else "at random"
+    return "in proportion to the classes" if any(group is not None for group in groups) else "at random"
 
 
-def _weaknesses(name: str, pool: _Pool[AnyExample], train: _Pool[AnyExample]) -> list[str]:
+def _weaknesses(name: str, pool: ExamplePool[AnyExample], train: ExamplePool[AnyExample]) -> list[str]:
     """Notes on a split whose scores mislead: it shares texts with the training data, or all labels are the same."""
     notes: list[str] = []
     repeated = np.flatnonzero(pool.repeats(train))
@@ -357,7 +285,7 @@ def _only_label(examples: Iterable[Any]) -> str | tuple[str, ...] | float | None
     return only if all(label == only for label in labels) else None
 
 
-def _need(pool: _Pool[AnyExample], name: str, source: str, few_shot_count: int | None) -> None:
+def _need(pool: ExamplePool[AnyExample], name: str, source: str, few_shot_count: int | None) -> None:
     if not len(pool):
         after = f" after few_shot={few_shot_count}" if few_shot_count else ""
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import tempfile
 import threading
@@ -72,14 +73,14 @@ class _ExampleFile(Generic[T]):
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the examples are used)
         self._lock = threading.Lock()
         sizes = (self._file.write(pickle.dumps(one, pickle.HIGHEST_PROTOCOL)) for one in examples)
-        self._starts = np.concatenate([[0], np.fromiter(sizes, np.int64).cumsum()])
+        self._ends = np.fromiter(itertools.accumulate(sizes), np.int64)
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self._ends)
 
     def read(self, number: int) -> T:
         """An example by its number in the file."""
-        start, end = self._starts[number : number + 2].tolist()
+        start, end = int(self._ends[number - 1]) if number else 0, int(self._ends[number])
         with self._lock:
             self._file.seek(start)
             record = self._file.read(end - start)
