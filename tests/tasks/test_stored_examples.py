@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,3 +77,28 @@ def test_data_take_little_memory(tmp_path: Path) -> None:
     # The texts alone are 1.9 MB.
     assert kept < 5000 * 50
     assert peak < 5000 * 150
+
+
+@pytest.mark.parametrize("part", ["examples", "tokens"])
+def test_a_full_disk_is_named_with_the_remedy(part: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    code = {
+        "examples": "StoredExamples.write('word' * 1000 for _ in range(1000))",
+        "tokens": "token_dataset(({'input_ids': [[1] * 1000] * 10} for _ in range(1000)), max_in_memory=0)",
+    }
+    script = (
+        "import signal; from sptune.tasks.stored_examples import StoredExamples; "
+        "from sptune.tasks.token_dataset import token_dataset; "
+        f"signal.signal(signal.SIGXFSZ, signal.SIG_IGN); {code[part]}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert done.returncode == 1
+    assert "File too large; set TMPDIR to a folder with more room" in done.stderr
+    assert str(tmp_path) in done.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

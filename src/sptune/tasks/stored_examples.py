@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pickle
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar, overload
+from typing import IO, Any, Generic, TypeVar, overload
 
 import numpy as np
 
 T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def temporary_files() -> Iterator[None]:
+    """Names the folder for temporary files, and the remedy, in an error of writing there, such as a full disk.
+
+    Raises:
+        OSError: that error.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}; set TMPDIR to a folder with more room"
+        raise OSError(error.errno, reason, tempfile.gettempdir()) from error
 
 
 class StoredExamples(Sequence[T]):
@@ -71,12 +87,19 @@ class _ExampleFile(Generic[T]):
 
     def __init__(self, examples: Iterable[T]) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the examples are used)
+        weakref.finalize(self, _close, self._file)
         self._lock = threading.Lock()
-        sizes = (self._file.write(pickle.dumps(one, pickle.HIGHEST_PROTOCOL)) for one in examples)
-        self._ends = np.fromiter(itertools.accumulate(sizes), np.int64)
+        self._ends = np.fromiter(itertools.accumulate(map(self._append, examples)), np.int64)
+        with temporary_files():
+            self._file.flush()
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def _append(self, example: T) -> int:
+        """Write an example; returns the number of its bytes."""
+        with temporary_files():
+            return self._file.write(pickle.dumps(example, pickle.HIGHEST_PROTOCOL))
 
     def read(self, number: int) -> T:
         """An example by its number in the file."""
@@ -87,5 +110,7 @@ class _ExampleFile(Generic[T]):
         example: T = pickle.loads(record)
         return example
 
-    def __del__(self) -> None:
-        self._file.close()
+
+def _close(file: IO[bytes]) -> None:
+    with contextlib.suppress(OSError):  # what could not be written was an error before
+        file.close()

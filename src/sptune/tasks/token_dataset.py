@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, concatenate_datasets
 
+from sptune.tasks.stored_examples import temporary_files
+
 CHUNK = 4096  # examples that are tokenized together
 MAX_IN_MEMORY = 64 * 2**20  # bytes
 
@@ -36,11 +38,12 @@ def token_dataset(chunks: Iterable[dict[str, list[Any]]], *, max_in_memory: int 
 
 def _in_file(start: Dataset, chunks: Iterable[dict[str, list[Any]]]) -> Dataset:
     """The rows of a dataset and of more chunks, in a file."""
-    folder = tempfile.mkdtemp(prefix="sptune-")
+    schema = start.data.table.schema
+    with temporary_files():
+        folder = tempfile.mkdtemp(prefix="sptune-")
     try:
         path = Path(folder) / "tokens.arrow"
-        schema = start.data.table.schema
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        with temporary_files(), pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
             writer.write_table(start.data.table)
             for columns in chunks:
                 writer.write_table(Dataset.from_dict(columns, features=start.features).data.table)
