@@ -149,7 +149,17 @@ def test_short_bfloat16_batches_train_without_flash_attention_on_a_cpu(build_tra
     assert with_flash[-1] is not bf16
     assert torch.backends.cuda.flash_sdp_enabled()
     long = {"input_ids": torch.zeros(2, LONGEST_WITHOUT_FLASH + 1)}
-    with fast_attention(trainer.args, trainer.model, long):
+    with fast_attention(trainer, long):
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+
+@pytest.mark.parametrize("launched", [True, False], ids=["accelerate launch --dynamo_backend", "torch_compile"])
+def test_a_compiled_network_keeps_no_attention_kernel_of_its_first_batch(build_trainer, monkeypatch, launched):
+    # TrainingArguments(torch_compile=True) sets the variable, too, and would leave it to later tests.
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    compiled = {} if launched else {"torch_compile": True, "torch_compile_backend": "eager"}
+    trainer = build_trainer(build_examples(8), bf16=True, **compiled)
+    with fast_attention(trainer, pad_batch(build_examples(2))):
         assert torch.backends.cuda.flash_sdp_enabled()
 
 

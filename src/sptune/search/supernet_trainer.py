@@ -128,7 +128,7 @@ class SupernetTrainer(SPTTrainer):
             model.to(self.args.device).train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
-                with fast_attention(self.args, model, inputs):
+                with fast_attention(self, inputs):
                     with self.compute_loss_context_manager():
                         loss = self.compute_loss(model, self._prepare_inputs(inputs))
                     loss.backward()

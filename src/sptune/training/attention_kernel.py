@@ -7,29 +7,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import TrainingArguments
+from transformers import Trainer
+
+from sptune.training.activation_caching import compiles
 
 # In tokens; see benchmarks/attention.py.
 LONGEST_WITHOUT_FLASH = 128
 
 
-def fast_attention(
-    args: TrainingArguments, model: nn.Module | None, inputs: Mapping[str, Any]
-) -> contextlib.AbstractContextManager[Any]:
+def fast_attention(trainer: Trainer, inputs: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """For forward and backward on these inputs, the attention kernel that is fast.
 
     On a CPU the backward pass of flash attention is slow in bfloat16 while sequences are short. A compiled graph would
     keep the kernel of its first batch, so PyTorch chooses there.
 
     Args:
-        args: of the training.
-        model: the trained model.
+        trainer: of the model.
         inputs: the batch.
     """
-    in_bfloat16 = args.bf16 or getattr(model, "dtype", None) == torch.bfloat16
-    if args.device.type != "cpu" or not in_bfloat16 or args.torch_compile:
+    args = trainer.args
+    in_bfloat16 = args.bf16 or getattr(trainer.model, "dtype", None) == torch.bfloat16
+    if args.device.type != "cpu" or not in_bfloat16 or compiles(trainer):
         return contextlib.nullcontext()
     tokens = inputs.get("input_ids")
     if tokens is None or tokens.shape[-1] > LONGEST_WITHOUT_FLASH:

@@ -139,7 +139,7 @@ class SPTTrainer(OrderedTrainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As in `transformers.Trainer`, with the fast attention kernel and the activation cache."""
-        fast = fast_attention(self.args, self.model, inputs)
+        fast = fast_attention(self, inputs)
         with fast, self.caching.reading(inputs, check=True) as inputs:
             return super().training_step(model, inputs, num_items_in_batch)
 
