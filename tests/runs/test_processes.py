@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,15 @@ from sptune.runs.launch import check_launch, check_search_launch
 
 SCRIPT = Path(__file__).with_name("fit_in_processes.py")
 Runs = list[tuple[dict[str, Any], int | None]]
+# Steps after which runs are interrupted: after the 20 of the linear probe, and then after the 10 of the search.
+IN_SEARCH, IN_TRAINING = 25, 45
+# Runs with other losses, smaller batches or another dtype than the first one.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "focal loss": {"loss": "focal", "class_weights": {"good": 3.0}, "gradient_accumulation_steps": 2},
+    "bf16": {"bf16": True, "max_steps": 8},
+}
+# Matrix products of batches of other sizes are rounded otherwise, in bfloat16 by up to 2^-9 of their values.
+TOLERANCES = {"bf16": 2.0**-8}
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +50,36 @@ def whole(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> 
     return folder
 
 
-@pytest.fixture
-def fit_in(tmp_path: Path) -> Callable[[int, Runs], None]:
-    """``fit_in(processes, runs)``: does the runs in several processes."""
+def fit_in(processes: int, runs: Runs, folder: Path, **environment: str) -> None:
+    """Does the runs, one after another, in several processes."""
+    listed = folder / "runs.json"
+    listed.write_text(json.dumps(runs))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    done = subprocess.run(
+        [*launch, str(SCRIPT), str(listed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
 
-    def start(processes: int, runs: Runs) -> None:
-        listed = tmp_path / "runs.json"
-        listed.write_text(json.dumps(runs))
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        done = subprocess.run(
-            [*launch, str(SCRIPT), str(listed)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
 
-    return start
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> Path:
+    """A folder of runs in two processes, all of one launch, and of those in one process beside them."""
+    folder = tmp_path_factory.mktemp("two")
+    fit_all([({**options, "output_dir": str(folder / "by-one")}, IN_SEARCH)])
+    shared = {**options, "batch_size": 10}
+    runs: Runs = [
+        ({**shared, "output_dir": str(folder / "both")}, None),
+        ({"output_dir": str(folder / "by-one"), "resume": True}, None),
+        ({**shared, "output_dir": str(folder / "by-two")}, IN_TRAINING),
+    ]
+    for name, more in VARIANTS.items():
+        size = options["batch_size"] // more.get("gradient_accumulation_steps", 1)
+        own = {**options, **more, "batch_size": size}
+        fit_all([({**own, "output_dir": str(folder / f"{name} whole")}, None)])
+        runs.append(({**own, "batch_size": size // 2, "output_dir": str(folder / name)}, None))
+    fit_in(2, runs, folder)
+    return folder
 
 
 def results(run: Path) -> dict[str, Any]:
@@ -74,36 +97,34 @@ def results(run: Path) -> dict[str, Any]:
     }
 
 
-def assert_same(run: Path, expected: Path) -> None:
+def assert_same(run: Path, expected: Path, tolerance: float = 1e-4) -> None:
     found = results(run)
     for name, value in results(expected).items():
-        same = found[name] == (value if name in ("metrics", "texts") else pytest.approx(value, abs=1e-4))
+        same = found[name] == (value if name in ("metrics", "texts") else pytest.approx(value, abs=tolerance))
         assert same, f"{name}: {found[name]} instead of {value}"
 
 
-def test_any_number_of_processes_gives_the_same_run_and_goes_on_with_it(
-    whole: Path, options: dict[str, Any], fit_in: Callable[[int, Runs], None], tmp_path: Path
-) -> None:
-    by_one, by_two, both = (tmp_path / name for name in ("by-one", "by-two", "both"))
-    in_training, in_search = 45, 25  # after the 20 steps of the linear probe, and then the 10 of the search
-    fit_all([({**options, "output_dir": str(by_one)}, in_search)])
-    shared = {**options, "batch_size": 10}
-    fit_in(
-        2,
-        [
-            ({**shared, "output_dir": str(both)}, None),
-            ({"output_dir": str(by_one), "resume": True}, None),
-            ({**shared, "output_dir": str(by_two)}, in_training),
-        ],
-    )
-    assert_same(both, whole)
-    assert_same(by_one, whole)
+def test_any_number_of_processes_gives_the_same_run_and_goes_on_with_it(whole: Path, two: Path, tmp_path: Path) -> None:
+    assert_same(two / "both", whole)
+    assert_same(two / "by-one", whole)
     by_four = tmp_path / "by-four"
-    shutil.copytree(by_two, by_four)
-    fit_all([({"output_dir": str(by_two), "resume": True}, None)])
-    assert_same(by_two, whole)
-    fit_in(4, [({"output_dir": str(by_four), "resume": True}, None)])
+    shutil.copytree(two / "by-two", by_four)
+    fit_all([({"output_dir": str(two / "by-two"), "resume": True}, None)])
+    assert_same(two / "by-two", whole)
+    fit_in(4, [({"output_dir": str(by_four), "resume": True}, None)], tmp_path)
     assert_same(by_four, whole)
+
+
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_two_processes_share_the_run_of_one_with(two: Path, name: str) -> None:
+    assert_same(two / name, two / f"{name} whole", TOLERANCES.get(name, 1e-4))
+
+
+def test_two_processes_compile_the_run_of_one(whole: Path, options: dict[str, Any], tmp_path: Path) -> None:
+    """As after `accelerate launch --dynamo_backend`; the backend "eager" only traces, and needs no C++ compiler."""
+    run = {**options, "batch_size": 10, "output_dir": str(tmp_path / "run")}
+    fit_in(2, [(run, None)], tmp_path, ACCELERATE_DYNAMO_BACKEND="EAGER")
+    assert_same(tmp_path / "run", whole)
 
 
 def test_another_number_of_examples_in_a_step_is_refused(whole: Path, tmp_path: Path) -> None:
