@@ -86,13 +86,7 @@ class Study:
         shared = with_new_names(shared)
         tasks = {name: _with_paths({**shared, **with_new_names(options)}) for name, options in tasks.items()}
         seeds = _seeds("seeds", values.get("seeds", list(DEFAULT_SEEDS)), "[0, 1, 2]", where)
-        tuning_seeds = _tuning_seeds(values, where)
-        shared_seeds = [seed for seed in tuning_seeds if seed in seeds]
-        if shared_seeds:
-            raise InputError(
-                f"{where}: {shared_seeds[0]} is among the seeds and the tuning_seeds; learning rates are chosen on "
-                "draws that no result is reported on, so change one of them."
-            )
+        tuning_seeds = _tuning_seeds(values, seeds, where)
         against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
         against = against if against in methods else with_new_name(against)
         if against not in methods:
@@ -237,7 +231,18 @@ def _seeds(name: str, given: Any, example: str, where: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(given))
 
 
-def _tuning_seeds(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
+def _tuning_seeds(values: Mapping[str, Any], seeds: Sequence[int], where: str) -> tuple[int, ...]:
+    tuning_seeds = _given_tuning_seeds(values, where)
+    shared = [seed for seed in tuning_seeds if seed in seeds]
+    if shared:
+        raise InputError(
+            f"{where}: {shared[0]} is among the seeds and the tuning_seeds; learning rates are chosen on draws that no "
+            "result is reported on, so change one of them."
+        )
+    return tuning_seeds
+
+
+def _given_tuning_seeds(values: Mapping[str, Any], where: str) -> tuple[int, ...]:
     if "tuning_seed" not in values:
         return _seeds("tuning_seeds", values.get("tuning_seeds", list(TUNING_SEEDS)), "[1000, 1001, 1002]", where)
     if "tuning_seeds" in values:

@@ -110,8 +110,6 @@ class TaskEncoder:
                 f"without it. Choose at least {needed}, better several times that."
             )
 
-    # Encoding
-
     def encode(self, examples: Sequence[Example]) -> Dataset:
         """Tokenize examples.
 
@@ -128,8 +126,7 @@ class TaskEncoder:
         if not examples:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
         check_targets(self.task, examples)
-        cut: list[int] = []
-        rows = token_dataset(self._encoded_chunks(examples, cut))
+        rows = token_dataset(self._encoded_chunks(examples, cut := list[int]()))
         self.too_long = len(cut)
         if cut:
             warn_cut(len(cut), examples[cut[0]], len(examples), self.max_length)
@@ -142,8 +139,7 @@ class TaskEncoder:
             columns, rows = self.encode_texts([example.fields for example in chunk])
             cut.extend(start + row for row in rows)
             columns["length"] = [len(ids) for ids in columns["input_ids"]]
-            labels = targets(self.task, chunk)
-            if labels is not None:
+            if (labels := targets(self.task, chunk)) is not None:
                 columns["labels"] = list(labels)
             yield columns
 
@@ -230,8 +226,6 @@ class TaskEncoder:
                         f"mask tokens for {text!r} instead of one; choose another backbone or a classifier task."
                     )
         return columns, rows
-
-    # Scores
 
     def class_scores(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         """Run the model without labels and read the score of each class.

@@ -27,13 +27,13 @@ class LabelCounts:
         examples: the number of examples.
         counts: the number of examples of each label, in the order in which labels first occur.
         places: where each label first occurs.
-        most_labels: of one example.
+        max_labels: of one example.
     """
 
     examples: int
     counts: Counter[str]
     places: dict[str, str]
-    most_labels: int
+    max_labels: int
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> LabelCounts:

@@ -147,7 +147,7 @@ def check_labels(
             another separator stands in them.
     """
     seen = found.counts
-    if separator is None and found.most_labels == 1:
+    if separator is None and found.max_labels == 1:
         _check_separator(seen, source, column)
     _check_number(seen, found.examples, source, column)
     if not are_known and len(seen) > MAX_CLASSES and len(seen) > seen.total() / 2:
@@ -155,7 +155,7 @@ def check_labels(
             f"{source}, field {column!r}: {len(seen)} different labels in {found.examples} examples, such as "
             f"{next(iter(seen))!r}. They look like identifiers; name another label column, or all labels (labels=...)."
         )
-    if found.most_labels == 1:
+    if found.max_labels == 1:
         notes.append(
             f"{source}, field {column!r}: no example has more than one label. If no example can have several, "
             "task_kind='classifier' predicts exactly one for each."
