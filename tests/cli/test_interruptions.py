@@ -1,20 +1,37 @@
 """What a run leaves when the system ends it: a message, whole files, and a run that goes on to the same result."""
 
+import ctypes
+import itertools
 import json
+import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sptune.cli.commands import main
 from sptune.cli.system_errors import in_words
 
 STEPS = ["--searcher", "fair", "--search-steps", "4", "--max-steps", "40", "--no-linear-probe"]
 FILE_LIMIT = 6_000
+# Linux's numbers for taking a right from a process and its children: that to write where no permission allows it.
+DROP_FROM_BOUNDING_SET, IGNORE_PERMISSIONS = 24, 1
+# A command that may use only a little more memory than its libraries do.
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import sptune.runs.run
+from sptune.cli.commands import main
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+main(sys.argv[2:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +130,107 @@ def test_a_moved_folder_is_resumed(command: list[str], whole: Path, tmp_path: Pa
     assert_same_result(moved, whole)
 
 
+def _obey_permissions() -> None:
+    """As root, too."""
+    ctypes.CDLL(None).prctl(DROP_FROM_BOUNDING_SET, IGNORE_PERMISSIONS, 0, 0, 0)
+
+
+def test_a_read_only_folder_is_refused(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(0o555)
+    done = subprocess.run(
+        [*command, "--output", str(folder)], preexec_fn=_obey_permissions, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert f"{folder}: cannot be written to (Permission denied)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["fit", "compare"])
+@pytest.mark.parametrize("place", ["/proc", "/proc/run", "{folder}/file/run", "{folder}/file"])
+def test_a_place_that_holds_no_folder_is_refused(
+    verb: str, place: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    output = place.format(folder=tmp_path)
+    options = command[command.index("--model") :]
+    given = options if verb == "fit" else [*options[: options.index("--bottleneck-dim")], "--methods", "linear-probe"]
+    with pytest.raises(SystemExit) as left:
+        main([verb, *given, "--output", output])
+    assert left.value.code == 2
+    assert f"{output}: " in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("verb", ["fit", "compare"])
+def test_a_folder_that_is_removed_ends_the_run_and_does_not_come_back(
+    verb: str, command: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    if verb == "fit":
+        command, begun = [*command, "--max-steps", "4000"], "Training prompts"
+    else:
+        shared = command[: command.index("--bottleneck-dim")]
+        shared[shared.index("fit")] = "compare"
+        seeds = ",".join(map(str, range(200)))
+        command, begun = [*shared, "--methods", "linear-probe", "--seeds", seeds, "--max-steps", "20"], "runs ended"
+    process = subprocess.Popen([*command, "--output", str(folder)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any(begun in line for line in process.stderr)
+    folder.rename(tmp_path / "removed")
+    shutil.rmtree(tmp_path / "removed")
+    told = process.stderr.read()
+    assert process.wait(timeout=60) == 1
+    assert f"{folder}: was removed or moved" in told
+    assert "Traceback" not in told
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("megabytes", [0, 32])
+def test_too_little_memory_is_told(megabytes: int, command: list[str], whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [str(megabytes), *command[command.index("fit") :], "--output", str(folder)]
+    done = subprocess.run([sys.executable, "-c", LIMITED, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "memory" in done.stderr
+    assert "(ulimit -v" in done.stderr
+    # The command that continues the run is told where there is a run.
+    assert ("--resume" in done.stderr) is (folder / "config.yaml").exists()
+    if (folder / "config.yaml").exists():
+        resume(folder)
+        assert_same_result(folder, whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    command: list[str], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, jumps = time.time, itertools.cycle((0, -86_400, 3_600))
+    monkeypatch.setattr(time, "time", lambda: now() + next(jumps))
+    with pytest.raises(SystemExit) as left:
+        main([*command[command.index("fit") :], "--output", str(tmp_path / "run")])
+    assert left.value.code == 0
+    assert_same_result(tmp_path / "run", whole)
+    seconds = json.loads((tmp_path / "run" / "metrics.json").read_text())["seconds"]
+    assert all(0 <= value < 3_600 for value in seconds.values())
+
+
+def test_a_run_goes_on_whatever_the_dates_of_its_files(command: list[str], whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen([*command, "--output", str(folder)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("Evaluating" in line for line in process.stderr)
+    process.kill()
+    process.wait(timeout=60)
+    for number, path in enumerate(sorted(folder.rglob("*"))):
+        then = (0, 4_000_000_000)[number % 2]  # 1970, and a time to come
+        os.utime(path, (then, then))
+    resume(folder)
+    assert_same_result(folder, whole)
+
+
 @pytest.mark.parametrize(
     ("error", "told"),
     [
@@ -121,6 +239,9 @@ def test_a_moved_folder_is_resumed(command: list[str], whole: Path, tmp_path: Pa
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), "Out of memory; choose a smaller"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "Out of memory; choose a smaller"),
         (MemoryError(), "Out of memory; choose a smaller"),
+        (OSError(12, "Cannot allocate memory", "model.safetensors"), "Out of memory; choose a smaller"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), "Out of memory; choose a smaller"),
+        (RuntimeError("can't start new thread"), "The system starts no more threads"),
     ],
 )
 def test_errors_of_the_system_are_told_in_words(error: Exception, told: str) -> None:

@@ -34,13 +34,6 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [adapter]
 
 
-def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".partial-adapter").mkdir()
-    (tmp_path / ".partial-adapter" / "half").write_text("x")
-    outputs.unlock(outputs.claim_folder(tmp_path, resume=False, overwrite=False))
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -98,11 +98,12 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def running(resume: str | None = None, *, alone: str | None = None) -> Iterator[Stages]:
+def running(resume: str | None = None, *, begun: Path | None = None, alone: str | None = None) -> Iterator[Stages]:
     """Sets up a command that loads models, and turns errors into messages and exit codes.
 
     Args:
         resume: how to continue the run if it is interrupted.
+        begun: the file without which there is nothing to continue.
         alone: the command's name if several processes cannot share it.
 
     Raises:
@@ -126,7 +127,7 @@ def running(resume: str | None = None, *, alone: str | None = None) -> Iterator[
         ended, code = ("Terminated", TERMINATED) if isinstance(error, Terminated) else ("Interrupted", INTERRUPTED)
         if stages.is_main:
             messages.print(f"[bold yellow]{ended}[/] ({escape(stages.where())}). Nothing was left half-written.")
-            _print_how_to_continue(resume)
+            _print_how_to_continue(resume, begun)
         raise typer.Exit(code) from None
     except SptuneError:
         raise
@@ -135,12 +136,12 @@ def running(resume: str | None = None, *, alone: str | None = None) -> Iterator[
         if told is None:
             raise
         messages.print(f"[bold red]Error:[/] {escape(told)} ({escape(stages.where())})", soft_wrap=True)
-        _print_how_to_continue(resume)
+        _print_how_to_continue(resume, begun)
         raise typer.Exit(FAILED) from None
 
 
-def _print_how_to_continue(resume: str | None) -> None:
-    if resume:
+def _print_how_to_continue(resume: str | None, begun: Path | None) -> None:
+    if resume and (begun is None or begun.exists()):
         messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
 
 

@@ -11,8 +11,9 @@ import typer
 from rich.table import Table
 
 import sptune.cli.run_commands  # noqa: F401 (adds its commands)
-from sptune.cli.app import app, running, with_exit_codes
+from sptune.cli.app import FAILED, app, running, with_exit_codes
 from sptune.cli.plain_text import escape
+from sptune.cli.system_errors import in_words
 from sptune.cli.terminal import print_json, print_labels, print_run, results, shown, written
 from sptune.extras import require
 
@@ -270,5 +271,12 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
-    app(args=arguments, prog_name="sptune")
+    try:
+        app(args=arguments, prog_name="sptune")
+    except Exception as error:  # outside of commands that load models, such as too little memory to read options
+        told = in_words(error)
+        if told is None:
+            raise
+        print(f"Error: {told}", file=sys.stderr)  # Rich takes memory that may not be there
+        sys.exit(FAILED)
     sys.exit(0)

@@ -38,7 +38,7 @@ def _add_run_command(verb: str, text: str) -> None:
         output = options.get("output_dir")
         sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
         again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
-        with running(again) as stages:
+        with running(again, begun=Path(output) / CONFIG_FILE if output else None) as stages:
             from sptune.runs import run as pipeline
 
             run = getattr(pipeline, verb)(**options, monitor=stages)

@@ -78,7 +78,8 @@ def compare(
         watcher: receives progress events.
 
     Raises:
-        InputError: the study or its data cannot be right.
+        InputError: the study, its data or the folder cannot be right.
+        SptuneError: the folder was removed meanwhile.
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
     folder, watcher, only = Path(output_dir), watcher or Watcher(), methods_of(study, only)
@@ -110,13 +111,20 @@ def _check_call(folder: Path) -> None:
 
 
 def _begin(study: Study, folder: Path, failed: set[str]) -> RunLog:
-    """Write the study into its folder, and take back the runs that failed and are to be done again."""
-    log = RunLog(folder)
-    if failed:
-        log.forget_failed(failed)
+    """Write the study into its folder, and take back the runs that failed and are to be done again.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
     written = yaml.safe_dump(study.to_dict(), sort_keys=False, allow_unicode=True)
-    with log.lock:
-        whole_files.write_text(folder / STUDY_FILE, written)
+    try:
+        log = RunLog(folder)
+        if failed:
+            log.forget_failed(failed)
+        with log.lock:
+            whole_files.write_text(folder / STUDY_FILE, written)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
     return log
 
 

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from sptune.compare.run_spec import Row
 from sptune.compare.study_run import FAILED
-from sptune.errors import InputError
+from sptune.errors import InputError, SptuneError
 from sptune.runs import output_folder as outputs
 
 ROWS_FILE = "runs.jsonl"
@@ -50,10 +50,12 @@ class RunLog:
 
     def read(self) -> list[Row]:
         """All rows; see `read_rows`."""
+        self._check_folder()
         return read_rows(self.folder)
 
     def append(self, row: Row) -> None:
         """Add a row; it is on the disk when this returns."""
+        self._check_folder()
         outputs.append_json_line(self.path, row)
 
     def forget_failed(self, runs: Collection[str]) -> None:
@@ -64,9 +66,18 @@ class RunLog:
 
     def claim(self, run: str) -> FileLock | None:
         """The lock of a run, to be released by the caller; None if another process is at work on it."""
+        self._check_folder()
         lock = FileLock(self._locks / f"{run}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return None
         return lock
+
+    def _check_folder(self) -> None:
+        """Refuse to make a new folder in place of the study's."""
+        if not self._locks.is_dir():
+            raise SptuneError(
+                f"{self.folder}: was removed or moved while the comparison was at work. Start it again; if the folder "
+                "was moved, with --output where it is now."
+            )

@@ -1,8 +1,7 @@
-"""The output folder of a run: its files, each written whole or not at all, and who may write into it."""
+"""The output folder of a run: its files, each written whole or not at all, and checks before it is written."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.whole_files import PARTIAL, remove, write_json, write_text, written_whole
+from sptune.whole_files import remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
@@ -32,8 +31,6 @@ TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
 # Of a YAML file of options.
 MAX_VALUES = 100_000
-# Held by the run that writes into the folder, and removed when it ends.
-LOCK_FILE = ".run.lock"
 
 RUN_FILES = (
     CONFIG_FILE,
@@ -198,58 +195,6 @@ def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
                 f"{source}: would be removed with the run in {folder} (--overwrite) before it is used; name another "
                 "output folder, or move it."
             )
-
-
-def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> FileLock:
-    """Makes `folder` ready for a run.
-
-    Args:
-        folder: the output folder.
-        resume: the folder holds a run, which is continued.
-        overwrite: the files of a run that the folder holds are removed; anything else in it stays.
-
-    Returns:
-        A lock that keeps other runs out; see `unlock`. It ends with the process at the latest.
-
-    Raises:
-        InputError: as `check_folder`, the folder cannot be made or written to, or another run writes into it.
-    """
-    check_folder(folder, resume=resume, overwrite=overwrite)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be made ({error.strerror}); name another.") from None
-    lock = FileLock(folder / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"{folder}: another run is writing into this folder; wait until it ends, or name another folder."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
-    # Another run may have begun and ended between the check and the lock.
-    check_folder(folder, resume=resume, overwrite=overwrite)
-    if overwrite:
-        for name in RUN_FILES:
-            remove(folder / name)
-    for leftover in folder.glob(PARTIAL + "*"):
-        remove(leftover)
-    return lock
-
-
-def unlock(lock: FileLock) -> None:
-    """Let other runs write into the folder."""
-    remove(Path(lock.lock_file))
-    lock.release(force=True)
-
-
-def release_folder(folder: Path) -> None:
-    """Takes back `claim_folder` of a run that began nothing, so that the folder is free for the next call."""
-    for name in (CONFIG_FILE, CHECKPOINTS_FOLDER, LOCK_FILE):
-        remove(folder / name)
-    with contextlib.suppress(OSError):  # something else is in it
-        folder.rmdir()
 
 
 def remove_checkpoints(folder: Path) -> None:

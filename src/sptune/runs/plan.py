@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from sptune.errors import InputError
@@ -27,6 +26,7 @@ from sptune.modeling.loading import (
 from sptune.modeling.mean_pooling import MeanPooledConfig
 from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import Evaluation
+from sptune.runs.folder_claim import FolderClaim, claim_folder
 from sptune.runs.launch import check_launch, check_search_launch, with_batches_shared
 from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
@@ -58,7 +58,7 @@ class Plan:
         clock: counts seconds by stage.
         monitor: receives progress events.
         tracker: receives losses, gates and scores.
-        lock: keeps other runs out of the folder; None in processes that do not write.
+        claim: keeps other runs out of the folder; None in processes that do not write.
     """
 
     options: RunOptions
@@ -72,12 +72,21 @@ class Plan:
     clock: Clock
     monitor: Monitor
     tracker: RunTracker
-    lock: FileLock | None
+    claim: FolderClaim | None
 
     @property
     def checkpoints(self) -> Path:
         """Where the trainers keep what `--resume` needs."""
         return self.folder / outputs.CHECKPOINTS_FOLDER
+
+    def check_folder(self) -> None:
+        """Refuse to go on in an output folder that was taken away.
+
+        Raises:
+            SptuneError: it was.
+        """
+        if self.claim is not None:
+            self.claim.check()
 
     @property
     def max_steps(self) -> int:
@@ -126,12 +135,12 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(note)
     _check_search(options, len(splits.train))
     _note_missing_kernels(options, asked_for_bf16, monitor)
-    lock = None
+    claim = None
     if is_main:
-        lock = _claim(verb, folder, options)
+        claim = _claim(verb, folder, options)
         clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
     processes().wait_for_everyone()
-    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker, lock)
+    return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker, claim)
 
 
 def _check_folder(options: RunOptions) -> Path:
@@ -213,7 +222,7 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     return BackboneSpec(source, CLASSIFIER, pooling, task.score_names, PROBLEM_TYPES.get(task.kind))
 
 
-def _claim(verb: str, folder: Path, options: RunOptions) -> FileLock:
+def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:
     """Takes the folder and writes config.yaml, or checks that the run to resume is the one that was begun."""
     path = folder / outputs.CONFIG_FILE
     if options.resume:
@@ -231,8 +240,8 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> FileLock:
                 f"{folder}: the run cannot be resumed with other options ({'; '.join(changed)}); give the same "
                 "options, or begin anew with --overwrite."
             )
-    lock = outputs.claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
+    claim = claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
     if not options.resume:
         files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
         outputs.write_config(path, verb, options.lasting(), files, processes().num_processes)
-    return lock
+    return claim

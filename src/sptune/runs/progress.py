@@ -94,6 +94,7 @@ class Clock:
             resume: add those that an interrupted run left there.
         """
         self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
         if resume and path.exists():
             before = json.loads(path.read_text(encoding="utf-8"))
             self.seconds = {name: before.get(name, 0.0) + self.seconds.get(name, 0.0) for name in before | self.seconds}
@@ -111,5 +112,5 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-            if self._path is not None:
+            if self._path is not None and self._path.parent.is_dir():  # not where the folder was taken away
                 whole_files.write_json(self._path, self.seconds)

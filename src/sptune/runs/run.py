@@ -128,9 +128,12 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     plan = prepare(verb, options, monitor)
     try:
         return _run_locked(verb, plan)
+    except Exception:
+        plan.check_folder()  # what fails in a folder that was removed fails for this reason
+        raise
     finally:
-        if plan.lock is not None:
-            outputs.unlock(plan.lock)
+        if plan.claim is not None:
+            plan.claim.end()
 
 
 def _run_locked(verb: str, plan: Plan) -> Run:
@@ -150,8 +153,8 @@ def _run_locked(verb: str, plan: Plan) -> Run:
             create_repository(options.push_to_hub, options.hub_private)
         job = load(plan)
     except InputError:
-        if not options.resume and processes().is_main_process:
-            outputs.release_folder(folder)
+        if not options.resume and plan.claim is not None:
+            plan.claim.take_back()
         raise
     arguments = stages.training_arguments(job, "train", plan.max_steps)
     with plan.tracker.running(arguments, job.backbone):
@@ -201,5 +204,6 @@ def _reference(job: Job) -> dict[str, Any]:
     with plan.clock.stage("baseline"):
         results = (stages.linear_probe if plan.spec.head == CLASSIFIER else stages.zero_shot)(job)
     if job.is_main:
+        plan.check_folder()
         whole_files.write_json(kept, results)
     return results

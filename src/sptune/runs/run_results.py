@@ -57,7 +57,9 @@ def evaluate_and_save(
     _track(job, metrics)
     if job.is_main:
         plan.monitor.stage("Saving")
+        plan.check_folder()
         _save(job, network, metrics, rows, training_history(trainer))
+        plan.check_folder()
         clean_up(job.plan)
     processes().wait_for_everyone()
     return metrics

@@ -23,6 +23,7 @@ from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
 from sptune.modeling.model import SPTModel, discretize
 from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import quiet_stdout
+from sptune.runs.folder_claim import CheckClaim
 from sptune.runs.plan import Plan
 from sptune.runs.progress import StepCallback, on_cpu, processes
 from sptune.runs.resolution import evaluation_interval
@@ -192,7 +193,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
                 problem_type=plan.evaluation.trainer_options().get("problem_type"),
                 class_loss=plan.evaluation.trainer_options().get("class_loss"),
                 data_collator=plan.encoder.collator,
-                callbacks=[StepCallback(plan.monitor), KeepLastCheckpoint(), *tracking],
+                callbacks=[*_run_callbacks(plan), *tracking],
                 head_learning_rate=plan.options.head_learning_rate,
                 activation_cache=_activation_cache(job),
                 resume_from_checkpoint=_last_checkpoint(plan, "search"),
@@ -200,6 +201,7 @@ def search_layers(job: Job) -> tuple[SearchResult, PeftModel | None]:
             )
     plan.tracker.log_search(result, replay=not tracking)
     if job.is_main:
+        plan.check_folder()
         for name in outputs.SEARCH_PICTURES if result.history else ():
             with whole_files.written_whole(plan.folder / name) as partial:
                 result.plot(partial)
@@ -346,9 +348,15 @@ def make_trainer(
         head_learning_rate=job.plan.options.head_learning_rate,
         head_modules=job.head_modules,
         activation_cache=_activation_cache(job),
-        callbacks=[LastEvaluation(), StepCallback(job.plan.monitor), KeepLastCheckpoint(), *stopping, *callbacks],
+        callbacks=[LastEvaluation(), *_run_callbacks(job.plan), *stopping, *callbacks],
         **how,
     )
+
+
+def _run_callbacks(plan: Plan) -> list[TrainerCallback]:
+    """What every training of a run tells its plan."""
+    checks = [] if plan.claim is None else [CheckClaim(plan.claim)]
+    return [StepCallback(plan.monitor), *checks, KeepLastCheckpoint()]
 
 
 def _activation_cache(job: Job) -> ActivationCacheSettings | None:
