@@ -26,16 +26,37 @@ def damaged_inputs(path: Path = ROWS) -> str:
 
 
 def kills(path: Path = ROWS) -> str:
-    """How often runs were killed, and how many of their steps were done again."""
-    rows = [row for row in _rows(path) if "kills" in row]
+    """How often runs and comparisons were killed, and how much of them was done again."""
+    rows = [row for row in _rows(path) if "at_most" in row]
     lines = [
-        [row["part"], *(str(row[name]) for name in ("kills", "runs", "steps_done_again", "interval"))] for row in rows
+        [
+            row["part"],
+            str(row["kills"]),
+            str(row["runs"]),
+            *(_amount(row[name], row["unit"]) for name in ("done_again", "at_most")),
+        ]
+        for row in rows
     ]
-    return markdown_table(["part", "kills", "runs", "most steps done again", "steps between checkpoints"], lines)
+    return markdown_table(["part", "kills", "folders", "most done again after a kill", "most allowed"], lines)
 
 
-FIGURES: dict[str, Callable[..., str]] = {"damaged_inputs": damaged_inputs, "kills": kills}
+def killed_servers(path: Path = ROWS) -> str:
+    """How often a server was killed, and what its clients got."""
+    rows = [row for row in _rows(path) if "answers" in row]
+    lines = [[row["part"], *(f"{row.get(name, 0):,}" for name in ("kills", "answers", "errors"))] for row in rows]
+    return markdown_table(["part", "kills", "right answers", "requests that ended with an error"], lines)
+
+
+def _amount(number: int, unit: str) -> str:
+    return f"{number} {unit if number == 1 else unit + 's'}"
+
+
+FIGURES: dict[str, Callable[..., str]] = {
+    "damaged_inputs": damaged_inputs,
+    "kills": kills,
+    "killed_servers": killed_servers,
+}
 
 if __name__ == "__main__":
     given = Path(sys.argv[1])
-    print(damaged_inputs(given), kills(given), sep="\n\n")
+    print(damaged_inputs(given), kills(given), killed_servers(given), sep="\n\n")

@@ -6,9 +6,14 @@ becomes of the folder it came from.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from sptune import whole_files
 from sptune.errors import InputError
@@ -16,6 +21,9 @@ from sptune.runs.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, check
 from sptune.runs.output_folder import TASK_FILE, file_lock
 
 INDEX_FILE = "adapters.json"
+# Folders of stores, in the folder for temporary files, and the file in each that its server locks.
+STORE_PREFIX = "sptune-serve-"
+OWNER_FILE = "server.lock"
 # Names stand in paths of requests.
 NAME = r"^[^/\s]([^/\x00-\x1f]*[^/\s])?$"
 MAX_NAME = 200
@@ -103,6 +111,33 @@ class AdapterStore:
 
     def _write(self, versions: Mapping[str, int], last: int) -> None:
         whole_files.write_json(self.folder / INDEX_FILE, {"adapters": versions, "last_version": last})
+
+
+@contextlib.contextmanager
+def store_folder() -> Iterator[Path]:
+    """A folder for the store of a server, removed at the end; those that killed servers left are removed first."""
+    place = Path(tempfile.gettempdir())
+    _remove_left(place)
+    # It gets a name by which other servers find it when it is locked.
+    made = Path(tempfile.mkdtemp(dir=place))
+    with FileLock(made / OWNER_FILE):
+        folder = made.rename(made.with_name(STORE_PREFIX + made.name))
+        try:
+            yield folder
+        finally:
+            whole_files.remove(folder)
+
+
+def _remove_left(place: Path) -> None:
+    """Remove the stores of this user's servers that have ended: nothing locks them any more."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    for folder in place.glob(STORE_PREFIX + "*"):
+        owner = folder / OWNER_FILE
+        # Another user, or another server that ends at this time, may be faster.
+        with contextlib.suppress(OSError, Timeout):
+            if folder.lstat().st_uid == user and not folder.is_symlink() and owner.is_file():
+                with FileLock(owner, timeout=0):
+                    whole_files.remove(folder)
 
 
 def folder_within(root: Path, given: str) -> Path:

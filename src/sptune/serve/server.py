@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
 import os
 import re
 import signal
 import socket
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from sptune.errors import InputError, SptuneError
 from sptune.extras import require
 
 APPLICATION = "sptune"
+# How long the processes of a server that was killed may keep its port.
+PORT_SECONDS = 10
 # Ray's variable that turns its token off.
 AUTH_MODE = "RAY_AUTH_MODE"
 
@@ -63,21 +66,25 @@ def serving(
         raise InputError(f"replicas={replicas} serve nothing; choose at least 1.")
     if root is not None and not root.is_dir():
         raise InputError(f"root={str(root)!r}: there is no such folder; name the folder that adapters are added from.")
-    _check_port(host, port)
-    from sptune.runs.adapter_folder import named_folders, read_all
-    from sptune.serve.adapter_store import MAX_NAME, NAME, AdapterStore
+    with _reserved(host, port) as reserved:
+        from sptune.runs.adapter_folder import named_folders, read_all
+        from sptune.serve.adapter_store import MAX_NAME, NAME, AdapterStore, store_folder
 
-    folders = named_folders(adapters)
-    for name in folders:
-        if len(name) > MAX_NAME or not re.fullmatch(NAME, name):
-            raise InputError(f"{folders[name]}: {name!r} cannot be a part of a URL; write for example films=FOLDER.")
-    read_all(folders)
-    with tempfile.TemporaryDirectory(prefix="sptune-serve-") as store:
-        copies = AdapterStore.create(Path(store), folders).read()
-        sources = {str(copy): str(folders[name]) for name, copy in copies.items()}
-        options = {"store": store, "root": None if root is None else str(root.resolve())}
-        with _ray(metrics_port), _replicas(host, port, replicas, options, sources):
-            yield f"http://{host}:{port}"
+        folders = named_folders(adapters)
+        for name in folders:
+            if len(name) > MAX_NAME or not re.fullmatch(NAME, name):
+                raise InputError(
+                    f"{folders[name]}: {name!r} cannot be a part of a URL; write for example films=FOLDER."
+                )
+        read_all(folders)
+        with store_folder() as store:
+            copies = AdapterStore.create(store, folders).read()
+            sources = {str(copy): str(folders[name]) for name, copy in copies.items()}
+            options = {"store": str(store), "root": None if root is None else str(root.resolve())}
+            with _ray(metrics_port):
+                reserved.close()  # for the proxy, once Ray's own processes have taken other ports
+                with _replicas(host, port, replicas, options, sources):
+                    yield f"http://{host}:{port}"
 
 
 def wait_for_end() -> None:
@@ -95,13 +102,21 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
 
     Its own ports listen on all interfaces, whatever the server's host is, and run the code that they are sent. So Ray
     always asks for its token there, as it does by default.
+
+    Raises:
+        SptuneError: Ray does not start.
     """
     import ray
 
     settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     mode = os.environ.pop(AUTH_MODE, None)
     try:
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        try:
+            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        except (OSError, RuntimeError, ValueError) as error:
+            # Where TMPDIR is a long path, Ray's sockets get names that the system does not take.
+            remedy = "set RAY_TMPDIR to a short path, such as /tmp" if "AF_UNIX" in str(error) else "see its logs"
+            raise SptuneError(f"Ray did not start ({type(error).__name__}: {error}); {remedy}.") from error
         try:
             yield
         finally:
@@ -192,11 +207,33 @@ def _share(amount: float, replicas: int) -> float:
     return float(amount // replicas) if amount >= replicas else amount / replicas
 
 
-def _check_port(host: str, port: int) -> None:
+def _reserved(host: str, port: int) -> socket.socket:
+    """A port that no process can take until it is closed; clients find nothing there.
+
+    Raises:
+        InputError: nothing can listen there, and it is no port that the processes of a killed server give back soon.
+    """
+    end = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            return _bound(host, port)
+        except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > end:
+                raise InputError(
+                    f"port={port}: nothing can listen there on {host!r} ({error}); choose another."
+                ) from None
+        time.sleep(0.2)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    if port < 1:
+        raise OverflowError("ports are numbers from 1 to 65535")
+    bound = socket.socket()
     try:
-        if port < 1:
-            raise OverflowError("ports are numbers from 1 to 65535")
-        with socket.create_server((host, port)):
-            pass
-    except (OSError, OverflowError) as error:
-        raise InputError(f"port={port}: nothing can listen there on {host!r} ({error}); choose another.") from None
+        if os.name == "posix":  # as servers do, which need not wait for the ends of earlier connections
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
