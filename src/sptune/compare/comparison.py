@@ -78,8 +78,7 @@ def compare(
         watcher: receives progress events.
 
     Raises:
-        InputError: the study, its data or the folder cannot be right.
-        SptuneError: the folder was removed meanwhile.
+        SptuneError: the folder was removed meanwhile, or, as InputError, the study or its data cannot be right.
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
     folder, watcher, only = Path(output_dir), watcher or Watcher(), methods_of(study, only)

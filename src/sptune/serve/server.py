@@ -67,16 +67,9 @@ def serving(
     if root is not None and not root.is_dir():
         raise InputError(f"root={str(root)!r}: there is no such folder; name the folder that adapters are added from.")
     with _reserved(host, port) as reserved:
-        from sptune.runs.adapter_folder import named_folders, read_all
-        from sptune.serve.adapter_store import MAX_NAME, NAME, AdapterStore, store_folder
+        from sptune.serve.adapter_store import AdapterStore, store_folder
 
-        folders = named_folders(adapters)
-        for name in folders:
-            if len(name) > MAX_NAME or not re.fullmatch(NAME, name):
-                raise InputError(
-                    f"{folders[name]}: {name!r} cannot be a part of a URL; write for example films=FOLDER."
-                )
-        read_all(folders)
+        folders = _checked_folders(adapters)
         with store_folder() as store:
             copies = AdapterStore.create(store, folders).read()
             sources = {str(copy): str(folders[name]) for name, copy in copies.items()}
@@ -85,6 +78,23 @@ def serving(
                 reserved.close()  # for the proxy, once Ray's own processes have taken other ports
                 with _replicas(host, port, replicas, options, sources):
                     yield f"http://{host}:{port}"
+
+
+def _checked_folders(adapters: Sequence[str]) -> dict[str, Path]:
+    """The adapter folders by name.
+
+    Raises:
+        InputError: one of them cannot be served, or not under its name.
+    """
+    from sptune.runs.adapter_folder import named_folders, read_all
+    from sptune.serve.adapter_store import MAX_NAME, NAME
+
+    folders = named_folders(adapters)
+    for name in folders:
+        if len(name) > MAX_NAME or not re.fullmatch(NAME, name):
+            raise InputError(f"{folders[name]}: {name!r} cannot be a part of a URL; write for example films=FOLDER.")
+    read_all(folders)
+    return folders
 
 
 def wait_for_end() -> None:
