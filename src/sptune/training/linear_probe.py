@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -61,14 +63,24 @@ class LinearProbe(nn.Module):
     def pool(
         self, dataset: Dataset, collator: Callable[[list[dict[str, Any]]], Batch], batch_size: int, device: torch.device
     ) -> Dataset:
-        """The dataset with one vector for each example, in the column `pooled`, and its label."""
-        model = self._whole[0].to(device)
-        vectors, labels = [], []
-        for batch in DataLoader(dataset, batch_size=batch_size, collate_fn=collator):
-            labels.append(batch.pop("labels"))
+        """The dataset with one vector for each example, in the column `pooled`, and its label.
+
+        Each process runs the backbone on its share of the batches, and all get the vectors of all.
+        """
+        model, state = self._whole[0].to(device), PartialState()
+        starts = range(0, len(dataset), batch_size)[state.process_index :: state.num_processes]
+        batches = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+        pooled = []
+        for start, batch in zip(starts, DataLoader(dataset, batch_sampler=batches, collate_fn=collator), strict=True):
+            labels = batch.pop("labels")
             with torch.no_grad():
-                vectors.append(model.pool(**{name: value.to(device) for name, value in batch.items()}).float().cpu())
-        columns = {"pooled": torch.cat(vectors).numpy(), "labels": torch.cat(labels).numpy()}
+                vectors = model.pool(**{name: value.to(device) for name, value in batch.items()}).float().cpu()
+            pooled.append((start, vectors, labels))
+        pooled = sorted(gather_object(pooled), key=lambda one: one[0])
+        columns = {
+            "pooled": torch.cat([vectors for _, vectors, _ in pooled]).numpy(),
+            "labels": torch.cat([labels for _, _, labels in pooled]).numpy(),
+        }
         return Dataset.from_dict(columns).with_format("torch")
 
 
