@@ -58,13 +58,17 @@ def runs_of(study: str) -> dict[str, Runs]:
     Args:
         study: a folder of benchmarks/results, or a file in one, such as "few_shot/float32".
     """
-    path = RESULTS / f"{study}.jsonl" if "/" in study else RESULTS / study / "runs.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = _rows_of(study)
     runs: dict[str, Runs] = {}
     for row in rows:
         if row["state"] == "done" and not row["tuning"] and _rate_counts(row, rows):
             runs.setdefault(method_of(row), {})[row["task"], row["seed"]] = row
     return runs
+
+
+def _rows_of(study: str) -> list[Row]:
+    path = RESULTS / f"{study}.jsonl" if "/" in study else RESULTS / study / "runs.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def method_of(row: Row) -> str:
@@ -201,6 +205,23 @@ def by_seed(study: str) -> str:
     return markdown_table(["method", *(f"{TASKS[task]}: mean (each seed)" for task in tasks), "parameters"], rows)
 
 
+def rates(study: str, method: str) -> str:
+    """A table of the development scores in percent by which a method's learning rate is chosen."""
+    scores: dict[float, dict[str, list[float]]] = {}
+    for row in _rows_of(study):
+        if method_of(row) == method and row["tuning"] and row["state"] == "done":
+            scores.setdefault(row["learning_rate"], {}).setdefault(row["task"], []).append(row["score"])
+    tasks = [task for task in TASKS if any(task in own for own in scores.values())]
+    draws = max(len(own) for by_task in scores.values() for own in by_task.values())
+    lines = []
+    for rate, by_task in sorted(scores.items()):
+        whole = {task: by_task[task] for task in tasks if len(by_task.get(task, ())) == draws}
+        cells = [_percent(statistics.mean(whole[task])) if task in whole else "" for task in tasks]
+        mean = _percent(mean_of_means(whole)) if len(whole) == len(tasks) else ""
+        lines.append([f"{rate:g}", *cells, mean])
+    return markdown_table(["learning rate", *(TASKS[task] for task in tasks), "mean"], lines)
+
+
 def costs(study: str) -> str:
     """A table of the cost of a run: seconds of search and training, and by those of the reference on one machine."""
     runs, against = runs_of(study), reference(study)
@@ -309,6 +330,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "apart": apart,
     "times": times,
     "by_seed": by_seed,
+    "rates": rates,
     "costs": costs,
     "slower": slower,
     "parameters": parameters,
