@@ -247,10 +247,10 @@ def test_a_deep_backbone(
 
 def test_few_examples_are_not_searched_on_by_default(options: dict[str, Any], tmp_path: Path) -> None:
     del options["searcher"]
-    notes = Notes()
-    run = fit(**options, num_prompt_layers=2, output_dir=tmp_path / "run", linear_probe=False, monitor=notes)
+    run = fit(**options, num_prompt_layers=2, output_dir=tmp_path / "run", linear_probe=False)
     assert run.prompt_layers == [1, 2]
-    assert any(text.startswith("48 training examples are too few for a search") for text in notes.texts)
+    remarks = SearchResult.load(run.output_dir / "search.json").remarks
+    assert any(text.startswith("48 training examples are too few for a search") for text in remarks)
     assert not (run.output_dir / "search.png").exists()
     assert run.metrics["search"]["steps"] == 0
 

@@ -128,6 +128,8 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     plan = prepare(verb, options, monitor)
     try:
         return _run_locked(verb, plan)
+    except InputError:  # its folder may have been taken back
+        raise
     except Exception:
         plan.check_folder()  # what fails in a folder that was removed fails for this reason
         raise
