@@ -19,7 +19,7 @@ from sptune.cli.commands import main
 from sptune.cli.system_errors import in_words
 
 STEPS = ["--searcher", "fair", "--search-steps", "4", "--max-steps", "40", "--no-linear-probe"]
-FILE_LIMIT = 6_000
+FILE_LIMIT = 12_000
 # Linux's numbers for taking a right from a process and its children: that to write where no permission allows it.
 DROP_FROM_BOUNDING_SET, IGNORE_PERMISSIONS = 24, 1
 # A command that may use only a little more memory than its libraries do.
