@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,8 +22,10 @@ from sptune.compare import comparison as comparing
 from sptune.compare.methods import ADAPTERS, LINEAR_PROBE, WEIGHTS, ZERO_SHOT
 from sptune.compare.networks import AdaLoraSteps, attach, trained_parameters
 from sptune.compare.run_log import RunLog
+from sptune.compare.run_spec import RunSpec
 from sptune.compare.study_run import execute
-from sptune.errors import InputError
+from sptune.compare.workers import Watcher
+from sptune.errors import InputError, SptuneError
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.plan import prepare
@@ -158,6 +161,18 @@ def test_a_killed_study_goes_on_where_it_was(parts: dict[str, Any], tmp_path: Pa
     (left / "config.yaml").write_text("command: compare\nmax_steps: 99\n")
     resumed = compare(parts, folder)
     assert {row["run"]: row["score"] for row in resumed.rows} == {row["run"]: row["score"] for row in whole.rows}
+
+
+def test_a_removed_folder_is_left_removed_by_the_run_that_was_under_way(parts: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+
+    class Removes(Watcher):
+        def began(self, spec: RunSpec) -> None:
+            shutil.rmtree(folder)
+
+    with pytest.raises(SptuneError, match="was removed or moved"):
+        compare(parts, folder, watcher=Removes())
+    assert not folder.exists()
 
 
 def test_processes_share_a_study(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from sptune.compare.comparison_report import STUDY_FILE, SUMMARY_FILE, write_com
 from sptune.compare.methods import ADAPTERS, PROMPTS, with_new_name
 from sptune.compare.networks import lowest_layer
 from sptune.compare.pictures import plot_layers, plot_scores, searching
-from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RunLog, read_rows
+from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE, RUNS_FOLDER, RunLog, read_rows
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.compare.study import Study
 from sptune.compare.study_run import FAILED
 from sptune.compare.summary import Line, summarize
 from sptune.compare.tables import cost_table, score_table
-from sptune.compare.workers import RUNS_FOLDER, Watcher, ray_cluster, work, work_on_ray
+from sptune.compare.workers import Watcher, ray_cluster, work, work_on_ray
 from sptune.errors import InputError
 from sptune.modeling.loading import check_supported, find_source, load_config, text_config
 from sptune.runs.output_folder import REPORT_FILE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sptune.runs import output_folder as outputs
 
 ROWS_FILE = "runs.jsonl"
 LOCKS_FOLDER = "locks"
+# Holds a folder for each run while it is under way.
+RUNS_FOLDER = "runs"
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -76,8 +79,13 @@ class RunLog:
 
     def _check_folder(self) -> None:
         """Refuse to make a new folder in place of the study's."""
-        if not self._locks.is_dir():
-            raise SptuneError(
-                f"{self.folder}: was removed or moved while the comparison was at work. Start it again; if the folder "
-                "was moved, with --output where it is now."
-            )
+        if self._locks.is_dir():
+            return
+        # A run that was under way has made the folders that it writes into again.
+        for made in (self.folder / RUNS_FOLDER, self.folder):
+            with contextlib.suppress(OSError):  # it is not there, or something else is in it
+                made.rmdir()
+        raise SptuneError(
+            f"{self.folder}: was removed or moved while the comparison was at work. Start it again; if the folder "
+            "was moved, with --output where it is now."
+        )

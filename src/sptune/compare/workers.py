@@ -16,14 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sptune.compare.run_log import RunLog
+from sptune.compare.run_log import RUNS_FOLDER, RunLog
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.compare.study import Study
 from sptune.compare.study_run import execute, failed
 from sptune.errors import InputError
 from sptune.extras import require
-
-RUNS_FOLDER = "runs"
 
 # How long to wait for runs of other processes before looking again.
 WAIT_SECONDS = 2.0
