@@ -32,9 +32,12 @@ from tiny_runs import causal_lm  # noqa: F401
 pytest.importorskip("ray.serve")
 
 KILLS = 50 if SCALE == FULL else 2
+ENDS = 10 if SCALE == FULL else 1
 CLIENTS = 8
 # At most so many answers before a kill under load; at most so many seconds after a line of the start.
 ANSWERS, SECONDS = 200, 10
+# Ray takes longer to start.
+RAY_SECONDS = 3
 # Tells a server's processes from all others.
 MARK = "SPTUNE_KILLED_SERVER"
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
@@ -137,11 +140,15 @@ class Campaign:
 
     def kill_during_start(self, server: Server) -> None:
         """At a moment between the first line of the command and its last, or some seconds after that."""
-        self.wait_for_line(server, self.draw.choice(["Loading PyTorch", "Starting Ray"]))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            server.process.wait(timeout=SECONDS * self.draw.random())
-        assert server.process.poll() is None, self.log.read_text()
+        self.wait_after_line(server, self.draw.choice(["Loading PyTorch", "Starting Ray"]), SECONDS)
         self.kill(server)
+
+    def wait_after_line(self, server: Server, text: str, seconds: float) -> None:
+        """Wait until the command has printed a text, and then for a part of the seconds."""
+        self.wait_for_line(server, text)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.process.wait(timeout=seconds * self.draw.random())
+        assert server.process.poll() is None, self.log.read_text()
 
     def kill(self, server: Server) -> None:
         """Kill the command alone, or with its process group."""
@@ -194,3 +201,20 @@ def test_killed_servers_serve_again(
     assert list(campaign.temporary.glob("sptune-serve-*")) == []
     assert {**digests(tmp_path / "a"), **digests(tmp_path / "b"), **digests(campaign.root)} == before
     record("kill -9: serve", kills=KILLS, **campaign.counts)
+
+
+def test_servers_that_are_asked_to_end_while_ray_starts_leave_nothing(
+    causal_lm: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    campaign = Campaign(tmp_path, causal_lm)
+    for _ in range(ENDS):
+        server = campaign.start()
+        campaign.wait_after_line(server, "Starting Ray", RAY_SECONDS)
+        running = campaign.processes(campaign.marks[-1])
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(120) == 143
+        assert "Terminated (Starting Ray Serve" in campaign.log.read_text()
+        _, alive = psutil.wait_procs(running, 60)
+        assert not alive
+        assert list(campaign.temporary.glob("sptune-serve-*")) == []

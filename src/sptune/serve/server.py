@@ -122,7 +122,8 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
     mode = os.environ.pop(AUTH_MODE, None)
     try:
         try:
-            ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
+            with _own_sigterm():
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
         except (OSError, RuntimeError, ValueError) as error:
             # Where TMPDIR is a long path, Ray's sockets get names that the system does not take.
             remedy = "set RAY_TMPDIR to a short path, such as /tmp" if "AF_UNIX" in str(error) else "see its logs"
@@ -136,6 +137,22 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
         os.environ.pop(AUTH_MODE, None)
         if mode is not None:
             os.environ[AUTH_MODE] = mode
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """SIGTERM after the block, or inside of it, does what it did before: `ray.init` puts its own handler there."""
+    own = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(own):
+        yield
+        return
+    try:
+        yield
+    except SystemExit:  # by Ray's handler
+        own(signal.SIGTERM, None)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, own)
 
 
 def _silent() -> contextlib.AbstractContextManager[Any]:
