@@ -115,3 +115,10 @@ def test_few_shot_halves_a_small_rest_between_validation_and_test():
 def test_too_few_examples_are_refused(few_shot_count):
     with pytest.raises(InputError, match="too few examples"):
         divided(examples({"a": 1, "b": 1}), few_shot_count=few_shot_count)
+
+
+def test_texts_that_differ_only_in_blanks_around_them_are_not_in_two_splits():
+    twice = [*examples({"a": 100, "b": 100}), *examples({"a": 100, "b": 100}, " {label} {index}\n")]
+    splits = divide({"train": StoredExamples.write(twice)}, few_shot_count=20, seed=0, source="train.jsonl")
+    train, test = ({example.fields["text"].strip() for example in one} for one in (splits.train, splits.test))
+    assert not train & test

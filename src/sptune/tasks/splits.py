@@ -49,8 +49,8 @@ class Example(Generic[Label]):
 
     @property
     def text(self) -> Hashable:
-        """The input, which should not occur in two splits."""
-        return tuple(self.fields.values())
+        """The input, which should not occur in two splits; blanks around a text are no part of it."""
+        return tuple(text.strip() for text in self.fields.values())
 
 
 def with_rarest_labels(

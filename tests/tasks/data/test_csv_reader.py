@@ -1,7 +1,7 @@
 import pytest
 
 from sptune.errors import InputError
-from sptune.tasks import load_splits, read_labeled
+from sptune.tasks import load_splits, read_labeled, read_unlabeled
 from tasks.data.data_files import ROWS, refusal, refusal_of, texts, write_separated
 
 
@@ -78,3 +78,28 @@ def test_trailing_separators_have_their_own_remedy(tmp_path):
     assert "Remove the commas at the end of the line" in message
     path.write_text(path.read_text().replace(",,", ""))
     assert len(read_labeled(path, labels=("good", "bad"))) == 2
+
+
+@pytest.mark.parametrize("content", ["id,text\n1,a\n,\n3,b\n", 'text\na\n""\nb\n', "id,text\n1,a\n2, \n3,b\n"])
+def test_a_row_without_text_between_others_is_an_error(tmp_path, content):
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"data\.csv:3, field 'text', value ' ?': empty text"):
+        read_unlabeled(path)
+
+
+@pytest.mark.parametrize("content", ["id,text\n\n1,a\n  \n\n3,b\n,\n,\n", "text\n\na\n\n\nb\n\n"])
+def test_blank_lines_and_the_empty_rows_after_a_sheet_are_left_out(tmp_path, content):
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    assert [example.fields["text"] for example in read_unlabeled(path)] == ["a", "b"]
+
+
+def test_long_texts_are_read_from_files_side_by_side(tmp_path):
+    text = "y" * 200_000
+    write_separated(tmp_path / "train.csv", ROWS)
+    for name in ("validation", "test"):
+        write_separated(tmp_path / f"{name}.csv", [(name + text, "good"), (name, "bad")])
+    files = {f"{name}_file": tmp_path / f"{name}.csv" for name in ("train", "validation", "test")}
+    _, splits = load_splits(**files)
+    assert splits.test[0].fields["text"] == "test" + text

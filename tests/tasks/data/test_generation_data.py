@@ -108,6 +108,12 @@ def test_a_bad_pair_is_reported_with_line_field_and_remedy(tmp_path, row, messag
         ([{"role": 3, "content": "why?"}, ASSISTANT], r"\[0\]\.role': unknown role 3\. Use one of 'system'"),
         ([USER, {"role": "assistant", "content": ""}], r"\[1\]\.content', value '': empty text"),
         ([USER, {"role": "assistant", "content": ["so"]}], r"\[1\]\.content', value \['so'\]: a list, not text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "why?"}]}, ASSISTANT],
+            r"\[0\]\.content', value .*: a list of parts, not text\. Write the text itself",
+        ),
+        ([USER, {**ASSISTANT, "tool_calls": [{"id": 1}]}], r"\[1\]\.tool_calls': a call of a tool, which would not"),
+        ([USER, {**ASSISTANT, "weight": 0}], "': the last turn has the weight 0, so that it is not to be learned"),
     ],
 )
 def test_a_bad_conversation_is_reported_with_line_place_and_remedy(tmp_path, messages, message):
@@ -151,3 +157,20 @@ def test_a_task_is_what_its_document_says():
         GenerationTask.from_dict({"name": "mine", "kind": "generate"})
     with pytest.raises(InputError, match="name two different columns"):
         GenerationTask("mine", "text", "text")
+
+
+def test_what_is_not_read_of_messages_is_noted_once(tmp_path):
+    chats = [
+        {"messages": [{**user, "name": "Ann"}, assistant]} for user, assistant in (row["messages"] for row in CHATS)
+    ]
+    _, splits = load_prompt_splits("mine", train_file=write_jsonl(tmp_path / "train.jsonl", chats))
+    noted = [note for note in splits.notes if "ignored" in note]
+    assert len(noted) == 1
+    assert "train.jsonl:1, field 'messages[0]': 'name' is ignored; of a message the role and the content" in noted[0]
+
+
+def test_keys_of_messages_that_say_nothing_are_not_noted(tmp_path):
+    empty = {"name": None, "tool_calls": [], "weight": 1}
+    chats = [{"messages": [{**turn, **empty} for turn in row["messages"]]} for row in CHATS]
+    _, splits = load_prompt_splits("mine", train_file=write_jsonl(tmp_path / "train.jsonl", chats))
+    assert not any("ignored" in note for note in splits.notes)

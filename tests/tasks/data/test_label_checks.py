@@ -68,3 +68,9 @@ def test_a_file_without_any_labels_is_reported_once(tmp_path, make_dataset):
     message = refusal(train_file=tmp_path / "train.parquet", test_file=tmp_path / "test.parquet")
     assert message.startswith(f"{tmp_path / 'test.parquet'}, field 'label', value -1: none of its 10 rows has a label")
     assert "\n" not in message
+
+
+def test_a_label_that_no_file_can_hold_is_refused(tmp_path):
+    rows = [{"text": f"text {number}", "label": ["a\ud800", "b"][number % 2]} for number in range(20)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    assert f"{path}:1, field 'label', value 'a\\ud800': half a surrogate pair" in refusal(train_file=path)

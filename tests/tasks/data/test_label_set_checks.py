@@ -69,7 +69,13 @@ def test_classes_that_a_dataset_declares_keep_their_order(tmp_path):
         ("fun||sad", "an empty label among others. Name a label on both sides of each '|'"),
         (["fun", "sad", "fun"], "the label 'fun' more than once"),
         ([0, 1, 0], "If these are 0 and 1 for each label, write the names of the labels that an example has."),
-        ([["fun"]], "a list, not one class"),
+        ([["fun"]], "a list among the labels. Write the names or numbers of the labels in one list"),
+        ([{"fun": 1}, "sad"], "an object among the labels"),
+        ("['fun', 'sad']", "a list written as text. Write 'a|b' (nothing for an example without labels)"),
+        (' ["fun"] ', "a list written as text"),
+        ("[]", "a list written as text"),
+        ("[1, 2]", "a list written as text"),
+        (["a\ud800", "fun"], "half a surrogate pair"),
     ],
 )
 def test_what_is_no_list_of_labels_is_refused_with_its_place(tmp_path, value, message):

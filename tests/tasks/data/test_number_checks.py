@@ -121,3 +121,10 @@ def test_scores_in_a_classification_say_how_to_predict_them(tmp_path):
 def test_an_unknown_kind_is_refused(tmp_path):
     with pytest.raises(InputError, match="kind='ranking' is not allowed; choose one of verbalizer, classifier"):
         load_splits(train_file=tmp_path / "train.csv", kind="ranking")
+
+
+def test_numbers_of_which_equal_ones_are_drawn_are_refused(tmp_path):
+    rows = [{"text": f"text {number}", "label": 0 if number else 5} for number in range(100)]
+    path = write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(InputError, match=r"value 0: all 4 examples that were drawn for training have this one number"):
+        load(path, few_shot=4)

@@ -99,3 +99,9 @@ def test_a_carriage_return_inside_a_line_is_reported(tmp_path):
     assert len(read_labeled(path, labels=("good", "bad"))) == 2
     path.write_bytes(b'text,label\r\n"bro\rken",bad\r\nfine,good\r\n')
     assert read_labeled(path, labels=("good", "bad"))[0].fields["text"] == "bro\rken"
+
+
+def test_lines_that_end_in_two_returns_and_a_line_feed_are_counted_once(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"text,label\r\r\nhello,a\r\r\n,b\r\r\n")
+    assert f"{path}:3, field 'text', value '': empty text" in refusal(train_file=path)

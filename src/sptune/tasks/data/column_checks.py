@@ -78,6 +78,7 @@ def report_missing_fields(
         seen: all fields that occur.
         options: those that name columns.
     """
+    seen = source.columns or seen
     for column, lines in missing.items():
         if count and len(lines) == count:
             source.errors.add(

@@ -13,7 +13,8 @@ from sptune.tasks.data.error_report import ErrorReport, shorten
 from sptune.tasks.data.row_source import Rows, RowSource
 from sptune.tasks.data.text_lines import read_lines
 
-MAX_VALUE_LENGTH = 2**31 - 1  # characters; the limit of the csv module is 131,072
+# The limit of the csv module, for all of the process, is 131,072 characters a value.
+csv.field_size_limit(2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,22 @@ def _width_remedy(delimiter: str, only_blanks_added: bool) -> str:
 def _records(
     path: Path, errors: ErrorReport, dialect: _Dialect, notes: list[str] | None = None
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yield each record except blank lines, with the line on which it starts."""
-    size_limit = csv.field_size_limit(MAX_VALUE_LENGTH)
+    """Yield each record with the line on which it starts, except blank lines and, at the end, empty rows of a sheet."""
     lines = itertools.islice(read_lines(path, errors, notes), dialect.skipped_lines, None)
     reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=dialect.quoting, strict=True)  # type: ignore[arg-type]
     start = dialect.skipped_lines + 1
+    empty: list[tuple[int, list[str]]] = []
+    width = 0
     try:
         for values in reader:
-            if values and any(value.strip() for value in values):
+            if any(value.strip() for value in values):
+                width = width or len(values)
+                yield from empty
+                empty.clear()
+                yield start, values
+            elif len(values) > 1:
+                empty.append((start, values))
+            elif values and width == 1:  # in a file of more columns it is a line of blanks
                 yield start, values
             start = dialect.skipped_lines + reader.line_num + 1
     except csv.Error as error:
@@ -122,8 +131,6 @@ def _records(
                 'Close every quotation mark that opens, and write "" for one inside quoted text.',
                 line=start,
             )
-    finally:
-        csv.field_size_limit(size_limit)
 
 
 def _has_consistent_quotes(path: Path, dialect: _Dialect) -> bool:

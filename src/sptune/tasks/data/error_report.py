@@ -12,6 +12,8 @@ MAX_SHOWN = 10
 MAX_ALIKE = 3
 MAX_KEPT = 1000
 NOT_GIVEN = object()
+# The error and the remedy for a text that no file can hold.
+NOT_UNICODE = "half a surrogate pair, which is not a character", "Write the file again as UTF-8."
 
 
 def shorten(value: object, max_length: int = 60) -> str:
@@ -24,6 +26,12 @@ def describe_type(value: object) -> str:
     """The type of a value in plain words, such as "number" for an int."""
     kinds = ((bool, "truth value"), ((int, float), "number"), (str, "text"), ((list, tuple), "list"), (dict, "object"))
     return next((name for types, name in kinds if isinstance(value, types)), type(value).__name__)
+
+
+def a_value(value: object) -> str:
+    """The type of a value with its article, such as "an object" for a dict."""
+    name = describe_type(value)
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def or_remove(remedy: str, line: int) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sptune.tasks.data.error_report import describe_type, or_remove, shorten
+from sptune.tasks.data.error_report import a_value, or_remove, shorten
 from sptune.tasks.data.lookalike_names import is_blank, lookalike_key
 from sptune.tasks.data.row_checks import RowChecker, check_text, checked_examples
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.generation_task import ASSISTANT, ROLES, GenerationExample, GenerationTask, Message
+
+# Of a message, by which it calls tools; and all that are known.
+CALLS = ("tool_calls", "function_call")
+MESSAGE_KEYS = {"role", "content", "weight", *CALLS}
 
 
 def check_prompts(source: RowSource, task: GenerationTask, *, answered: bool) -> Iterator[GenerationExample]:
@@ -62,6 +66,7 @@ class _MessageRows(RowChecker[GenerationExample]):
         self.column_options = _column_options(answered)
         super().__init__(source, [column])
         self.answered = answered
+        self._has_noted = False
 
     def make_example(self, line: int, values: Mapping[str, Any]) -> GenerationExample | None:
         """The turns before the assistant's last one, and what it said."""
@@ -79,6 +84,11 @@ class _MessageRows(RowChecker[GenerationExample]):
                 f"the last turn is of {turns[-1].role!r}, and the model learns to write the assistant's",
                 "End the conversation with a turn of the assistant.",
             )
+        elif self.answered and values[column][-1].get("weight") == 0:
+            problem = (
+                "the last turn has the weight 0, so that it is not to be learned",
+                or_remove("Take the weight out", line),
+            )
         elif len(turns) == 1:
             problem = ("no message before the assistant's", or_remove("Begin with what the user writes", line))
         if problem is not None:
@@ -89,13 +99,13 @@ class _MessageRows(RowChecker[GenerationExample]):
 
     def _turns(self, value: Any, line: int) -> tuple[Message, ...] | None:
         """The messages; None if they have an error."""
-        if not isinstance(value, list):
+        if not isinstance(value, list | tuple):
             remedy = (
                 'Write a list such as [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}].'
             )
             if isinstance(value, str) and line:
                 remedy += " Use JSON Lines or Parquet: other files hold no lists."
-            found = "nothing" if value is None else f"a {describe_type(value)}"
+            found = "nothing" if value is None else a_value(value)
             self.source.errors.add(f"{found}, not a list of messages", remedy, line=line, field=self.columns[0])
             return None
         if not value:
@@ -112,7 +122,7 @@ class _MessageRows(RowChecker[GenerationExample]):
         if not isinstance(entry, Mapping) or not {"role", "content"} <= set(entry):
             found = f"an object with {', '.join(map(repr, entry)) or 'nothing'}" if isinstance(entry, Mapping) else None
             errors.add(
-                f"{found or f'a {describe_type(entry)}'}, not a message",
+                f"{found or a_value(entry)}, not a message",
                 "A message is an object with the keys 'role' and 'content'.",
                 line=line,
                 field=place,
@@ -126,8 +136,28 @@ class _MessageRows(RowChecker[GenerationExample]):
             remedy = f"Write {meant!r}." if meant else f"Use one of {', '.join(map(repr, ROLES))}."
             errors.add(f"unknown role {shorten(role)}", remedy, line=line, field=f"{place}.role")
             return None
+        called = next((key for key in CALLS if entry.get(key)), None)
+        if called is not None:
+            remedy = or_remove("Write the call as text, in the content", line)
+            errors.add("a call of a tool, which would not be learned", remedy, line=line, field=f"{place}.{called}")
+            return None
+        if isinstance(entry["content"], list | tuple) and any(isinstance(one, Mapping) for one in entry["content"]):
+            remedy = "Write the text itself; models of text alone are trained."
+            errors.add("a list of parts, not text", remedy, line=line, field=f"{place}.content", value=entry["content"])
+            return None
+        self._note_ignored(entry, place, line)
         content = _check_prompt(entry["content"], f"{place}.content", line, self.source)
         return None if content is None else Message(role, content)
+
+    def _note_ignored(self, entry: Mapping[str, Any], place: str, line: int) -> None:
+        """Note the first key of a message that says something and is not read."""
+        ignored = [key for key, value in entry.items() if key not in MESSAGE_KEYS and value not in (None, "", [], {})]
+        if ignored and not self._has_noted:
+            self._has_noted = True
+            self.source.notes.append(
+                f"{self.source.errors.locate(line)}, field {place!r}: {', '.join(map(repr, ignored))} is ignored; of a "
+                "message the role and the content are read."
+            )
 
 
 def _check_prompt(value: Any, field: str, line: int, source: RowSource) -> str | None:

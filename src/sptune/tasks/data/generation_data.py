@@ -108,6 +108,5 @@ def read_prompts(path: str | Path, task: GenerationTask, *, answered: bool = Tru
 def _holds_messages(open_split: SplitOpener) -> bool:
     """Whether the first row has messages and no prompt."""
     source = open_split()[0]
-    _, values = next(iter(source.rows), (0, {}))
-    columns = source.columns or list(values)
+    columns = source.columns or list(next(iter(source.rows), (0, {}))[1])
     return MESSAGES_FIELD in columns and PROMPT_FIELD not in columns

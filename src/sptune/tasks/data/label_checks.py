@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sptune.tasks.data.error_report import ErrorReport, describe_type
-from sptune.tasks.data.lookalike_names import is_blank, lookalike_key, spell_out
+from sptune.tasks.data.error_report import NOT_UNICODE, ErrorReport, a_value
+from sptune.tasks.data.lookalike_names import is_blank, is_unicode, lookalike_key, spell_out
 
 MAX_SHOWN_CLASSES = 20
 
@@ -37,12 +37,15 @@ def check_label(
         return _declared_label(value, column, class_names, line, errors)
     if not isinstance(value, str | int | float | Decimal):
         errors.add(
-            f"a {describe_type(value)}, not one class",
+            f"{a_value(value)}, not one class",
             "Write one name or number; for examples with several labels add task_kind='multi_label'.",
             line=line,
             field=column,
             value=value,
         )
+        return None
+    if isinstance(value, str) and not is_unicode(value):
+        errors.add(*NOT_UNICODE, line=line, field=column, value=value)
         return None
     return label_name(value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from sptune.tasks.data.class_checks import (
     note_empty_classes,
     note_rare_classes,
 )
-from sptune.tasks.data.error_report import or_remove
+from sptune.tasks.data.error_report import a_value, or_remove
 from sptune.tasks.data.label_checks import check_label, report_unknown_labels
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_checks import LabeledRows, checked_examples
@@ -26,6 +27,8 @@ from sptune.tasks.task import DEFAULT_SEPARATOR
 LabelSet = tuple[str, ...]
 # What other files separate labels by.
 SEPARATORS = ";,/"
+# A list as Python or JSON writes it.
+WRITTEN_LIST = re.compile(r"""\[\s*([\d"'-].*)?\]""", re.DOTALL)
 
 
 class LabelSetRows(LabeledRows[LabelSet]):
@@ -81,6 +84,19 @@ class LabelSetRows(LabeledRows[LabelSet]):
                 f"{'a' + self.separator + 'b'!r}; an empty one for an example without labels"
             )
             errors.add(f"{found}, not a list of labels", or_remove(remedy, line), line=line, field=column, value=value)
+            return None
+        if isinstance(value, str) and WRITTEN_LIST.fullmatch(value.strip()) and value not in (self.known_labels or ()):
+            remedy = (
+                f"Write {'a' + self.separator + 'b'!r} (nothing for an example without labels), or put a list into "
+                "JSON Lines or Parquet."
+            )
+            errors.add("a list written as text", remedy, line=line, field=column, value=value)
+            return None
+        nested = next((part for part in parts if isinstance(part, list | tuple | Mapping)), None)
+        if nested is not None:
+            remedy = 'Write the names or numbers of the labels in one list, such as ["a", "b"].'
+            error = f"{a_value(nested)} among the labels"
+            errors.add(error, remedy, line=line, field=column, value=value)
             return None
         if any(part is None or _is_nan(part) or (isinstance(part, str) and is_blank(part)) for part in parts):
             remedy = (

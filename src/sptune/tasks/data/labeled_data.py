@@ -88,7 +88,11 @@ def load_splits(
     openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, columns[-1:], notes)
     sources = {role: open_split() for role, open_split in openers.items()}
     classes, examples = check(sources, text_columns, label_column, notes=notes)
-    return classes, divide(examples, few_shot_count=few_shot, seed=seed, source=_name_of(sources["train"]), notes=notes)
+    train_name = _name_of(sources["train"])
+    splits = divide(examples, few_shot_count=few_shot, seed=seed, source=train_name, notes=notes)
+    if kind == REGRESSION:
+        check_range(splits.train, train_name, label_column, drawn=True)
+    return classes, splits
 
 
 def _check_of(kind: str, label_separator: str | None, labels: Sequence[str] | None) -> Any:

@@ -20,6 +20,15 @@ def is_blank(text: str) -> bool:
     return all(map(is_invisible, text))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which JSON can write, and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def lookalike_key(name: str) -> str:
     """A key that names share if they look alike: NFKC, without case, spaces and invisible characters."""
     return "".join(_visible(_visible(name).casefold()).split())

@@ -54,6 +54,7 @@ def _check_rows(source: RowSource, name_column: str, checkers: Mapping[str, RowC
     """The name and the example of each row without errors; errors go into `source.errors`."""
     if source.columns is not None and report_header(source, [name_column], source.columns, NAME_COLUMNS):
         return []
+    source.selected = [name_column, *(column for checker in checkers.values() for column in checker.columns)]
     examples = []
     unnamed: list[int] = []
     seen: dict[str, None] = {}

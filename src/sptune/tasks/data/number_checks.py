@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sptune.errors import InputError
-from sptune.tasks.data.error_report import describe_type, or_remove
+from sptune.tasks.data.error_report import a_value, or_remove
 from sptune.tasks.data.lookalike_names import is_blank
 from sptune.tasks.data.row_checks import LabeledRows, checked_examples
 from sptune.tasks.data.row_source import RowSource
@@ -43,7 +43,7 @@ class NumberRows(LabeledRows[float]):
             if not NUMBER.fullmatch(text):
                 return "not a number", "Write digits, such as 3.5, without a unit"
         elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-            return f"a {describe_type(value)}, not a number", "Write digits, such as 3.5"
+            return f"{a_value(value)}, not a number", "Write digits, such as 3.5"
         return None if _is_finite(value) else ("not a finite number", "Write one")
 
 
@@ -52,8 +52,14 @@ def check_numbers(source: RowSource, text_columns: Sequence[str], label_column: 
     return checked_examples(NumberRows(source, text_columns, label_column))
 
 
-def check_range(train: Sequence[Example[float]], source: str, column: str) -> None:
+def check_range(train: Sequence[Example[float]], source: str, column: str, *, drawn: bool = False) -> None:
     """Refuse training numbers that have no standard deviation.
+
+    Args:
+        train: the training examples.
+        source: of the training data, for messages.
+        column: the one with the numbers.
+        drawn: whether they are what is left of the data after splits were drawn of them.
 
     Raises:
         InputError: all are equal, or they are too large to compute with.
@@ -63,6 +69,11 @@ def check_range(train: Sequence[Example[float]], source: str, column: str) -> No
         raise InputError(
             f"{source}, field {column!r}: the numbers are too large to compute their standard deviation; write them in "
             "a larger unit."
+        )
+    if deviation <= 1e-12 * abs(mean) and drawn:
+        raise InputError(
+            f"{source}, field {column!r}, value {train[0].label:g}: all {len(train)} examples that were drawn for "
+            "training have this one number. Draw more (few_shot), draw others (seed), or give validation and test data."
         )
     if deviation <= 1e-12 * abs(mean):
         raise InputError(

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from sptune.tasks.data.column_checks import CLASS_COLUMNS, report_header, report_missing_fields
-from sptune.tasks.data.error_report import ErrorReport, describe_type, or_remove
+from sptune.tasks.data.error_report import NOT_UNICODE, ErrorReport, a_value, or_remove
 from sptune.tasks.data.label_checks import check_label, is_missing, report_unknown_labels, report_unlabeled_rows
-from sptune.tasks.data.lookalike_names import is_blank
+from sptune.tasks.data.lookalike_names import is_blank, is_unicode
 from sptune.tasks.data.row_source import RepeatedValues, RowSource
 from sptune.tasks.splits import Example, Label
 
@@ -44,6 +44,7 @@ def checked_examples(checker: RowChecker[Checked]) -> Iterator[Checked]:
     source = checker.source
     if source.columns is not None and report_header(source, checker.columns, source.columns, checker.column_options):
         return
+    source.selected = checker.columns
     for line, values in source.rows:
         example = checker.example(line, values)
         if example is not None:
@@ -187,19 +188,11 @@ def check_text(value: Any, column: str, line: int, errors: ErrorReport) -> str |
     if value is None or (isinstance(value, str) and is_blank(value)):
         error, remedy = "empty text", or_remove("Write the text", line)
     elif not isinstance(value, str):
-        error = f"a {describe_type(value)}, not text"
+        error = f"{a_value(value)}, not text"
         remedy = "Name a column that holds text, or put the value in quotation marks."
-    elif not _is_unicode(value):
-        error, remedy = "half a surrogate pair, which is not a character", "Write the file again as UTF-8."
+    elif not is_unicode(value):
+        error, remedy = NOT_UNICODE
     else:
         return value
     errors.add(error, remedy, line=line, field=column, value=value)
     return None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True

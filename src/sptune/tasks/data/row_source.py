@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class RowSource:
         columns: the columns of the header or schema; None for JSON.
         class_names: for a column of class indices, the names of the classes.
         notes: unusual properties of the file that did not prevent reading it.
+        selected: the columns to read; a format that allows it skips the others. None for all.
     """
 
     name: str
@@ -36,6 +37,7 @@ class RowSource:
     columns: list[str] | None = None
     class_names: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    selected: Sequence[str] | None = None
 
 
 def declared_class_names(features: datasets.Features | None) -> dict[str, list[str]]:

@@ -145,6 +145,7 @@ def _why_unused(files: Sequence[RowSource], answer_columns: Sequence[str]) -> st
     """Why a split cannot be used: it has no rows, or its labels are withheld, as in the test data of benchmarks."""
     is_empty = True
     for file in files:
+        file.selected = answer_columns
         for _, values in file.rows:
             is_empty = False
             column = next((one for one in answer_columns if one in values), None)

@@ -46,7 +46,8 @@ def read_lines(path: Path, errors: ErrorReport, notes: list[str] | None = None) 
             if error := _binary_format(first):
                 errors.add(*error)
                 return
-            has_returns = re.search(rb"\r(?!\n)", first) is not None
+            # Python's csv module can end lines in two of them and a line feed on Windows.
+            has_returns = re.search(rb"\r+(?![\r\n])", first) is not None
             if has_returns and notes is not None:
                 notes.append(f"{path}: its lines end in carriage returns only, as in old Mac files.")
             for chunk in itertools.chain([first], file):
