@@ -8,8 +8,9 @@ from sptune.registration import register_with_peft
 if TYPE_CHECKING:
     from sptune.config import SPTConfig
     from sptune.errors import InputError, SptuneError
+    from sptune.modeling.final_network import discretize
     from sptune.modeling.mean_pooling import MeanPooledClassifier
-    from sptune.modeling.model import SPTModel, discretize
+    from sptune.modeling.model import SPTModel
     from sptune.runs.adapter_pool import AdapterPool
     from sptune.runs.inference import evaluate, predict
     from sptune.runs.run import Run, fit
@@ -59,7 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "SearchConfig": "sptune.search.search_config",
         "SearchResult": "sptune.search.search_result",
         "SptuneError": "sptune.errors",
-        "discretize": "sptune.modeling.model",
+        "discretize": "sptune.modeling.final_network",
         "evaluate": "sptune.runs.inference",
         "fit": "sptune.runs.run",
         "predict": "sptune.runs.inference",

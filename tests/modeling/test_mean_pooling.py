@@ -107,6 +107,7 @@ def test_logits_are_the_head_on_the_mean_of_the_real_tokens(
             torch.tensor([1, 2, 3]),
             lambda logits, labels: functional.mse_loss(logits[:, 0], labels.float()),
         ),
+        (None, 1, torch.tensor([[0.5], [-2.0], [3.0]]), functional.mse_loss),
         ("multi_label_classification", 3, torch.eye(3), functional.binary_cross_entropy_with_logits),
     ],
 )

@@ -6,10 +6,10 @@ import sys
 import pytest
 import torch
 from peft import PeftModel, get_model_status, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoModel, Trainer, TrainerCallback, TrainingArguments
 
 from assertions import assert_identical
-from sptune import SPTConfig
+from sptune import InputError, SPTConfig
 
 HEADS = pytest.mark.parametrize("head", ["lm", "classifier"])
 
@@ -287,6 +287,46 @@ def test_dropout_of_the_frozen_backbone_stays_off(build_backbone, build_config, 
     batch = build_batch(bert)
     expected = network.eval()(**batch).logits
     assert torch.equal(network.train()(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("model_type", ["opt", "bart"])
+def test_dropout_stays_off_with_gradient_checkpointing(model_type):
+    """Their blocks compute dropout themselves, and checkpoint gradients in training mode only."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 3, "dropout": 0.3}
+    options = {
+        "opt": {"ffn_dim": 32, "layerdrop": 0.5, "word_embed_proj_dim": 16},
+        "bart": {"d_model": 16, "encoder_layers": 3, "decoder_layers": 3, "encoder_layerdrop": 0.5},
+    }
+    backbone = AutoModel.from_config(AutoConfig.for_model(model_type, **sizes, **options[model_type]))
+    path = "encoder.layers" if model_type == "bart" else None
+    network = get_peft_model(backbone, SPTConfig(prompt_layers=[1], layers_path=path))
+    network.base_model.generator_parameters()[1][-1].data.normal_()
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 2]])}
+    expected = network.eval()(**batch)[0]
+    network.gradient_checkpointing_enable({"use_reentrant": False})
+    for _ in range(3):
+        assert torch.allclose(network.train()(**batch)[0], expected, atol=1e-6)
+    block = network.unload().get_submodule(path or "decoder.layers")[1]
+    assert block.dropout == 0.3
+
+
+def test_a_second_adapter_at_other_blocks_is_refused():
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 3, "num_heads": 4}
+    backbone = AutoModel.from_config(AutoConfig.for_model("t5", **sizes, decoder_start_token_id=0))
+    network = get_peft_model(backbone, SPTConfig(prompt_layers=[1], layers_path="encoder.block"))
+    with pytest.raises(InputError, match=r"layers_path='decoder\.block': this model has prompts at 'encoder\.block'"):
+        network.add_adapter("decoder", SPTConfig(prompt_layers=[1], layers_path="decoder.block"))
+    network.add_adapter("same", SPTConfig(prompt_layers=[2], layers_path="encoder.block"))
+
+
+def test_a_second_adapter_saves_the_blocks_that_it_is_at(tmp_path):
+    sizes = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 3, "num_heads": 4}
+    config = AutoConfig.for_model("t5", **sizes, decoder_start_token_id=0)
+    network = get_peft_model(AutoModel.from_config(config), SPTConfig(prompt_layers=[1], layers_path="decoder.block"))
+    network.add_adapter("second", SPTConfig(prompt_layers=[2]))
+    network.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(AutoModel.from_config(config), tmp_path / "second")
+    assert loaded.base_model.backbone.layers_name == "decoder.block"
 
 
 def test_dropout_of_a_new_head_is_on_in_training_only(build_backbone, build_config, build_batch, bert):

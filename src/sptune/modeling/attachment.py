@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sptune.config import SPTConfig
-from sptune.modeling.backbones import Backbone
+from sptune.modeling.backbones import Backbone, DropoutRates, restore_dropout
 from sptune.modeling.forward_context import AdapterSettings, ForwardContext
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Attachment:
         saved_modules: the wrappers of `modules_to_save`.
         keeps_contexts: whether a block has run in a context, which a second run of it needs.
         removed: whether the prompts were taken off the model.
+        dropout_rates: of the model, which training sets to 0.
         prepend: what only prompts in front of the text need; None until an adapter has some.
     """
 
@@ -39,6 +40,7 @@ class Attachment:
         self.saved_modules: list[SavedModule] = []
         self.keeps_contexts = False
         self.removed = False
+        self.dropout_rates: DropoutRates = []
         self.prepend: PrependAttachment | None = None
 
     def settings_of(self, adapter: str) -> AdapterSettings:
@@ -62,7 +64,8 @@ class Attachment:
             self.prepend = PrependAttachment(self.model, backbone, self.settings)
 
     def remove(self) -> None:
-        """Restore the model's methods."""
+        """Restore the model's methods and dropout."""
         self.removed = True
+        restore_dropout(self.dropout_rates)
         if self.prepend is not None:
             self.prepend.remove()

@@ -6,6 +6,7 @@ What prompts in front of the text need to know of a model family is in `sptune.m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ HIDDEN_SIZE_NAMES = ("hidden_size", "d_model", "n_embd", "dim")
 # Rotary tables of these types are rebuilt from the longest position of a call, which a second call for the prompts
 # would disturb.
 REFUSED_ROPE_TYPES = ("dynamic", "longrope")
+
+# A module, the name of an attribute, and its value.
+DropoutRates = list[tuple[nn.Module, str, float]]
 
 
 @dataclass(frozen=True)
@@ -235,12 +239,40 @@ def frozen_part(model: nn.Module, backbone: Backbone) -> nn.Module:
     return cast(nn.Module, inner) if holds else backbone.base_model
 
 
-def turn_off_dropout(frozen: nn.Module) -> None:
-    """Set evaluation mode in all modules but those that are trained and those that checkpoint gradients."""
+def untrained_modules(frozen: nn.Module) -> list[nn.Module]:
+    """The modules of a frozen part but those in `modules_to_save`."""
     modules = list(frozen.modules())
     wrappers = [module for module in modules if isinstance(module, ModulesToSaveWrapper)]
     trained = {id(module) for wrapper in wrappers for module in wrapper.modules_to_save.modules()}
+    return [module for module in modules if id(module) not in trained]
+
+
+def turn_off_dropout(modules: Iterable[nn.Module]) -> DropoutRates:
+    """Set modules to evaluation mode.
+
+    Gradient checkpointing works in training mode only. So modules that do it stay in that mode, and the rates of the
+    dropout that they compute themselves become 0.
+
+    Returns:
+        These rates as they were, for `restore_dropout`.
+    """
+    rates: DropoutRates = []
     for module in modules:
-        # Gradient checkpointing works in training mode only.
-        if id(module) not in trained and not getattr(unwrapped(module), "gradient_checkpointing", False):
+        inner = unwrapped(module)
+        if not getattr(inner, "gradient_checkpointing", False):
             module.training = False
+            continue
+        rates += [(inner, name, rate) for name, rate in vars(inner).items() if "drop" in name and _is_rate(rate)]
+    for module, name, _ in rates:
+        setattr(module, name, 0.0)
+    return rates
+
+
+def restore_dropout(rates: DropoutRates) -> None:
+    """Set rates back to what they were."""
+    for module, name, rate in rates:
+        setattr(module, name, rate)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and 0 < value <= 1

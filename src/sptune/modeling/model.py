@@ -1,4 +1,4 @@
-"""`SPTModel` attaches prompts to a backbone as a PEFT tuner; `discretize` turns a supernet into a final network."""
+"""`SPTModel` attaches prompts to a backbone as a PEFT tuner."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from sptune.config import SPTConfig, resolve_prompt_layers
 from sptune.errors import InputError
 from sptune.modeling.attachment import Attachment
-from sptune.modeling.backbones import Backbone, find_backbone, frozen_part, keep_differentiable, turn_off_dropout
+from sptune.modeling.backbones import (
+    Backbone,
+    find_backbone,
+    frozen_part,
+    keep_differentiable,
+    list_at,
+    turn_off_dropout,
+    untrained_modules,
+)
 from sptune.modeling.forward_context import AdapterSettings
 from sptune.modeling.gates import gate_logits
 from sptune.modeling.layer import CANNOT_MERGE, SPTLayer
@@ -130,7 +137,8 @@ class SPTModel(BaseTuner):
         super().train(mode)
         attached = _find_attachment(self.model)
         if mode and attached is not None:
-            turn_off_dropout(frozen_part(self.model, attached.backbone))
+            frozen = frozen_part(self.model, attached.backbone)
+            attached.dropout_rates += turn_off_dropout(untrained_modules(frozen))
         return self
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -275,49 +283,6 @@ class SPTModel(BaseTuner):
         return [block for block in _prompted(self._attachment()) if adapter in block.spt_generator]
 
 
-def discretize(network: PeftModel, prompt_layers: list[int], warm_start: bool = False) -> PeftModel:
-    """Turn a supernet into the final network with prompts at the given layers.
-
-    The backbone is not copied: the supernet cannot be used afterwards.
-
-    Args:
-        network: a `PeftModel` with one SPT adapter whose `prompt_layers` is "search".
-        prompt_layers: the layers to keep, candidates of the search.
-        warm_start: whether to keep the generators and `modules_to_save` of the supernet. Otherwise generators are new,
-            and `modules_to_save` are as they were before the search.
-
-    Returns:
-        The final network, without gates; all generators and `modules_to_save` are trainable.
-
-    Raises:
-        InputError: the network is not a supernet, or a layer was not a candidate.
-    """
-    tuner = network.base_model
-    if not isinstance(tuner, SPTModel) or len(network.peft_config) != 1:
-        raise InputError("discretize needs a model with one adapter, made by get_peft_model with an SPTConfig.")
-    candidates = list(tuner.gate_parameters())
-    unknown = [layer for layer in prompt_layers if layer not in candidates]
-    if unknown:
-        raise InputError(f"Layer {unknown[0]} was not a candidate of the search; candidates are {candidates}.")
-    adapter_name = network.active_adapter
-    searched = cast(SPTConfig, network.peft_config[adapter_name])
-    config = dataclasses.replace(
-        searched, prompt_layers=sorted(prompt_layers), candidate_layers=None, inference_mode=False
-    )
-    weights = None
-    if warm_start:
-        state = get_peft_model_state_dict(network, adapter_name=adapter_name)
-        weights = {name: tensor.clone() for name, tensor in state.items()}
-    for module in tuner.modules():
-        if isinstance(module, ModulesToSaveWrapper):  # PEFT's unload keeps the trained module, not the original one
-            module.modules_to_save[adapter_name].load_state_dict(module.original_module.state_dict())
-    model = get_peft_model(tuner.unload(), config, adapter_name=adapter_name)
-    if weights is not None:
-        kept = get_peft_model_state_dict(model, adapter_name=adapter_name).keys()
-        set_peft_model_state_dict(model, {key: weights[key] for key in kept}, adapter_name=adapter_name)
-    return model
-
-
 def _find_attachment(model: nn.Module) -> Attachment | None:
     for module in model.modules():
         if isinstance(module, SPTLayer):
@@ -326,14 +291,27 @@ def _find_attachment(model: nn.Module) -> Attachment | None:
 
 
 def _backbone_for(model: nn.Module, config: SPTConfig) -> Backbone:
-    """The blocks of a model, as an adapter of this placement needs them."""
+    """The blocks of a model, as an adapter of this placement needs them.
+
+    Raises:
+        InputError: there are none, or the model has prompts at other blocks.
+    """
     attached = _find_attachment(model)
     known: Backbone | None = None
     if attached is not None and config.placement == "prepend":
         known = attached.prepend.backbone if attached.prepend is not None else None
     elif attached is not None:
         known = attached.backbone
-    return find_backbone(model, config.layers_path, config.placement) if known is None else known
+    if attached is None or known is None:
+        return find_backbone(model, config.layers_path, config.placement)
+    if config.layers_path is None:
+        config.layers_path = next((one.config.layers_path for one in attached.settings.values()), None)
+    elif list_at(model, config.layers_path) is not known.layers:
+        raise InputError(
+            f"layers_path={config.layers_path!r}: this model has prompts at {known.layers_name!r}, and all adapters of "
+            "a model have theirs at the same list of blocks. Load the backbone again for this adapter."
+        )
+    return known
 
 
 def _refuse_other_adapters(model: nn.Module) -> None:

@@ -40,13 +40,14 @@ def problem_loss(
         problem_type: one of `PROBLEM_TYPES`.
         scores: (batch, classes); of a regression (batch, 1).
         labels: class indices (batch,); for several labels 0 and 1 as floats (batch, classes); for a regression numbers
-            (batch,).
+            (batch,) or (batch, 1).
         reduction: "mean" for the mean over examples, "none" for the loss of each, (batch,).
         label_smoothing: of the cross entropy.
     """
     if problem_type == SINGLE_LABEL:
         return F.cross_entropy(scores, labels, reduction=reduction, label_smoothing=label_smoothing)
     if problem_type == REGRESSION:
-        return F.mse_loss(scores.squeeze(-1), labels.to(scores), reduction=reduction)
+        scores = scores.squeeze(-1)
+        return F.mse_loss(scores, labels.to(scores).reshape(scores.shape), reduction=reduction)
     losses = F.binary_cross_entropy_with_logits(scores, labels.to(scores), reduction="none").mean(-1)
     return losses.mean() if reduction == "mean" else losses

@@ -19,8 +19,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from sptune import whole_files
 from sptune.config import SPTConfig
 from sptune.modeling.backbones import find_backbone
+from sptune.modeling.final_network import discretize
 from sptune.modeling.loading import CAUSAL_LM, CLASSIFIER, HEADS, load_backbone
-from sptune.modeling.model import SPTModel, discretize
+from sptune.modeling.model import SPTModel
 from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import quiet_stdout
 from sptune.runs.folder_claim import CheckClaim

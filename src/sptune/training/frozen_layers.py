@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
-from sptune.modeling.backbones import Backbone
+from sptune.modeling.backbones import Backbone, DropoutRates, restore_dropout, turn_off_dropout
 from sptune.modeling.calls import WrappedMethod
 
 
@@ -40,17 +40,16 @@ def without_dropout_below(backbone: Backbone, layer: int) -> Iterator[None]:
 
     def set_mode(method: WrappedMethod, mode: bool = True) -> nn.Module:
         method.method(mode)
-        for module in frozen:
-            # Modules that check for gradient checkpointing do so in training mode only.
-            if not getattr(module, "gradient_checkpointing", False):
-                module.training = False
+        rates.extend(turn_off_dropout(frozen))
         return base_model
 
+    rates: DropoutRates = []
     wrapped = WrappedMethod(base_model, "train", set_mode)
     try:
         yield
     finally:
         wrapped.remove()
+        restore_dropout(rates)
 
 
 def _frozen_parts(module: nn.Module, above: Collection[nn.Module]) -> Iterator[nn.Module]:
