@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset as HubDataset
 from peft import get_peft_model
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     BatchEncoding,
     TrainerCallback,
@@ -35,12 +35,11 @@ def test_training_with_and_without_gives_the_same_losses(build_trainer, some_cas
 
 
 def test_a_table_of_datasets_is_cached_too(build_trainer, bert):
-    data = Dataset.from_list(build_examples(16))
+    data = HubDataset.from_list(build_examples(16))
     values = []
     for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(bert, cache, examples=data)
         trainer.train()
-        assert trainer.train_dataset is data
         values.append(trainer.losses.values)
     torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
 
@@ -195,7 +194,7 @@ def test_hidden_states_that_are_asked_for_are_computed(build_trainer, bert):
 def test_a_loss_of_the_users_own_sees_only_the_batch(build_backbone, build_config, bert, tmp_path):
     class Own(SPTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            assert "prefix_row" not in inputs
+            assert set(inputs) == {"input_ids", "attention_mask", "labels"}
             outputs = model(**inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -222,7 +221,6 @@ def test_items_of_another_mapping_type_stay_what_they_are(build_trainer, bert):
     trainer.add_callback(runs)
     trainer.train()
     assert runs.by_epoch[1] == 0
-    assert "prefix_row" not in examples[0]
 
 
 def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
@@ -230,14 +228,77 @@ def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
         def __iter__(self):
             return iter(build_examples(4))
 
-    def evaluate_stream(trainer):
-        trainer.eval_dataset = {"table": build_examples(4), "stream": Stream(), "none": []}
-
-    trainer = build_trainer(bert, ActivationCacheSettings())
-    evaluate_stream(trainer)
-    datasets = trainer.eval_dataset
+    trainer = build_trainer(bert, ActivationCacheSettings(), eval_strategy="epoch")
+    trainer.eval_dataset = {"table": build_examples(4), "stream": Stream()}
     trainer.train()
-    assert trainer.eval_dataset is datasets
+    assert sum("eval_stream_loss" in entry for entry in trainer.state.log_history) == 3
+
+
+class ByEpoch(Dataset):
+    """Examples with another first token in every epoch, if `changing`."""
+
+    def __init__(self, changing):
+        self.changing, self.epoch, self.epochs = changing, 0, set()
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch if self.changing else 0
+        self.epochs.add(epoch)
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        first, *others = build_examples(16)[index]["input_ids"]
+        return {**build_examples(16)[index], "input_ids": [first + self.epoch, *others]}
+
+
+@pytest.mark.parametrize("changing", [True, False])
+def test_examples_of_each_epoch_are_those_that_are_trained_on(build_trainer, bert, changing):
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache, examples=ByEpoch(changing))
+        runs = BlocksRun(trainer.model)
+        trainer.add_callback(runs)
+        trainer.train()
+        assert trainer.train_dataset.epochs == {0, 1, 2}
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+    assert (runs.by_epoch[1] > 0) == changing
+
+
+def test_equal_texts_share_their_states(build_trainer, bert):
+    examples = build_examples(4)
+    again = [{**one, "labels": (one["labels"] + 1) % 3} for one in examples]
+    assert_same_losses(build_trainer, bert, lambda trainer: None, examples=[*examples, *again])
+
+
+class Batches(TrainerCallback):
+    """Takes the batches of the trainer's data loaders, as a callback that generates texts does."""
+
+    def __init__(self):
+        self.names = set()
+
+    def on_epoch_end(self, args, state, control, train_dataloader=None, **kwargs):
+        for batch in train_dataloader:
+            self.names.update(batch)
+
+    def on_evaluate(self, args, state, control, eval_dataloader=None, **kwargs):
+        for batch in eval_dataloader:
+            self.names.update(batch)
+
+
+@pytest.mark.parametrize(("workers", "dispatch"), [(0, False), (2, False), (2, True)])
+def test_batches_are_those_of_the_collator(build_trainer, bert, workers, dispatch):
+    trainer = build_trainer(
+        bert, ActivationCacheSettings(), examples=build_examples(8), eval_strategy="epoch",
+        accelerator_config={"dispatch_batches": dispatch}, dataloader_num_workers=workers, num_train_epochs=2,
+    )  # fmt: skip
+    batches, runs = Batches(), BlocksRun(trainer.model)
+    trainer.add_callback(batches)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert batches.names == {"input_ids", "attention_mask", "labels"}
+    assert runs.by_epoch[1] == 0, "the texts of the evaluation are some of the training"
 
 
 class TeacherTrainer(SPTTrainer):

@@ -30,7 +30,6 @@ from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import has_all_steps, last_checkpoint, load_finished, trainer_state
 from sptune.training.divergence import DivergenceCheck
 from sptune.training.loss_items import LossItems
-from sptune.training.numbered_examples import ROW
 from sptune.training.optimizer_groups import split_groups
 from sptune.training.ordered_trainer import OrderedTrainer
 
@@ -140,7 +139,7 @@ class SPTTrainer(OrderedTrainer):
     ) -> torch.Tensor:
         """As in `transformers.Trainer`, with the fast attention kernel and the activation cache."""
         fast = fast_attention(self, inputs)
-        with fast, self.caching.reading(inputs, check=True) as inputs:
+        with fast, self.caching.reading(inputs, check=True):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -160,7 +159,7 @@ class SPTTrainer(OrderedTrainer):
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
         """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
-        with self.caching.reading(inputs) as inputs:
+        with self.caching.reading(inputs):
             if self.class_scores is None:
                 if prediction_loss_only or self.predict_at_labels:
                     inputs = self.at_labels(model, inputs)
@@ -221,10 +220,9 @@ class SPTTrainer(OrderedTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        masked = self._is_causal and takes_source_mask(cast(nn.Module, self.model))
-        more = {ROW, "source_mask"} if masked else {ROW}
-        self._signature_columns: Any = [*columns, *(more - {*columns})]
+        if self._is_causal and takes_source_mask(cast(nn.Module, self.model)):
+            columns: list[str] = self._signature_columns or []
+            self._signature_columns: Any = [*columns, *({"source_mask"} - {*columns})]
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         """Items of a whole step, over all its micro-batches and processes."""
