@@ -18,6 +18,16 @@ def test_the_table_knows_padded_examples_and_token_types():
         assert (table.starts.tolist(), table.lengths.tolist()) == ([0, 2, 5], [2, 3, 2])
 
 
+def test_a_dataset_without_token_types_has_zeros_where_another_has_some():
+    plain, typed = [{"input_ids": [5, 6, 7]}], [{"input_ids": [5, 6], "token_type_ids": [0, 1]}]
+    for datasets in ((plain, typed), (typed, plain)):
+        table = TokenTable.of(datasets)
+        assert len(table.types) == len(table.tokens)
+        assert table.find(torch.tensor([[5, 6, 7]]), None, None).rows.tolist() == [datasets.index(plain)]
+        assert table.find(torch.tensor([[5, 6]]), None, torch.tensor([[0, 1]])).rows.tolist() == [datasets.index(typed)]
+        assert table.find(torch.tensor([[5, 6]]), None, None) is None
+
+
 def test_texts_are_found_by_their_tokens_and_types():
     noise = torch.Generator().manual_seed(1)
     rows = []

@@ -39,7 +39,10 @@ class TokenTable:
             KeyError: an example has no `input_ids`.
         """
         columns = [_flat_columns(dataset) for dataset in datasets]
-        lengths, tokens, types = (torch.cat(parts) for parts in zip(*columns, strict=True))
+        lengths, tokens = (torch.cat([column[place] for column in columns]) for place in (0, 1))
+        types = torch.cat([types for *_, types in columns])
+        if len(types):  # a model without token types takes all of them for 0
+            types = torch.cat([types if len(types) else torch.zeros_like(ids) for _, ids, types in columns])
         return cls(tokens, lengths.cumsum(0) - lengths, lengths, types)
 
     def find(
