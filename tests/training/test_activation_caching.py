@@ -1,9 +1,12 @@
 """Trainings with the activation cache have the losses of those without, and nothing is read where it is not exact."""
 
+import contextlib
+
 import pytest
 import torch
 from datasets import Dataset as HubDataset
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
 from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     BatchEncoding,
@@ -12,7 +15,7 @@ from transformers import (
 )
 
 from cached_training import BlocksRun, build_examples
-from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune import ActivationCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.tasks import PaddingCollator
 from sptune.training.cache_settings import ActivationCacheSettings
 
@@ -333,6 +336,93 @@ def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, be
         ).train()  # fmt: skip
         trained.append({name: p.detach() for name, p in network.named_parameters() if ".default." in name})
     torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
+
+
+class EvaluateTwice(TrainerCallback):
+    """After some epochs, evaluates the network as it is, with other adapters, and as it is again."""
+
+    def __init__(self, change):
+        self.change, self.losses = change, []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        for context in (contextlib.nullcontext(), self.change(self.trainer), contextlib.nullcontext()):
+            with context:
+                self.losses.append(self.trainer.evaluate()["eval_loss"])
+
+
+@contextlib.contextmanager
+def with_names(trainer):
+    trainer.names = ["__base__", "other"]
+    yield
+    trainer.names = None
+
+
+@contextlib.contextmanager
+def merged(trainer):
+    trainer.model.merge_adapter(["other"])
+    yield
+    trainer.model.unmerge_adapter()
+
+
+CHANGES = {
+    "disabled": lambda trainer: trainer.model.disable_adapter(),
+    "mixed": with_names,
+    "merged": merged,
+    "scaled": lambda trainer: rescale_adapter_scale(trainer.model, 5.0),
+}
+
+
+class NamingTrainer(ActivationCachingTrainer):
+    """Evaluates with `adapter_names`, if it has some."""
+
+    names = None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        size = len(inputs["input_ids"])
+        more = {"adapter_names": (self.names * size)[:size]} if self.names and not model.training else {}
+        return super().compute_loss(model, {**inputs, **more}, *args, **kwargs)
+
+
+def frozen_below(network):
+    """Adapters at all layers, of which those of the layers 0 and 1 do not learn."""
+    network.set_adapter("default")
+    for name, parameter in network.named_parameters():
+        if any(f"layer.{layer}." in name for layer in (0, 1)):
+            parameter.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("method", "change"), [("spt", "disabled"), ("spt", "mixed"), *(("lora", change) for change in CHANGES)]
+)
+def test_states_with_other_adapters_below_are_neither_read_nor_kept(
+    build_backbone, build_config, bert, randomize, tmp_path, method, change
+):
+    losses = []
+    for cache in (None, ActivationCacheSettings()):
+        torch.manual_seed(3)
+        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+        if method == "spt":
+            config = build_config(bert, "classifier", placement="add", prompt_layers=[1, 3])
+        network = get_peft_model(build_backbone(bert, "classifier"), config)
+        network.add_adapter("other", config)
+        for name in ("other", "default"):
+            network.set_adapter(name)
+            randomize(network)
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            report_to="none", save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        evaluate = EvaluateTwice(CHANGES[change])
+        evaluate.trainer = NamingTrainer(
+            frozen_below(network), args, train_dataset=build_examples(12), eval_dataset=build_examples(20)[8:],
+            data_collator=PaddingCollator(0, left=False), activation_cache=cache, callbacks=[evaluate],
+        )  # fmt: skip
+        assert cache is None or evaluate.trainer.plan_activation_cache().reason is None
+        evaluate.trainer.train()
+        losses.append(evaluate.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3), "the adapters below change the loss"
 
 
 def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):

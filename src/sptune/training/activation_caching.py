@@ -23,6 +23,7 @@ from transformers import Trainer
 from sptune.errors import InputError
 from sptune.modeling.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbone, rope_type
 from sptune.modeling.model import SPTModel
+from sptune.training.acting_adapters import ActingAdapters
 from sptune.training.activation_cache import ActivationCache, cache_folders
 from sptune.training.cache_fingerprint import fingerprint
 from sptune.training.cache_plan import GIB, ActivationCachePlan
@@ -66,7 +67,6 @@ class ActivationCaching:
         self._cache: ActivationCache | None = None
         self._reader: StateReader | None = None
         self._below: list[nn.Parameter] | None = None
-        self._adapters: set[str] = set()
 
     def plan(self) -> ActivationCachePlan:
         """Whether training will use the cache, and how large it may grow."""
@@ -173,8 +173,9 @@ class ActivationCaching:
             return
         logger.info("%s", plan)
         self._cache, self._below, finished = cache, None, False
-        self._adapters = set(_active_adapters(self.trainer.model))
-        self._reader = StateReader(backbone.base_model, backbone.layers, self._same_adapters)
+        # Other adapters might act below the cached layer.
+        adapters = ActingAdapters(cast(nn.Module, self.trainer.model))
+        self._reader = StateReader(backbone.base_model, backbone.layers, adapters.are_the_first)
         try:
             yield
             finished = True
@@ -210,10 +211,6 @@ class ActivationCaching:
             cache.close(remove=False)
         return None
 
-    def _same_adapters(self) -> bool:
-        """Whether all active adapters were active when training began: another might act below the cached layer."""
-        return set(_active_adapters(self.trainer.model)) <= self._adapters
-
     def _check(self, cache: ActivationCache, inputs: Batch) -> None:
         """Give the cache up if something below it is trained, or if reading states changes the results."""
         reason = None
@@ -238,11 +235,6 @@ class ActivationCaching:
 def compiles(trainer: Trainer) -> bool:
     """Whether the model is compiled: by the trainer's arguments, or by `accelerate launch --dynamo_backend`."""
     return trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
-
-
-def _active_adapters(model: Any) -> list[str]:
-    active = getattr(model, "active_adapters", [])
-    return list(active() if callable(active) else active) if isinstance(model, PeftModel) else []
 
 
 def _is_table(dataset: Any) -> bool:
