@@ -425,6 +425,41 @@ def test_states_with_other_adapters_below_are_neither_read_nor_kept(
     assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3), "the adapters below change the loss"
 
 
+def compile_whole(trainer):
+    trainer.model = trainer.model_wrapped = torch.compile(trainer.model, backend="eager")
+
+
+def compile_block(trainer):
+    layers = trainer.model.base_model.backbone.layers
+    layers[3] = torch.compile(layers[3], backend="eager")
+
+
+def compile_forward(trainer):
+    base_model = trainer.model.base_model.backbone.base_model
+    base_model.forward = torch.compile(base_model.forward, backend="eager")
+
+
+COMPILED = {
+    "whole": compile_whole,
+    "in place": lambda trainer: trainer.model.compile(backend="eager"),
+    "block": compile_block,
+    "block in place": lambda trainer: trainer.model.base_model.backbone.layers[3].compile(backend="eager"),
+    "forward": compile_forward,
+}
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_network_that_the_user_has_compiled_trains_without_the_cache(build_trainer, bert, compiled):
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache, max_steps=6, remove_unused_columns=False)
+        COMPILED[compiled](trainer)
+        trainer.train()
+        values.append(trainer.losses.values)
+    assert "torch.compile" in trainer.plan_activation_cache().reason
+    assert values[0] == values[1]
+
+
 def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):
     trainer = build_trainer(bert, ActivationCacheSettings())
     model = trainer.model.get_base_model()

@@ -163,6 +163,13 @@ def test_a_compiled_network_keeps_no_attention_kernel_of_its_first_batch(build_t
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
+def test_a_compiled_language_model_counts_the_labels_of_a_language_model(build_trainer):
+    plain = build_trainer(build_examples(8, causal=True), "lm")
+    compiled = SPTTrainer(torch.compile(plain.model, backend="eager"), plain.args, train_dataset=plain.train_dataset)
+    assert compiled.items.shifted
+    assert plain.items.shifted
+
+
 @pytest.mark.parametrize("labeled", [True, False])
 def test_predictions_are_the_class_scores(build_trainer, labeled):
     examples = build_examples(10)

@@ -100,7 +100,8 @@ class SPTTrainer(OrderedTrainer):
         _check_rate(head_learning_rate, self.optimizer)
         _check_sharding(self)
         self._check_divergence = DivergenceCheck(self._rates)
-        backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        bare: Any = getattr(self.model, "_orig_mod", self.model)  # without the wrapper of torch.compile
+        backbone = bare.get_base_model() if isinstance(bare, PeftModel) else bare
         self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
         if self.compute_loss_func is not None:
