@@ -185,6 +185,21 @@ def test_predictions_are_the_class_scores(build_trainer, labeled):
         assert output.label_ids.tolist() == [example["labels"] for example in examples]
 
 
+@pytest.mark.parametrize("preprocess", [lambda scores, labels: scores.argmax(-1), lambda scores, _: scores.softmax(-1)])
+def test_the_loss_is_that_of_the_scores_before_they_are_preprocessed(build_trainer, preprocess):
+    examples, seen = build_examples(10), []
+    expected = build_trainer(examples, trainer={"class_scores": first_two_scores}).evaluate(examples)["eval_loss"]
+    options = {
+        "class_scores": first_two_scores,
+        "preprocess_logits_for_metrics": preprocess,
+        "compute_metrics": lambda outcome: {"size": seen.append(outcome.predictions) or len(outcome.predictions)},
+    }
+    metrics = build_trainer(examples, trainer=options, per_device_eval_batch_size=4).evaluate(examples)
+    assert (metrics["eval_loss"], metrics["eval_size"]) == (pytest.approx(expected, rel=1e-5), 10)
+    scores = build_trainer(examples, trainer={"class_scores": first_two_scores}).predict(examples).predictions
+    np.testing.assert_allclose(seen[0], preprocess(torch.tensor(scores), None), atol=1e-5)
+
+
 def test_evaluation_reports_the_mean_loss(build_trainer):
     examples = build_examples(10)
     trainer = build_trainer(examples, per_device_eval_batch_size=10)

@@ -95,7 +95,9 @@ class SPTTrainer(OrderedTrainer):
         self.model_accepts_loss_kwargs = True
         if class_scores is not None:
             self.label_names = _one_label_name(self.args.label_names)
-            if self.compute_metrics is not None and not self.args.batch_eval_metrics:
+            # Predictions that are preprocessed are no scores any more; their loss is Trainer's, from `prediction_step`.
+            whole = self.preprocess_logits_for_metrics is None and not self.args.batch_eval_metrics
+            if self.compute_metrics is not None and whole:
                 self.compute_metrics = partial(_with_loss, self.compute_metrics, self._loss_of_scores)
         _check_rate(head_learning_rate, self.optimizer)
         _check_sharding(self)
