@@ -305,6 +305,32 @@ def test_a_class_loss_without_effect_is_refused(build_trainer):
         build_trainer(build_examples(4), trainer=how, label_smoothing_factor=0.1)
 
 
+LOSSES = {
+    "own loss": {},
+    "class scores": {"class_scores": first_two_scores},
+    "class loss": {"class_scores": first_two_scores, "class_loss": ClassLoss((1.0, 2.0, 3.0), focal_gamma=2.0)},
+    "function": {
+        "compute_loss_func": lambda outputs, labels, num_items_in_batch=None: (
+            functional.cross_entropy(outputs.logits.flatten(0, -2), labels.flatten(), reduction="sum")
+            / num_items_in_batch
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("head", "loss"), [*(("classifier", loss) for loss in LOSSES), ("lm", "own loss")])
+def test_a_step_without_labels_has_the_loss_0_and_changes_nothing(build_trainer, head, loss):
+    examples = build_examples(8, causal=head == "lm")
+    for example in examples:
+        example["labels"] = [-100] * len(example["labels"]) if head == "lm" else -100
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "logging_nan_inf_filter": False}
+    trainer = build_trainer(examples, head, trainer=LOSSES[loss], logging_strategy="steps", logging_steps=1, **options)
+    before = trained(trainer)
+    trainer.train()
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0.0, 0.0]
+    torch.testing.assert_close(trained(trainer), before, atol=0, rtol=0)
+
+
 def test_the_head_has_a_learning_rate_of_its_own(build_trainer):
     gradients = Gradients()
     trainer = build_trainer(

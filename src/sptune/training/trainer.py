@@ -215,7 +215,7 @@ class SPTTrainer(OrderedTrainer):
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
         elif self.class_loss is not None:
-            loss = self.class_loss(scores, labels).sum() / self.items.positions(labels).sum()
+            loss = self.class_loss(scores, labels).sum() / self.items.positions(labels).sum().clamp_min(1)
         else:
             smoothing = self.args.label_smoothing_factor
             loss = problem_loss(self.problem_type, scores, labels, label_smoothing=smoothing)
@@ -235,11 +235,15 @@ class SPTTrainer(OrderedTrainer):
         return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
 
     def _share(self, inputs: Batch, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
-        """Items of this batch / items of the step, times the number of processes, over which gradients are averaged."""
+        """Items of this batch / items of the step, times the number of processes, over which gradients are averaged.
+
+        It is 0 in a step without any item.
+        """
         if num_items_in_batch is None:
             return 1.0
         items = self.items.count(inputs)
-        return self.accelerator.num_processes * items / torch.as_tensor(num_items_in_batch, device=items.device)
+        step = torch.as_tensor(num_items_in_batch, device=items.device).clamp_min(1)
+        return self.accelerator.num_processes * items / step
 
     # Optimizer
 
