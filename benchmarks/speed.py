@@ -52,7 +52,7 @@ from sptune.modeling.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.search import SPTSearchTrainer
 from sptune.training.activation_cache import ActivationCache
 from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedRows
+from sptune.training.state_sources import CachedTexts
 from sptune.training.token_table import TokenTable
 from subsets import smollm2
 
@@ -160,7 +160,7 @@ def spt(backbone: nn.Module, layer: int, cache: bool, batches: list[Batch], plac
     plain = method.step
 
     def step(batch: Batch, rows: torch.Tensor) -> None:
-        with reader.reading(CachedRows(cached, rows)):
+        with reader.reading(CachedTexts(cached)):
             plain(batch, rows)
 
     method.step = step

@@ -5,7 +5,7 @@ import torch
 
 from sptune.training.activation_cache import ActivationCache
 from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedRows
+from sptune.training.state_sources import CachedTexts
 from sptune.training.token_table import TokenTable
 
 LENGTHS = (9, 5, 7)
@@ -52,17 +52,15 @@ def test_losses_and_gradients_are_the_same(build_network, build_batch, case, sid
     cache = _cache(network, batch)
     rows = torch.arange(3)
     assert not any(cache.holds(row) for row in rows)
-    _loss_and_gradients(network, batch, CachedRows(cache, rows))
+    _loss_and_gradients(network, batch, CachedTexts(cache))
     # Where absolute positions are counted from the left edge, padding there leaves states that no cache can keep.
     rotary = network.base_model._attachment().prepend.backbone.rotary is not None
     assert cache.holds(rows) == (side == "right" or rotary or "position_ids" in batch)
     order = torch.tensor([2, 0])
-    again, _ = _loss_and_gradients(
-        network, {name: value[order] for name, value in batch.items()}, CachedRows(cache, order)
-    )
+    again, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()}, CachedTexts(cache))
     alone, _ = _loss_and_gradients(network, {name: value[order] for name, value in batch.items()})
     torch.testing.assert_close(again, alone, atol=0, rtol=1e-5)
-    cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedRows(cache, rows))
+    cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedTexts(cache))
     torch.testing.assert_close(cached_loss, loss, atol=0, rtol=1e-5)
     torch.testing.assert_close(cached_gradients, gradients, atol=1e-6, rtol=1e-4)
 
@@ -74,7 +72,7 @@ def test_layers_below_do_not_run_where_their_result_is_known(build_network, buil
     for index, block in enumerate(network.base_model._attachment().backbone.layers):
         block.base_layer.register_forward_hook(lambda *_, index=index: ran.append(index))
     for _ in range(2):
-        _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
+        _loss_and_gradients(network, batch, CachedTexts(cache))
     assert ran == [0, 1, 2, 3, 2, 3]
 
 
@@ -84,7 +82,7 @@ def test_a_search_network_reads_below_its_lowest_candidate(build_network, build_
     loss, gradients = _loss_and_gradients(network, batch)
     cache = _cache(network, batch)
     for _ in range(2):
-        cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
+        cached_loss, cached_gradients = _loss_and_gradients(network, batch, CachedTexts(cache))
     torch.testing.assert_close(cached_loss, loss, atol=0, rtol=1e-5)
     torch.testing.assert_close(cached_gradients, gradients, atol=1e-6, rtol=1e-4)
 
@@ -93,11 +91,11 @@ def test_other_tokens_are_computed_in_full(build_network, build_batch, logits_of
     network = build_network(some_case, prompt_layers=[2, 3])
     batch = build_batch(some_case)
     cache = _cache(network, batch)
-    _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
+    _loss_and_gradients(network, batch, CachedTexts(cache))
     network.eval()
     batch["input_ids"][1, 0] += 1
     expected = logits_of(network, batch)
-    with _reading(network, CachedRows(cache, torch.arange(3))):
+    with _reading(network, CachedTexts(cache)):
         assert torch.equal(logits_of(network, batch), expected)
 
 
@@ -105,10 +103,10 @@ def test_a_disabled_adapter_is_the_backbone(build_network, build_backbone, build
     network = build_network(some_case, prompt_layers=[2, 3])
     batch = build_batch(some_case)
     cache = _cache(network, batch)
-    _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
+    _loss_and_gradients(network, batch, CachedTexts(cache))
     network.eval()
     expected = logits_of(build_backbone(some_case), batch)
-    with _reading(network, CachedRows(cache, torch.arange(3))), network.disable_adapter():
+    with _reading(network, CachedTexts(cache)), network.disable_adapter():
         torch.testing.assert_close(logits_of(network, batch), expected, atol=1e-6, rtol=0)
 
 
@@ -119,5 +117,5 @@ def test_checkpointing_reads_the_cache(build_network, build_batch, case):
     cache = _cache(network, batch)
     network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for _ in range(2):
-        _, gradients = _loss_and_gradients(network, batch, CachedRows(cache, torch.arange(3)))
+        _, gradients = _loss_and_gradients(network, batch, CachedTexts(cache))
     torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-4)

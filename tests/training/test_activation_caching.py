@@ -1,10 +1,13 @@
 """Trainings with the activation cache have the losses of those without, and nothing is read where it is not exact."""
 
+import contextlib
+
 import pytest
 import torch
-from datasets import Dataset
-from peft import get_peft_model
-from torch.utils.data import IterableDataset
+from datasets import Dataset as HubDataset
+from peft import LoraConfig, get_peft_model
+from peft.helpers import rescale_adapter_scale
+from torch.utils.data import Dataset, IterableDataset
 from transformers import (
     BatchEncoding,
     TrainerCallback,
@@ -12,7 +15,7 @@ from transformers import (
 )
 
 from cached_training import BlocksRun, build_examples
-from sptune import SearchConfig, SPTTrainer, search_prompt_layers
+from sptune import ActivationCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.tasks import PaddingCollator
 from sptune.training.cache_settings import ActivationCacheSettings
 
@@ -35,12 +38,11 @@ def test_training_with_and_without_gives_the_same_losses(build_trainer, some_cas
 
 
 def test_a_table_of_datasets_is_cached_too(build_trainer, bert):
-    data = Dataset.from_list(build_examples(16))
+    data = HubDataset.from_list(build_examples(16))
     values = []
     for cache in (None, ActivationCacheSettings()):
         trainer = build_trainer(bert, cache, examples=data)
         trainer.train()
-        assert trainer.train_dataset is data
         values.append(trainer.losses.values)
     torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
 
@@ -195,7 +197,7 @@ def test_hidden_states_that_are_asked_for_are_computed(build_trainer, bert):
 def test_a_loss_of_the_users_own_sees_only_the_batch(build_backbone, build_config, bert, tmp_path):
     class Own(SPTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            assert "prefix_row" not in inputs
+            assert set(inputs) == {"input_ids", "attention_mask", "labels"}
             outputs = model(**inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
 
@@ -222,7 +224,6 @@ def test_items_of_another_mapping_type_stay_what_they_are(build_trainer, bert):
     trainer.add_callback(runs)
     trainer.train()
     assert runs.by_epoch[1] == 0
-    assert "prefix_row" not in examples[0]
 
 
 def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
@@ -230,14 +231,77 @@ def test_a_stream_of_evaluation_data_is_left_alone(build_trainer, bert):
         def __iter__(self):
             return iter(build_examples(4))
 
-    def evaluate_stream(trainer):
-        trainer.eval_dataset = {"table": build_examples(4), "stream": Stream(), "none": []}
-
-    trainer = build_trainer(bert, ActivationCacheSettings())
-    evaluate_stream(trainer)
-    datasets = trainer.eval_dataset
+    trainer = build_trainer(bert, ActivationCacheSettings(), eval_strategy="epoch")
+    trainer.eval_dataset = {"table": build_examples(4), "stream": Stream()}
     trainer.train()
-    assert trainer.eval_dataset is datasets
+    assert sum("eval_stream_loss" in entry for entry in trainer.state.log_history) == 3
+
+
+class ByEpoch(Dataset):
+    """Examples with another first token in every epoch, if `changing`."""
+
+    def __init__(self, changing):
+        self.changing, self.epoch, self.epochs = changing, 0, set()
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch if self.changing else 0
+        self.epochs.add(epoch)
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        first, *others = build_examples(16)[index]["input_ids"]
+        return {**build_examples(16)[index], "input_ids": [first + self.epoch, *others]}
+
+
+@pytest.mark.parametrize("changing", [True, False])
+def test_examples_of_each_epoch_are_those_that_are_trained_on(build_trainer, bert, changing):
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache, examples=ByEpoch(changing))
+        runs = BlocksRun(trainer.model)
+        trainer.add_callback(runs)
+        trainer.train()
+        assert trainer.train_dataset.epochs == {0, 1, 2}
+        values.append(trainer.losses.values)
+    torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
+    assert (runs.by_epoch[1] > 0) == changing
+
+
+def test_equal_texts_share_their_states(build_trainer, bert):
+    examples = build_examples(4)
+    again = [{**one, "labels": (one["labels"] + 1) % 3} for one in examples]
+    assert_same_losses(build_trainer, bert, lambda trainer: None, examples=[*examples, *again])
+
+
+class Batches(TrainerCallback):
+    """Takes the batches of the trainer's data loaders, as a callback that generates texts does."""
+
+    def __init__(self):
+        self.names = set()
+
+    def on_epoch_end(self, args, state, control, train_dataloader=None, **kwargs):
+        for batch in train_dataloader:
+            self.names.update(batch)
+
+    def on_evaluate(self, args, state, control, eval_dataloader=None, **kwargs):
+        for batch in eval_dataloader:
+            self.names.update(batch)
+
+
+@pytest.mark.parametrize(("workers", "dispatch"), [(0, False), (2, False), (2, True)])
+def test_batches_are_those_of_the_collator(build_trainer, bert, workers, dispatch):
+    trainer = build_trainer(
+        bert, ActivationCacheSettings(), examples=build_examples(8), eval_strategy="epoch",
+        accelerator_config={"dispatch_batches": dispatch}, dataloader_num_workers=workers, num_train_epochs=2,
+    )  # fmt: skip
+    batches, runs = Batches(), BlocksRun(trainer.model)
+    trainer.add_callback(batches)
+    trainer.add_callback(runs)
+    trainer.train()
+    assert batches.names == {"input_ids", "attention_mask", "labels"}
+    assert runs.by_epoch[1] == 0, "the texts of the evaluation are some of the training"
 
 
 class TeacherTrainer(SPTTrainer):
@@ -272,6 +336,128 @@ def test_states_of_another_adapter_are_not_kept(build_backbone, build_config, be
         ).train()  # fmt: skip
         trained.append({name: p.detach() for name, p in network.named_parameters() if ".default." in name})
     torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
+
+
+class EvaluateTwice(TrainerCallback):
+    """After some epochs, evaluates the network as it is, with other adapters, and as it is again."""
+
+    def __init__(self, change):
+        self.change, self.losses = change, []
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        for context in (contextlib.nullcontext(), self.change(self.trainer), contextlib.nullcontext()):
+            with context:
+                self.losses.append(self.trainer.evaluate()["eval_loss"])
+
+
+@contextlib.contextmanager
+def with_names(trainer):
+    trainer.names = ["__base__", "other"]
+    yield
+    trainer.names = None
+
+
+@contextlib.contextmanager
+def merged(trainer):
+    trainer.model.merge_adapter(["other"])
+    yield
+    trainer.model.unmerge_adapter()
+
+
+CHANGES = {
+    "disabled": lambda trainer: trainer.model.disable_adapter(),
+    "mixed": with_names,
+    "merged": merged,
+    "scaled": lambda trainer: rescale_adapter_scale(trainer.model, 5.0),
+}
+
+
+class NamingTrainer(ActivationCachingTrainer):
+    """Evaluates with `adapter_names`, if it has some."""
+
+    names = None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        size = len(inputs["input_ids"])
+        more = {"adapter_names": (self.names * size)[:size]} if self.names and not model.training else {}
+        return super().compute_loss(model, {**inputs, **more}, *args, **kwargs)
+
+
+def frozen_below(network):
+    """Adapters at all layers, of which those of the layers 0 and 1 do not learn."""
+    network.set_adapter("default")
+    for name, parameter in network.named_parameters():
+        if any(f"layer.{layer}." in name for layer in (0, 1)):
+            parameter.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("method", "change"), [("spt", "disabled"), ("spt", "mixed"), *(("lora", change) for change in CHANGES)]
+)
+def test_states_with_other_adapters_below_are_neither_read_nor_kept(
+    build_backbone, build_config, bert, randomize, tmp_path, method, change
+):
+    losses = []
+    for cache in (None, ActivationCacheSettings()):
+        torch.manual_seed(3)
+        config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"], init_lora_weights=False)
+        if method == "spt":
+            config = build_config(bert, "classifier", placement="add", prompt_layers=[1, 3])
+        network = get_peft_model(build_backbone(bert, "classifier"), config)
+        network.add_adapter("other", config)
+        for name in ("other", "default"):
+            network.set_adapter(name)
+            randomize(network)
+        args = TrainingArguments(
+            str(tmp_path), num_train_epochs=1, per_device_train_batch_size=4, learning_rate=1e-2, use_cpu=True,
+            report_to="none", save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        evaluate = EvaluateTwice(CHANGES[change])
+        evaluate.trainer = NamingTrainer(
+            frozen_below(network), args, train_dataset=build_examples(12), eval_dataset=build_examples(20)[8:],
+            data_collator=PaddingCollator(0, left=False), activation_cache=cache, callbacks=[evaluate],
+        )  # fmt: skip
+        assert cache is None or evaluate.trainer.plan_activation_cache().reason is None
+        evaluate.trainer.train()
+        losses.append(evaluate.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0][1] != pytest.approx(losses[0][0], rel=1e-3), "the adapters below change the loss"
+
+
+def compile_whole(trainer):
+    trainer.model = trainer.model_wrapped = torch.compile(trainer.model, backend="eager")
+
+
+def compile_block(trainer):
+    layers = trainer.model.base_model.backbone.layers
+    layers[3] = torch.compile(layers[3], backend="eager")
+
+
+def compile_forward(trainer):
+    base_model = trainer.model.base_model.backbone.base_model
+    base_model.forward = torch.compile(base_model.forward, backend="eager")
+
+
+COMPILED = {
+    "whole": compile_whole,
+    "in place": lambda trainer: trainer.model.compile(backend="eager"),
+    "block": compile_block,
+    "block in place": lambda trainer: trainer.model.base_model.backbone.layers[3].compile(backend="eager"),
+    "forward": compile_forward,
+}
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_network_that_the_user_has_compiled_trains_without_the_cache(build_trainer, bert, compiled):
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = build_trainer(bert, cache, max_steps=6, remove_unused_columns=False)
+        COMPILED[compiled](trainer)
+        trainer.train()
+        values.append(trainer.losses.values)
+    assert "torch.compile" in trainer.plan_activation_cache().reason
+    assert values[0] == values[1]
 
 
 def test_a_head_that_reads_padding_gives_the_cache_up(build_trainer, bert, caplog):

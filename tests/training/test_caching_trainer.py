@@ -297,4 +297,14 @@ def test_a_loss_of_the_experts_of_all_layers_is_computed(train_upper, decoder_sh
     assert cached.runs[1] >= 4
 
 
-# What a cache must not serve
+def test_persistent_workers_of_an_earlier_training_pass_on_no_places_of_its_examples(train_upper):
+    """Trainer keeps the data loaders of evaluation with their workers."""
+    values = []
+    for cache in (None, ActivationCacheSettings()):
+        trainer = train_upper(
+            UPPER["lora"], cache, dataloader_num_workers=1, dataloader_persistent_workers=True, num_train_epochs=1
+        )
+        trainer.train_dataset = build_examples(20)[12:]
+        trainer.train()
+        values.append(trainer.losses.values)
+    assert values[1] == pytest.approx(values[0], rel=1e-5)

@@ -163,6 +163,13 @@ def test_a_compiled_network_keeps_no_attention_kernel_of_its_first_batch(build_t
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
+def test_a_compiled_language_model_counts_the_labels_of_a_language_model(build_trainer):
+    plain = build_trainer(build_examples(8, causal=True), "lm")
+    compiled = SPTTrainer(torch.compile(plain.model, backend="eager"), plain.args, train_dataset=plain.train_dataset)
+    assert compiled.items.shifted
+    assert plain.items.shifted
+
+
 @pytest.mark.parametrize("labeled", [True, False])
 def test_predictions_are_the_class_scores(build_trainer, labeled):
     examples = build_examples(10)
@@ -176,6 +183,21 @@ def test_predictions_are_the_class_scores(build_trainer, labeled):
     assert ("test_loss" in output.metrics) is labeled
     if labeled:
         assert output.label_ids.tolist() == [example["labels"] for example in examples]
+
+
+@pytest.mark.parametrize("preprocess", [lambda scores, labels: scores.argmax(-1), lambda scores, _: scores.softmax(-1)])
+def test_the_loss_is_that_of_the_scores_before_they_are_preprocessed(build_trainer, preprocess):
+    examples, seen = build_examples(10), []
+    expected = build_trainer(examples, trainer={"class_scores": first_two_scores}).evaluate(examples)["eval_loss"]
+    options = {
+        "class_scores": first_two_scores,
+        "preprocess_logits_for_metrics": preprocess,
+        "compute_metrics": lambda outcome: {"size": seen.append(outcome.predictions) or len(outcome.predictions)},
+    }
+    metrics = build_trainer(examples, trainer=options, per_device_eval_batch_size=4).evaluate(examples)
+    assert (metrics["eval_loss"], metrics["eval_size"]) == (pytest.approx(expected, rel=1e-5), 10)
+    scores = build_trainer(examples, trainer={"class_scores": first_two_scores}).predict(examples).predictions
+    np.testing.assert_allclose(seen[0], preprocess(torch.tensor(scores), None), atol=1e-5)
 
 
 def test_evaluation_reports_the_mean_loss(build_trainer):
@@ -281,6 +303,32 @@ def test_a_class_loss_without_effect_is_refused(build_trainer):
     how = {"class_scores": first_two_scores, "class_loss": ClassLoss()}
     with pytest.raises(InputError, match=r"label_smoothing_factor=0.1 has no effect with class_loss"):
         build_trainer(build_examples(4), trainer=how, label_smoothing_factor=0.1)
+
+
+LOSSES = {
+    "own loss": {},
+    "class scores": {"class_scores": first_two_scores},
+    "class loss": {"class_scores": first_two_scores, "class_loss": ClassLoss((1.0, 2.0, 3.0), focal_gamma=2.0)},
+    "function": {
+        "compute_loss_func": lambda outputs, labels, num_items_in_batch=None: (
+            functional.cross_entropy(outputs.logits.flatten(0, -2), labels.flatten(), reduction="sum")
+            / num_items_in_batch
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("head", "loss"), [*(("classifier", loss) for loss in LOSSES), ("lm", "own loss")])
+def test_a_step_without_labels_has_the_loss_0_and_changes_nothing(build_trainer, head, loss):
+    examples = build_examples(8, causal=head == "lm")
+    for example in examples:
+        example["labels"] = [-100] * len(example["labels"]) if head == "lm" else -100
+    options = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "logging_nan_inf_filter": False}
+    trainer = build_trainer(examples, head, trainer=LOSSES[loss], logging_strategy="steps", logging_steps=1, **options)
+    before = trained(trainer)
+    trainer.train()
+    assert [entry["loss"] for entry in trainer.state.log_history if "loss" in entry] == [0.0, 0.0]
+    torch.testing.assert_close(trained(trainer), before, atol=0, rtol=0)
 
 
 def test_the_head_has_a_learning_rate_of_its_own(build_trainer):

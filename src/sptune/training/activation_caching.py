@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,15 +23,15 @@ from transformers import Trainer
 from sptune.errors import InputError
 from sptune.modeling.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbone, rope_type
 from sptune.modeling.model import SPTModel
+from sptune.training.acting_adapters import ActingAdapters
 from sptune.training.activation_cache import ActivationCache, cache_folders
 from sptune.training.cache_fingerprint import fingerprint
 from sptune.training.cache_plan import GIB, ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.frozen_layers import dtype_below, first_trained_layer, without_dropout_below
-from sptune.training.numbered_examples import ROW, NumberedCollator, number_examples
 from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedRows
+from sptune.training.state_sources import CachedTexts
 from sptune.training.token_table import TokenTable
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,6 @@ class ActivationCaching:
         self._cache: ActivationCache | None = None
         self._reader: StateReader | None = None
         self._below: list[nn.Parameter] | None = None
-        self._adapters: set[str] = set()
 
     def plan(self) -> ActivationCachePlan:
         """Whether training will use the cache, and how large it may grow."""
@@ -85,26 +84,24 @@ class ActivationCaching:
             yield
 
     @contextlib.contextmanager
-    def reading(self, inputs: Batch, *, check: bool = False) -> Iterator[Batch]:
-        """The batch without the numbers of its examples; its forwards read the states below the trained layers.
+    def reading(self, inputs: Batch, *, check: bool = False) -> Iterator[None]:
+        """The forwards inside on this batch read the states below the trained layers.
 
         Args:
             inputs: the batch.
-            check: whether to make sure first that the states are exact.
+            check: whether to make sure first that the states are exact. Before the first check nothing is read.
         """
-        rows = inputs.get(ROW) if hasattr(inputs, "get") else None
-        if rows is None:
-            yield inputs
+        cache, reader = self._cache, self._reader
+        if cache is None or reader is None or cache.given_up or not isinstance(inputs, Mapping):
+            yield
             return
-        inputs = {name: value for name, value in inputs.items() if name != ROW}
-        cache = self._cache
-        if cache is not None and not cache.given_up and check:
+        if check:
             self._check(cache, inputs)
-        if cache is None or cache.given_up or self._reader is None:
-            yield inputs
+        if cache.given_up or self._below is None:
+            yield
             return
-        with self._reader.reading(CachedRows(cache, rows)):
-            yield inputs
+        with reader.reading(CachedTexts(cache)):
+            yield
 
     def loss_with_labels(self, model: nn.Module, inputs: Batch) -> torch.Tensor | None:
         """The trainer's loss of a forward of the model on a batch; None without labels."""
@@ -165,7 +162,7 @@ class ActivationCaching:
 
     @contextlib.contextmanager
     def _caching(self) -> Iterator[None]:
-        """For the training inside, give every example its number in a cache."""
+        """For the training inside, open a cache of its examples."""
         plan, tokens = self._plan_with_tokens()
         backbone = self._find_backbone()
         cache = None if tokens is None or backbone is None else self._open(plan, tokens, backbone)
@@ -176,32 +173,16 @@ class ActivationCaching:
             return
         logger.info("%s", plan)
         self._cache, self._below, finished = cache, None, False
-        self._adapters = set(_active_adapters(self.trainer.model))
-        self._reader = StateReader(backbone.base_model, backbone.layers, self._same_adapters)
+        # Other adapters might act below the cached layer.
+        adapters = ActingAdapters(cast(nn.Module, self.trainer.model))
+        self._reader = StateReader(backbone.base_model, backbone.layers, adapters.are_the_first)
         try:
-            with self._numbering():
-                yield
+            yield
             finished = True
         finally:
             self._reader.remove()
             self._cache = self._reader = None
             cache.close(remove=finished and self.settings is not None and not self.settings.keep)
-
-    @contextlib.contextmanager
-    def _numbering(self) -> Iterator[None]:
-        """For the training inside, the trainer's datasets and collator pass on the numbers of the examples."""
-        trainer = self.trainer
-        before = {name: getattr(trainer, name) for name in (*self.datasets, "data_collator")}
-        first = 0
-        for name in self.datasets:
-            numbered, first = _numbered(before[name], first)
-            setattr(trainer, name, numbered)
-        trainer.data_collator = NumberedCollator(trainer.data_collator)
-        try:
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(trainer, name, value)
 
     def _open(self, plan: ActivationCachePlan, tokens: TokenTable, backbone: Backbone) -> ActivationCache | None:
         """The cache, or None in every process if one of them cannot have it."""
@@ -230,10 +211,6 @@ class ActivationCaching:
             cache.close(remove=False)
         return None
 
-    def _same_adapters(self) -> bool:
-        """Whether all active adapters were active when training began: another might act below the cached layer."""
-        return set(_active_adapters(self.trainer.model)) <= self._adapters
-
     def _check(self, cache: ActivationCache, inputs: Batch) -> None:
         """Give the cache up if something below it is trained, or if reading states changes the results."""
         reason = None
@@ -256,13 +233,20 @@ class ActivationCaching:
 
 
 def compiles(trainer: Trainer) -> bool:
-    """Whether the model is compiled: by the trainer's arguments, or by `accelerate launch --dynamo_backend`."""
-    return trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO
+    """Whether the model is compiled: by the trainer's arguments, `accelerate launch --dynamo_backend`, or the user."""
+    if trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        return True
+    return any(_is_compiled(module) for module in cast(nn.Module, trainer.model).modules())
 
 
-def _active_adapters(model: Any) -> list[str]:
-    active = getattr(model, "active_adapters", [])
-    return list(active() if callable(active) else active) if isinstance(model, PeftModel) else []
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether a module is from `torch.compile(module)`, or had `module.compile()`, or its forward was compiled."""
+    forward = vars(module).get("forward")
+    return (
+        hasattr(module, "_orig_mod")
+        or module._compiled_call_impl is not None
+        or hasattr(forward, "_torchdynamo_orig_callable")
+    )
 
 
 def _is_table(dataset: Any) -> bool:
@@ -273,15 +257,3 @@ def _tables(datasets: Iterable[Any]) -> list[Any]:
     """The tables with examples among datasets and dictionaries of them, in order."""
     flat = [one for dataset in datasets for one in (dataset.values() if isinstance(dataset, dict) else [dataset])]
     return [one for one in flat if _is_table(one) and len(one)]
-
-
-def _numbered(dataset: Any, first: int) -> tuple[Any, int]:
-    """A dataset, or a dictionary of them, numbered from `first` as `_tables` orders them; and the number after."""
-    if isinstance(dataset, dict):
-        numbered = {}
-        for name, one in dataset.items():
-            numbered[name], first = _numbered(one, first)
-        return numbered, first
-    if not _is_table(dataset) or not len(dataset):
-        return dataset, first
-    return number_examples(dataset, first), first + len(dataset)

@@ -13,7 +13,6 @@ from sptune.renamed import renamed_argument, renamed_method
 from sptune.training.activation_caching import ActivationCaching
 from sptune.training.cache_plan import ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.training.numbered_examples import ROW
 
 Batch = dict[str, Any]
 
@@ -67,17 +66,12 @@ class ActivationCachingTrainer(Trainer):
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """As in transformers; the batch's states below the first trained layer are read from the cache."""
-        with self.caching.reading(inputs, check=True) as inputs:
+        with self.caching.reading(inputs, check=True):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def prediction_step(
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
         """As in transformers; the batch's states below the first trained layer are read from the cache."""
-        with self.caching.reading(inputs) as inputs:
+        with self.caching.reading(inputs):
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        self._signature_columns: Any = [*columns, *({ROW} - {*columns})]

@@ -43,10 +43,13 @@ class LossItems:
         return torch.tensor(batch_size(inputs))
 
     def with_count(self, loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """The loss function, called with the number of items of its batch, so that its loss is the batch's mean."""
+        """The loss function, called with the number of items of its batch, so that its loss is the batch's mean.
+
+        Without any item the number is 1, so that a sum divided by it is 0 and has gradients of 0.
+        """
 
         def mean_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-            counted = self.positions(labels).sum() if isinstance(labels, torch.Tensor) else None
+            counted = self.positions(labels).sum().clamp_min(1) if isinstance(labels, torch.Tensor) else None
             return loss_func(outputs, labels, num_items_in_batch=counted)
 
         return mean_loss

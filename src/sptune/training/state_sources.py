@@ -14,6 +14,7 @@ from torch import nn
 from sptune.modeling.backbones import unwrapped
 from sptune.modeling.calls import argument_positions
 from sptune.training.activation_cache import ActivationCache
+from sptune.training.token_table import FoundTexts
 
 logger = logging.getLogger(__name__)
 
@@ -36,47 +37,41 @@ class StateSource(Protocol):
         """Take the states (batch, length, d) that were computed after `read` gave None."""
 
 
-class CachedRows:
-    """A `StateSource` for one batch of examples.
+class CachedTexts:
+    """A `StateSource` for batches of the examples of a cache, which are found by their tokens.
 
     Args:
         cache: the cache.
-        rows: (batch,) numbers of the examples.
     """
 
-    def __init__(self, cache: ActivationCache, rows: torch.Tensor) -> None:
+    def __init__(self, cache: ActivationCache) -> None:
         self.cache = cache
         self.layer = cache.layer
-        self.rows = rows.cpu()
-        self._found: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._found: FoundTexts | None = None
 
     @torch.compiler.disable
     def read(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, token_type_ids: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """The stored states (batch, length, d); None if the tokens are others, or some example is not stored yet.
-
-        The batch may repeat the examples, as a search under several layer masks does.
-        """
+        """The stored states (batch, length, d); None if a text is no example's, or is not stored yet."""
         mask, types = (None if one is None else one.cpu() for one in (attention_mask, token_type_ids))
-        rows = self.rows.repeat(max(len(input_ids) // len(self.rows), 1))
-        self._found = self.cache.table.positions(rows, input_ids.cpu(), mask, types)
-        if self._found is None or not self.cache.holds(rows):
+        found = self._found = self.cache.table.find(input_ids.cpu(), mask, types)
+        if found is None or not self.cache.holds(found.rows):
             return None
-        index, _ = self._found
-        states = self.cache.states.index_select(0, index.flatten())
-        return states.view(*index.shape, -1).to(input_ids.device)
+        states = self.cache.states.index_select(0, found.index.flatten())
+        return states.view(*found.index.shape, -1).to(input_ids.device)
 
     @torch.compiler.disable
     def record(self, states: torch.Tensor) -> None:
         """Store states (batch, length, d), unless they belong to other tokens."""
-        if self._found is None or self.cache.given_up or states.shape[:2] != self._found[0].shape:
+        found = self._found
+        if found is None or self.cache.given_up or states.shape[:2] != found.index.shape:
             return
-        index, mask = self._found
-        size = len(self.rows)  # more rows are repetitions
-        index, mask, states = index[:size], mask[:size], states.detach()[:size].cpu()
+        # A batch may have a text several times, as in a search under several layer masks.
+        places = list({row: place for place, row in enumerate(found.rows.tolist())}.values())
+        index, mask, states = found.index[places], found.mask[places], states.detach()[places].cpu()
         try:
-            self.cache.write(self.rows, index[mask], states[mask])
+            self.cache.write(found.rows[places], index[mask], states[mask])
         except OSError as error:
             logger.warning("The activation cache cannot grow (%s); training goes on without it.", error)
             self.cache.give_up()

@@ -30,7 +30,6 @@ from sptune.training.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import has_all_steps, last_checkpoint, load_finished, trainer_state
 from sptune.training.divergence import DivergenceCheck
 from sptune.training.loss_items import LossItems
-from sptune.training.numbered_examples import ROW
 from sptune.training.optimizer_groups import split_groups
 from sptune.training.ordered_trainer import OrderedTrainer
 
@@ -96,12 +95,15 @@ class SPTTrainer(OrderedTrainer):
         self.model_accepts_loss_kwargs = True
         if class_scores is not None:
             self.label_names = _one_label_name(self.args.label_names)
-            if self.compute_metrics is not None and not self.args.batch_eval_metrics:
+            # Predictions that are preprocessed are no scores any more; their loss is Trainer's, from `prediction_step`.
+            whole = self.preprocess_logits_for_metrics is None and not self.args.batch_eval_metrics
+            if self.compute_metrics is not None and whole:
                 self.compute_metrics = partial(_with_loss, self.compute_metrics, self._loss_of_scores)
         _check_rate(head_learning_rate, self.optimizer)
         _check_sharding(self)
         self._check_divergence = DivergenceCheck(self._rates)
-        backbone = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        bare: Any = getattr(self.model, "_orig_mod", self.model)  # without the wrapper of torch.compile
+        backbone = bare.get_base_model() if isinstance(bare, PeftModel) else bare
         self._is_causal = type(backbone).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         self.items = LossItems(self.label_names, shifted=self._is_causal and class_scores is None)
         if self.compute_loss_func is not None:
@@ -140,7 +142,7 @@ class SPTTrainer(OrderedTrainer):
     ) -> torch.Tensor:
         """As in `transformers.Trainer`, with the fast attention kernel and the activation cache."""
         fast = fast_attention(self, inputs)
-        with fast, self.caching.reading(inputs, check=True) as inputs:
+        with fast, self.caching.reading(inputs, check=True):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def compute_loss(
@@ -160,7 +162,7 @@ class SPTTrainer(OrderedTrainer):
         self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[Any, Any, Any]:
         """Loss, predictions and labels of a batch; the predictions are the class scores where there are any."""
-        with self.caching.reading(inputs) as inputs:
+        with self.caching.reading(inputs):
             if self.class_scores is None:
                 if prediction_loss_only or self.predict_at_labels:
                     inputs = self.at_labels(model, inputs)
@@ -213,7 +215,7 @@ class SPTTrainer(OrderedTrainer):
         if self.compute_loss_func is not None:
             loss = self.compute_loss_func(SequenceClassifierOutput(logits=scores), labels)
         elif self.class_loss is not None:
-            loss = self.class_loss(scores, labels).sum() / self.items.positions(labels).sum()
+            loss = self.class_loss(scores, labels).sum() / self.items.positions(labels).sum().clamp_min(1)
         else:
             smoothing = self.args.label_smoothing_factor
             loss = problem_loss(self.problem_type, scores, labels, label_smoothing=smoothing)
@@ -221,10 +223,9 @@ class SPTTrainer(OrderedTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: list[str] = self._signature_columns or []
-        masked = self._is_causal and takes_source_mask(cast(nn.Module, self.model))
-        more = {ROW, "source_mask"} if masked else {ROW}
-        self._signature_columns: Any = [*columns, *(more - {*columns})]
+        if self._is_causal and takes_source_mask(cast(nn.Module, self.model)):
+            columns: list[str] = self._signature_columns or []
+            self._signature_columns: Any = [*columns, *({"source_mask"} - {*columns})]
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         """Items of a whole step, over all its micro-batches and processes."""
@@ -234,11 +235,15 @@ class SPTTrainer(OrderedTrainer):
         return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
 
     def _share(self, inputs: Batch, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor | float:
-        """Items of this batch / items of the step, times the number of processes, over which gradients are averaged."""
+        """Items of this batch / items of the step, times the number of processes, over which gradients are averaged.
+
+        It is 0 in a step without any item.
+        """
         if num_items_in_batch is None:
             return 1.0
         items = self.items.count(inputs)
-        return self.accelerator.num_processes * items / torch.as_tensor(num_items_in_batch, device=items.device)
+        step = torch.as_tensor(num_items_in_batch, device=items.device).clamp_min(1)
+        return self.accelerator.num_processes * items / step
 
     # Optimizer
 

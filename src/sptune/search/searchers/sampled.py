@@ -59,7 +59,7 @@ class SampledSets(GateSampler):
         self, model: nn.Module, batch: Batch, num_items_in_batch: torch.Tensor | int | None
     ) -> None:
         """Add this micro-batch's part of g_alpha, from forward passes alone, to the gradients of alpha."""
-        with self.trainer.caching.reading(batch) as batch:
+        with self.trainer.caching.reading(batch):
             gradient = self._alpha_gradient(model, cast(Batch, self.trainer._prepare_inputs(batch)))
         # No backward pass averages it over the processes.
         parts = self.trainer.accelerator.reduce(gradient, "mean").split(1)
