@@ -88,11 +88,22 @@ def load_splits(
     openers = open_roles(files, dataset, dataset_config, split_names or {}, columns, columns[-1:], notes)
     sources = {role: open_split() for role, open_split in openers.items()}
     classes, examples = check(sources, text_columns, label_column, notes=notes)
-    train_name = _name_of(sources["train"])
+    return classes, _divide(examples, few_shot, seed, _name_of(sources["train"]), label_column, notes)
+
+
+def _divide(
+    examples: Mapping[str, StoredExamples[Example]],
+    few_shot: int | None,
+    seed: int,
+    train_name: str,
+    label_column: str,
+    notes: list[str],
+) -> Splits:
+    """The three splits; see `divide`. Numbers of which equal ones are drawn for training are refused."""
     splits = divide(examples, few_shot_count=few_shot, seed=seed, source=train_name, notes=notes)
-    if kind == REGRESSION:
+    if isinstance(splits.train[0].label, float):
         check_range(splits.train, train_name, label_column, drawn=True)
-    return classes, splits
+    return splits
 
 
 def _check_of(kind: str, label_separator: str | None, labels: Sequence[str] | None) -> Any:
