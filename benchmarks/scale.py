@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from resumable_runs import Row, freeze, take_part, write_missing_rows
 from speed import PROMPTS, Method, copy_sharing_weights, peak_bytes, random_batches, spt, trained
 from sptune import SPTConfig
 from sptune.runs.output_folder import read_json_lines
+from sptune.runs.peak_memory import peak_memory
 from sptune.tasks import Task, TaskEncoder, load_splits
 
 ROUNDS = 3
@@ -177,23 +177,30 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
+def _peak_mb() -> float:
+    peak = peak_memory()
+    if peak is None:
+        raise RuntimeError("This system does not tell how much memory a process has used; run this part on another.")
+    return peak / 1e6
+
+
 def read_rows(path: str) -> None:
     """Read, check and tokenize a file as a run does, and print processor time and memory; in a process of its own."""
-    peak = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+    peak = [_peak_mb()]
     seconds = {}
 
     def measure(name: str, run: Callable[[], Any]) -> Any:
         started = time.process_time()
         result = run()
         seconds[name] = round(time.process_time() - started, 2)
-        peak.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        peak.append(_peak_mb())
         return result
 
     labels, splits = measure("read", lambda: load_splits(train_file=path))
     task = Task("scale", "classifier", ("text",), "label", labels)
     encoder = TaskEncoder(task, word_tokenizer(), max_length=64, causal=False)
     measure("tokenize", lambda: [encoder.encode(one) for one in (splits.train, splits.validation, splits.test)])
-    read, tokenize = (round((after - before) / 1e3, 1) for before, after in pairwise(peak))
+    read, tokenize = (round(after - before, 1) for before, after in pairwise(peak))
     print(json.dumps({"processor_seconds": seconds, "memory_mb": {"read": read, "tokenize": tokenize}}))
 
 

@@ -12,9 +12,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from sptune.errors import InputError, SptuneError
 from sptune.extras import require
@@ -120,6 +122,7 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
 
     settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     mode = os.environ.pop(AUTH_MODE, None)
+    others, own = _children(), frozenset[psutil.Process]()
     try:
         try:
             with _own_sigterm():
@@ -128,15 +131,48 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
             # Where TMPDIR is a long path, Ray's sockets get names that the system does not take.
             remedy = "set RAY_TMPDIR to a short path, such as /tmp" if "AF_UNIX" in str(error) else "see its logs"
             raise SptuneError(f"Ray did not start ({type(error).__name__}: {error}); {remedy}.") from error
-        try:
-            yield
         finally:
-            with _silent():
-                ray.shutdown()
+            own = _children() - others
+        yield
     finally:
+        _end_ray(own)
         os.environ.pop(AUTH_MODE, None)
         if mode is not None:
             os.environ[AUTH_MODE] = mode
+
+
+def _children() -> frozenset[psutil.Process]:
+    """The processes that this one has started."""
+    return frozenset(psutil.Process().children())
+
+
+def _end_ray(processes: Iterable[psutil.Process]) -> None:
+    """End Ray and all its processes.
+
+    `ray.shutdown` ends none of a start that was interrupted, and agents that are still starting do not see for a minute
+    that the process they belong to has ended.
+
+    Args:
+        processes: that Ray started here; they have started the others.
+    """
+    import ray
+
+    started = [one for process in processes for one in _with_descendants(process)]
+    with _silent():
+        ray.shutdown()
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.suspend()  # so that it starts no other meanwhile
+            for one in _with_descendants(process):
+                one.kill()
+
+
+def _with_descendants(process: psutil.Process) -> list[psutil.Process]:
+    """A process and those that it started, or that they did."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
 @contextlib.contextmanager
