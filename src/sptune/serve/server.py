@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +124,27 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
     settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
     mode = os.environ.pop(AUTH_MODE, None)
     others, own = _children(), frozenset[psutil.Process]()
-    try:
+    # A thread of its own, because Ray crashes where a signal interrupts its start. Ray needs it until it ends.
+    with ThreadPoolExecutor(1) as thread:
         try:
-            with _own_sigterm():
-                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **settings)
-        except (OSError, RuntimeError, ValueError) as error:
-            # Where TMPDIR is a long path, Ray's sockets get names that the system does not take.
-            remedy = "set RAY_TMPDIR to a short path, such as /tmp" if "AF_UNIX" in str(error) else "see its logs"
-            raise SptuneError(f"Ray did not start ({type(error).__name__}: {error}); {remedy}.") from error
+            options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+            start = thread.submit(ray.init, "local", **options, **settings)
+            try:
+                with _own_sigterm():
+                    start.result()
+            except (OSError, RuntimeError, ValueError) as error:
+                # Where TMPDIR is a long path, Ray's sockets get names that the system does not take.
+                remedy = "set RAY_TMPDIR to a short path, such as /tmp" if "AF_UNIX" in str(error) else "see its logs"
+                raise SptuneError(f"Ray did not start ({type(error).__name__}: {error}); {remedy}.") from error
+            finally:
+                wait([start])
+                own = _children() - others
+            yield
         finally:
-            own = _children() - others
-        yield
-    finally:
-        _end_ray(own)
-        os.environ.pop(AUTH_MODE, None)
-        if mode is not None:
-            os.environ[AUTH_MODE] = mode
+            _end_ray(thread, own)
+            os.environ.pop(AUTH_MODE, None)
+            if mode is not None:
+                os.environ[AUTH_MODE] = mode
 
 
 def _children() -> frozenset[psutil.Process]:
@@ -146,20 +152,21 @@ def _children() -> frozenset[psutil.Process]:
     return frozenset(psutil.Process().children())
 
 
-def _end_ray(processes: Iterable[psutil.Process]) -> None:
+def _end_ray(thread: ThreadPoolExecutor, processes: Iterable[psutil.Process]) -> None:
     """End Ray and all its processes.
 
-    `ray.shutdown` ends none of a start that was interrupted, and agents that are still starting do not see for a minute
-    that the process they belong to has ended.
+    `ray.shutdown` leaves agents behind that are still starting: they do not see for a minute that the process they
+    belong to has ended.
 
     Args:
+        thread: that Ray was started in.
         processes: that Ray started here; they have started the others.
     """
     import ray
 
     started = [one for process in processes for one in _with_descendants(process)]
     with _silent():
-        ray.shutdown()
+        thread.submit(ray.shutdown).result()
     for process in started:
         with contextlib.suppress(psutil.Error):
             process.suspend()  # so that it starts no other meanwhile
@@ -177,18 +184,18 @@ def _with_descendants(process: psutil.Process) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """SIGTERM after the block, or inside of it, does what it did before: `ray.init` puts its own handler there."""
+    """SIGTERM does what it did before, also after the block, where Ray puts a handler of its own.
+
+    That one calls the handler of before, and asks the system to abort the process three seconds later.
+    """
     own = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or not callable(own):
-        yield
-        return
     try:
         yield
-    except SystemExit:  # by Ray's handler
-        own(signal.SIGTERM, None)
-        raise
     finally:
-        signal.signal(signal.SIGTERM, own)
+        if threading.current_thread() is threading.main_thread() and callable(own):
+            signal.signal(signal.SIGTERM, own)
+        if os.name == "posix":
+            signal.alarm(0)
 
 
 def _silent() -> contextlib.AbstractContextManager[Any]:
