@@ -36,8 +36,8 @@ ENDS = 10 if SCALE == FULL else 1
 CLIENTS = 8
 # At most so many answers before a kill under load; at most so many seconds after a line of the start.
 ANSWERS, SECONDS = 200, 10
-# Ray takes longer to start.
-RAY_SECONDS = 3
+# Ray and its replicas take longer to start.
+RAY_SECONDS = 10
 # Tells a server's processes from all others.
 MARK = "SPTUNE_KILLED_SERVER"
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
