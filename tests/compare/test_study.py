@@ -269,6 +269,21 @@ def test_what_is_taken_out_of_a_method_stays_out(parts: dict[str, Any]) -> None:
     assert Study.from_mapping(study.to_dict(), "study") == study
 
 
+def test_to_ask_for_a_search_is_the_same_as_to_give_no_layers(parts: dict[str, Any]) -> None:
+    def study(**settings: Any) -> Study:
+        return Study.from_mapping({**parts, "methods": {"spt": settings}}, "study")
+
+    asked, left_out = (study(**more, num_prompt_layers=2, searcher="fair") for more in ({"prompt_layers": "search"}, {}))
+    assert asked == left_out
+    assert asked.methods["spt"].searches
+    assert [spec.id for spec in asked.final_runs({})] == [spec.id for spec in left_out.final_runs({})]
+    more = study(prompt_layers="search", num_prompt_layers=1, searcher="fair")
+    assert more.final_runs({})[0].id != asked.final_runs({})[0].id
+    lpt = Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": "search"}}}, "study")
+    assert lpt == Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": None}}}, "study")
+    assert Study.from_mapping(lpt.to_dict(), "study") == lpt
+
+
 def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     tuning = study.tuning_runs()

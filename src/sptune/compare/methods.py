@@ -255,6 +255,8 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}.{hint} It takes {', '.join(takes)}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
+    if base.kind == PROMPTS and settings.get("prompt_layers") == "search":
+        del settings["prompt_layers"]  # as where it is left out: the same runs
     if base.kind == PEFT and "from_layer" in settings:
         _check_from_layer(settings, f"{where}: {name}")
     return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)
