@@ -420,6 +420,13 @@ def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
     assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
 
 
+def test_a_rate_that_is_listed_twice_counts_once(parts: dict[str, Any]) -> None:
+    parts["methods"] = {"lora": {"learning_rates": [3e-3, 1e-3, "1e-3", 1, 1.0]}}
+    study = Study.from_mapping(parts, "study")
+    assert study.methods["lora"].learning_rates == (3e-3, 1e-3, 1.0)
+    assert study.chosen_rates(rows_of(study, lambda spec: spec.learning_rate == 3e-3)) == {("words", "lora"): 3e-3}
+
+
 def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     assert study.chosen_rates(rows_of(study, lambda spec: 0.5))["words", "lora"] == 1e-3

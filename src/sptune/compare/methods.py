@@ -259,4 +259,5 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         del settings["prompt_layers"]  # as where it is left out: the same runs
     if base.kind == PEFT and "from_layer" in settings:
         _check_from_layer(settings, f"{where}: {name}")
-    return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)
+    # A rate that is listed twice would count with twice the runs where rates are compared.
+    return Method(base_name, base.kind, tuple(dict.fromkeys(map(float, rates))), settings, base.about)
