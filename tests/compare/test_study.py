@@ -460,6 +460,40 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
     assert spt.layers == {"words": {2: 2}, "more": {2: 2}}
 
 
+def test_methods_are_compared_on_the_tasks_of_the_reference(parts: dict[str, Any]) -> None:
+    """On the others its runs failed."""
+    parts["methods"] = {"spt": {"learning_rates": 5e-3}, "lora": {"learning_rates": 1e-3}}
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks}, "study")
+
+    def score(spec: Any) -> Any:
+        if (spec.name, spec.task) == ("spt", "more"):
+            return "out of memory"
+        return (0.9 if spec.task == "words" else 0.3) + {"words": 0.01, "more": 0.2}[spec.task] * spec.seed
+
+    rows = rows_of(study, score)
+    for row in rows:
+        if row["task"] == "more" and row["state"] == "done":
+            row.update(seconds={"total": 1000.0, "step": 9.0}, parameters={"added": 999}, adapter_bytes=999)
+            row["peak_memory"] = 999
+    spt, lora = summarize(study, rows)
+    for name in ("mean", "deviation", "parameters", "adapter_bytes", "seconds", "step_seconds", "memory"):
+        assert getattr(lora, name) == pytest.approx(getattr(spt, name)), name
+    assert lora.scores == pytest.approx({"words": 0.905, "more": 0.4})
+    told = "Means, sd and costs are over the tasks that spt has done: words. It lacks more."
+    assert told in score_table(study, [spt, lora], rows).notes
+    # The other way round lora has no mean, and that it lacks a task is told.
+    lora, spt = summarize(Study.from_mapping({**parts, "tasks": tasks, "against": "lora"}, "study"), rows)[::-1]
+    assert lora.mean == pytest.approx(0.6525)
+    assert math.isnan(spt.mean)
+    assert math.isnan(spt.deviation)
+    assert math.isnan(spt.seconds)
+    # Without any run of the reference all tasks count.
+    _, lora = summarize(study, [row for row in rows if row["method"] == "lora"])
+    assert lora.mean == pytest.approx(0.6525)
+    assert lora.seconds == pytest.approx(501.5)
+
+
 def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> None:
     parts["methods"] = {"spt": {"learning_rates": 5e-3}, "lora": {"learning_rates": 1e-3}}
     tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}

@@ -176,6 +176,16 @@ def test_figures_of_a_comparison_are_those_of_its_summary(tmp_path: Path) -> Non
     assert "-0.0800 to -0.0200" in page.text
 
 
+def test_a_comparison_says_which_tasks_its_means_are_over(tmp_path: Path) -> None:
+    told = "Means, deviations and costs are over the tasks that spt has done: a."
+    file = write_comparison(tmp_path) / "summary.json"
+    assert told not in Page(write_comparison_report(tmp_path)).text
+    lines = json.loads(file.read_text())
+    del lines[0]["scores"]["b"]
+    file.write_text(json.dumps(lines))
+    assert told in Page(write_comparison_report(tmp_path)).text
+
+
 def test_an_older_run_says_what_it_lacks(tmp_path: Path) -> None:
     write_run(tmp_path)
     for name in ("predictions.jsonl", "training_history.json"):
