@@ -259,6 +259,10 @@ def test_local_data_are_known_by_what_is_in_their_folders(parts: dict[str, Any],
         (tmp_path / name / "train").mkdir(parents=True)
         (tmp_path / name / "train" / "data.arrow").write_bytes(b"rows")
     assert first(tmp_path / "here") == first(tmp_path / "there")
+    for hidden in (".git/index", ".DS_Store", "train/.cache/a", "train/.ipynb_checkpoints/data.arrow"):
+        (tmp_path / "there" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "there" / hidden).write_bytes(b"what no run reads")
+    assert first(tmp_path / "here") == first(tmp_path / "there")
     (tmp_path / "there" / "train" / "data.arrow").write_bytes(b"other rows")
     assert first(tmp_path / "here") != first(tmp_path / "there")
 
