@@ -78,7 +78,9 @@ def test_a_study_is_not_written_into_what_its_runs_read(
     Path("read").mkdir()
     Path("link").symlink_to("read/out")
     parts["tasks"]["words"] = {**(parts["tasks"]["words"] if option == "model" else {}), option: "read"}
-    with pytest.raises(InputError, match=rf"words: {option}='{tmp_path}/read' holds the output folder {output}, .*outs"):
+    with pytest.raises(
+        InputError, match=rf"words: {option}='{tmp_path}/read' holds the output folder {output}, .*outs"
+    ):
         compare(parts, output)
     assert list(Path("read").iterdir()) == []
 

@@ -277,7 +277,9 @@ def test_to_ask_for_a_search_is_the_same_as_to_give_no_layers(parts: dict[str, A
     def study(**settings: Any) -> Study:
         return Study.from_mapping({**parts, "methods": {"spt": settings}}, "study")
 
-    asked, left_out = (study(**more, num_prompt_layers=2, searcher="fair") for more in ({"prompt_layers": "search"}, {}))
+    asked, left_out = (
+        study(**more, num_prompt_layers=2, searcher="fair") for more in ({"prompt_layers": "search"}, {})
+    )
     assert asked == left_out
     assert asked.methods["spt"].searches
     assert [spec.id for spec in asked.final_runs({})] == [spec.id for spec in left_out.final_runs({})]

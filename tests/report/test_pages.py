@@ -10,6 +10,7 @@ from report_folders import (
     METRICS,
     SCRIPT,
     write_comparison,
+    write_diverged_search,
     write_generation_run,
     write_label_run,
     write_number_run,
@@ -44,7 +45,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.within == "application/json":
-            self.specs.append(json.loads(data))
+            self.specs.append(json.loads(data, parse_constant=pytest.fail))  # as a browser's, which takes no NaN
         elif not self.within:
             self.text += data
 
@@ -184,6 +185,13 @@ def test_a_comparison_says_which_tasks_its_means_are_over(tmp_path: Path) -> Non
     del lines[0]["scores"]["b"]
     file.write_text(json.dumps(lines))
     assert told in Page(write_comparison_report(tmp_path)).text
+
+
+def test_layers_whose_networks_diverged_have_no_score(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_diverged_search(tmp_path)))
+    (scores,) = [spec for spec in page.specs if "Score of each candidate layer" in spec["description"]]
+    assert [point["score"] for point in scores["data"]["values"]] == [-0.5, None, None]
+    assert page.text.count("–not chosen") == 2
 
 
 def test_an_older_run_says_what_it_lacks(tmp_path: Path) -> None:
