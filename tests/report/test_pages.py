@@ -21,7 +21,7 @@ from scipy import stats
 from sptune.cli.commands import main
 from sptune.compare.comparison_report import write_comparison_report
 from sptune.errors import InputError
-from sptune.report.intervals import f1_interval
+from sptune.report.intervals import f1_interval, r2_interval
 from sptune.runs.run_report import write_run_report
 
 
@@ -185,6 +185,14 @@ def test_a_comparison_says_which_tasks_its_means_are_over(tmp_path: Path) -> Non
     del lines[0]["scores"]["b"]
     file.write_text(json.dumps(lines))
     assert told in Page(write_comparison_report(tmp_path)).text
+
+
+def test_resamples_of_equal_numbers_do_not_carry_the_interval_of_r2_away() -> None:
+    """Of three examples, every ninth resample has one of them three times."""
+    low, high = r2_interval([0.11, 0.29, 0.7], [0.1, 0.3, 0.7])
+    assert 0 == low < high <= 1
+    assert r2_interval([0.1, 0.3, 0.7], [0.1, 0.3, 0.7]) == (1, 1)
+    assert r2_interval([0.1, 0.2, 0.1], [0.1, 0.1, 0.1]) == (0, 1)
 
 
 def test_layers_whose_networks_diverged_have_no_score(tmp_path: Path) -> None:
