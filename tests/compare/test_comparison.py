@@ -121,6 +121,8 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     assert {"study.yaml", "report.html", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
     assert not (tmp_path / "runs").exists()
     assert Study.read(tmp_path / "study.yaml") == comparison.study
+    compare({**parts, "methods": {"linear-probe": {"learning_rates": 1e-2}}}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {"layers.png"}, "this study chooses no layers"
 
 
 def test_what_is_done_is_not_repeated_and_more_seeds_only_add(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -278,6 +278,8 @@ def write_results(comparison: Comparison) -> None:
     }
     if searching(summary):
         drawers[LAYERS] = lambda path: plot_layers(summary, path)
+    else:
+        whole_files.remove(folder / LAYERS)  # of a study that was here before
     for name, draw in drawers.items():
         with whole_files.written_whole(folder / name) as partial:
             draw(partial)
