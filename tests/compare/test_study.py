@@ -15,7 +15,7 @@ from scipy import stats
 
 from sptune.cli.commands import main
 from sptune.compare import METHODS, Study
-from sptune.compare.pictures import plot_scores
+from sptune.compare.pictures import plot_layers, plot_scores
 from sptune.compare.run_log import RunLog
 from sptune.compare.summary import interval, interval_within, mean_of_means, summarize
 from sptune.compare.tables import score_table
@@ -606,3 +606,17 @@ def test_names_of_methods_in_a_picture_can_be_read(tmp_path: Path) -> None:
             assert not box.overlaps(beside), (one, other)
         for box in boxes.values():
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = ["spt $5_$6", "cost_$5_to_$_6", r"\$x$"]
+    lines: list[Any] = [
+        SimpleNamespace(method=name, mean=0.8, deviation=0.01, parameters=9, seconds=1.0, runs=3, searches=True,
+                        layers={name: {2: 3}})
+        for name in names
+    ]  # fmt: skip
+    drawn = plot_scores(lines, "seconds", names[0], tmp_path / "scores.png").axes[0].texts
+    assert sorted(text.get_text() for text in drawn) == sorted(names)
+    layers = plot_layers(lines[:1], tmp_path / "layers.png").axes[0]
+    assert [label.get_text() for label in layers.get_yticklabels()] == names[:1]
+    assert not any(text.get_parse_math() for text in (*drawn, *layers.get_yticklabels()))
