@@ -251,8 +251,19 @@ def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_text("command: fit\n")
-    for folder, said in ((tmp_path, "no results of a run"), (begun, "--resume"), (tmp_path / "none", "no such folder")):
+    first, some = tmp_path / "first-run", tmp_path / "some-runs"
+    (first / "locks").mkdir(parents=True)
+    (first / "study.yaml").write_text("against: spt\n")
+    some.mkdir()
+    (some / "runs.jsonl").write_text('{"run": "a"}\n')
+    for folder, said in (
+        (tmp_path, "no results of a run"),
+        (begun, "--resume"),
+        (tmp_path / "none", "no such folder"),
+        (first, f"not finished (summary.json is missing); go on with sptune compare --study {first}/study.yaml"),
+        (some, "not finished (summary.json is missing); go on with the same command again"),
+    ):
         with pytest.raises(SystemExit) as left:
             main(["report", str(folder)])
         assert left.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in " ".join(capsys.readouterr().err.split())
