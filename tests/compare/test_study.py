@@ -141,6 +141,14 @@ def test_paths_may_be_paths(parts: dict[str, Any], data: dict[str, str]) -> None
     assert yaml.safe_dump(study.to_dict()) == yaml.safe_dump(Study.from_mapping(parts, "study").to_dict())
 
 
+def test_an_empty_name_of_a_file_is_none(parts: dict[str, Any], data: dict[str, str]) -> None:
+    train = {"train_file": data["train_file"]}
+    empty = {"validation_file": "", "dataset": "", "gguf_file": ""}  # the task does without what holds for others
+    options = {**parts["options"], "validation_file": data["test_file"]}
+    study = Study.from_mapping({**parts, "options": options, "tasks": {"words": {**train, **empty}}}, "study")
+    assert study == Study.from_mapping({**parts, "tasks": {"words": train}}, "study")
+
+
 def test_files_that_are_not_what_they_were_are_refused(parts: dict[str, Any], data: dict[str, str]) -> None:
     """A run is known by what was in them when the study began."""
     train = Path(data["train_file"])

@@ -268,8 +268,12 @@ def _tuning_tasks(given: Any, tasks: Mapping[str, Any], where: str) -> tuple[str
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
-    """The same with whole paths of local files and folders: runs may be done in another working directory."""
+    """The same with whole paths of local files and folders: runs may be done in another working directory.
+
+    An empty text names no file, and would be the path of the working directory; it is left out.
+    """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    options = {key: value for key, value in options.items() if key not in PLACES or value != ""}
     local = {key: value for key in PLACES if isinstance(value := options.get(key), str) and Path(value).exists()}
     return {**options, **{key: str(Path(value).resolve()) for key, value in local.items()}}
 
