@@ -100,6 +100,12 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ),
         ({"options": {"max_step": 3}}, "options: 'max_step' is not an option. Did you mean 'max_steps'?"),
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
+        (
+            {"options": {"search": {"searcher": "fair"}}},
+            "options: 'search' does not hold for all methods; write its options under a method, such as 'methods: "
+            "{spt: {searcher: ...}}'. Leave it out here.",
+        ),
+        ({"tasks": {"words": {"prompts": {"bottleneck_dim": 3}}}}, "under a method, such as 'methods: {spt: {bottle"),
         ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
         ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
         ({"tasks": {"chat": {"task_kind": "generate"}}}, "writes text; train such models with sptune fit"),

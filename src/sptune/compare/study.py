@@ -13,7 +13,7 @@ from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.option_mappings import with_new_names
+from sptune.runs.option_mappings import NESTED, with_new_names
 from sptune.runs.run_options import (
     PLACES,
     PROMPT_OPTIONS,
@@ -314,6 +314,11 @@ def _check_shared(options: Mapping[str, Any], where: str) -> None:
         if key in PROMPT_OPTIONS:
             remedy = (
                 f"does not hold for all methods; write it under a method, such as 'methods: {{spt: {{{key}: ...}}}}'"
+            )
+        elif key in NESTED:
+            remedy = (
+                "does not hold for all methods; write its options under a method, such as 'methods: {spt: "
+                f"{{{'searcher' if key == 'search' else 'bottleneck_dim'}: ...}}}}'"
             )
         elif key == "learning_rate":
             remedy = "is chosen for each method; write 'learning_rates: [...]' under a method"
