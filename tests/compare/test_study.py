@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from datetime import date
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,6 +93,13 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"methods": {"lora-upper": {"layers_to_transform": [1]}}}, "both say which layers are changed"),
         ({"methods": {"ia3": {"from_layer": 1}}}, "'from_layer' is no setting of 'ia3'"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
+        (
+            {"methods": {"mine": {"method": "lora", "target_modules": {"query"}}}},
+            "target_modules={'query'} of 'mine' is not allowed; give texts, numbers",
+        ),
+        ({"methods": {"lora": {"revision": date(2026, 1, 2)}}}, "revision=datetime.date(2026, 1, 2) of 'lora' is not"),
+        ({"methods": {"lora": {"rank_pattern": {"query": 4, 1: 8}}}}, "mappings with texts as names"),
+        ({"methods": {"houlsby": {"non_linearity": "relu", 3: 4}}}, "3=4 of 'houlsby' is not allowed"),
         ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
         ({"tasks": {}}, "a study needs tasks"),
         (
