@@ -600,6 +600,15 @@ def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
 
 
+def test_a_whole_line_without_a_line_break_is_kept(tmp_path: Path) -> None:
+    """As some editors leave a file."""
+    (tmp_path / "runs.jsonl").write_text('{"run": "a", "state": "done"}\n{"run": "b", "state": "done"}')
+    log = RunLog(tmp_path)
+    assert [row["run"] for row in log.read()] == ["a", "b"]
+    log.append({"run": "c", "state": "done"})
+    assert [row["run"] for row in log.read()] == ["a", "b", "c"]
+
+
 def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
     own = RunLog(tmp_path).claim("a")
     assert own is not None
