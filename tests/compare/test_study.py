@@ -68,6 +68,32 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
     assert several.outermost == ["low", "high"]
 
 
+def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, Any]) -> None:
+    """A rate at the end of its grid is none to look beyond, where the next one failed, as of a full disk."""
+    parts["methods"] = {"spt": {"learning_rates": [5e-3]}, "lora": {"learning_rates": [4e-3, 1e-3, 2e-3]}}
+    tasks = {"low": 1, "middle": 2, "high": 3, "fine": 4}
+    parts["tasks"] = {task: {**parts["tasks"]["words"], "max_steps": steps} for task, steps in tasks.items()}
+    study = Study.from_mapping(parts, "study")
+    best = {"low": 1e-3, "middle": 2e-3, "high": 4e-3, "fine": 1e-3}
+    broken = {("low", 2e-3), ("middle", 4e-3), ("high", 1e-3), ("high", 2e-3), ("fine", 4e-3)}
+
+    def score(spec: Any) -> Any:
+        if spec.tuning and (spec.task, spec.learning_rate) in broken:
+            return "no space left"
+        return float(spec.learning_rate == best[spec.task])
+
+    rows = rows_of(study, score)
+    lines = summarize(study, rows)
+    assert lines[1].outermost == ["fine"]
+    (note,) = [note for note in score_table(study, lines, rows).notes if "Learning rates" in note]
+    assert "failed: lora on low 0.002, lora on middle 0.004, lora on high 0.001, lora on high 0.002, lora on" in note
+    assert "--retry-failed does these runs again" in note
+    whole = rows_of(study, lambda spec: float(spec.learning_rate == best[spec.task]))
+    assert not any("Learning rates" in note for note in score_table(study, summarize(study, whole), whole).notes)
+    shared = Study.from_mapping({**parts, "tuning_tasks": ["low", "fine"]}, "study")
+    assert summarize(shared, rows_of(shared, score))[1].outermost == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -156,14 +156,25 @@ class Study:
     def outermost_rates(self, rows: Iterable[Row]) -> set[tuple[str, str]]:
         """Tasks and methods whose best rate is the lowest or highest tried, and better than all others.
 
-        A better one may lie beyond.
+        A better one may lie beyond. Where a run of the rate next to it failed, that one may be the better.
         """
+        rows = list(rows)
+        failed = {(spec.task, spec.name, spec.learning_rate) for spec in self.failed_tuning_runs(rows)}
         found = set()
         for (task, name), best in self._best_rates(rows).items():
-            tried = self.methods[name].learning_rates
-            if len(tried) > 1 and best in ({min(tried)}, {max(tried)}):
+            tried = sorted(self.methods[name].learning_rates)
+            # By the lowest and the highest rate, the next one; none where only one rate is tried.
+            beside = {tried[0]: tried[1:2], tried[-1]: tried[-2:-1]}
+            nearest = beside.get(min(best), []) if len(best) == 1 else []
+            tuned_on = self.tuning_tasks or (task,)
+            if nearest and not any((one, name, nearest[0]) in failed for one in tuned_on):
                 found.add((task, name))
         return found
+
+    def failed_tuning_runs(self, rows: Iterable[Row]) -> list[RunSpec]:
+        """The runs that should have helped to choose a learning rate and failed."""
+        failed = {row["run"] for row in rows if row["state"] == "failed"}
+        return [spec for spec in self.tuning_runs() if spec.id in failed]
 
     def _best_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
         """By task and method, the rates with the best development score; only where all were tried and one worked."""

@@ -81,6 +81,12 @@ def _score_notes(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, A
             f"Not on all tasks of {study.against}: {', '.join(partial)}. Their differences and costs are over the "
             "tasks that they share with it, and do not compare with those of other methods."
         )
+    failed = dict.fromkeys(f"{one.name} on {one.task} {one.learning_rate:g}" for one in study.failed_tuning_runs(rows))
+    if failed:
+        notes.append(
+            f"Learning rates were chosen without tuning runs that failed: {', '.join(failed)}. A rate with a failed "
+            "run comes after all with fewer; --retry-failed does these runs again."
+        )
     if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")
     if len({row["bf16"] for row in rows if row["state"] == "done" and not row["tuning"] and "bf16" in row}) > 1:
