@@ -68,6 +68,23 @@ def test_a_study_replaces_no_file_of_others(name: str, parts: dict[str, Any], tm
     assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()} == {name: "mine\n"}
 
 
+@pytest.mark.parametrize(
+    ("option", "output"), [("dataset", "read"), ("dataset", "read/deep/out"), ("model", "read"), ("dataset", "link")]
+)
+def test_a_study_is_not_written_into_what_its_runs_read(
+    option: str, output: str, parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("read").mkdir()
+    Path("link").symlink_to("read/out")
+    parts["tasks"]["words"] = {**(parts["tasks"]["words"] if option == "model" else {}), option: "read"}
+    with pytest.raises(
+        InputError, match=rf"words: {option}='{tmp_path}/read' holds the output folder {output}, .*outs"
+    ):
+        compare(parts, output)
+    assert list(Path("read").iterdir()) == []
+
+
 def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any], tmp_path: Path) -> None:
     comparison = compare(parts, tmp_path)
     rows = read_rows(tmp_path)
@@ -104,6 +121,8 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     assert {"study.yaml", "report.html", "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"} <= kept
     assert not (tmp_path / "runs").exists()
     assert Study.read(tmp_path / "study.yaml") == comparison.study
+    compare({**parts, "methods": {"linear-probe": {"learning_rates": 1e-2}}}, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept - {"layers.png"}, "this study chooses no layers"
 
 
 def test_what_is_done_is_not_repeated_and_more_seeds_only_add(parts: dict[str, Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from datetime import date
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from scipy import stats
 
 from sptune.cli.commands import main
 from sptune.compare import METHODS, Study
-from sptune.compare.pictures import plot_scores
+from sptune.compare.pictures import plot_layers, plot_scores
 from sptune.compare.run_log import RunLog
 from sptune.compare.summary import interval, interval_within, mean_of_means, summarize
 from sptune.compare.tables import score_table
@@ -67,6 +68,32 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
     assert several.outermost == ["low", "high"]
 
 
+def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, Any]) -> None:
+    """A rate at the end of its grid is none to look beyond, where the next one failed, as of a full disk."""
+    parts["methods"] = {"spt": {"learning_rates": [5e-3]}, "lora": {"learning_rates": [4e-3, 1e-3, 2e-3]}}
+    tasks = {"low": 1, "middle": 2, "high": 3, "fine": 4}
+    parts["tasks"] = {task: {**parts["tasks"]["words"], "max_steps": steps} for task, steps in tasks.items()}
+    study = Study.from_mapping(parts, "study")
+    best = {"low": 1e-3, "middle": 2e-3, "high": 4e-3, "fine": 1e-3}
+    broken = {("low", 2e-3), ("middle", 4e-3), ("high", 1e-3), ("high", 2e-3), ("fine", 4e-3)}
+
+    def score(spec: Any) -> Any:
+        if spec.tuning and (spec.task, spec.learning_rate) in broken:
+            return "no space left"
+        return float(spec.learning_rate == best[spec.task])
+
+    rows = rows_of(study, score)
+    lines = summarize(study, rows)
+    assert lines[1].outermost == ["fine"]
+    (note,) = [note for note in score_table(study, lines, rows).notes if "Learning rates" in note]
+    assert "failed: lora on low 0.002, lora on middle 0.004, lora on high 0.001, lora on high 0.002, lora on" in note
+    assert "--retry-failed does these runs again" in note
+    whole = rows_of(study, lambda spec: float(spec.learning_rate == best[spec.task]))
+    assert not any("Learning rates" in note for note in score_table(study, summarize(study, whole), whole).notes)
+    shared = Study.from_mapping({**parts, "tuning_tasks": ["low", "fine"]}, "study")
+    assert summarize(shared, rows_of(shared, score))[1].outermost == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,6 +119,13 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"methods": {"lora-upper": {"layers_to_transform": [1]}}}, "both say which layers are changed"),
         ({"methods": {"ia3": {"from_layer": 1}}}, "'from_layer' is no setting of 'ia3'"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
+        (
+            {"methods": {"mine": {"method": "lora", "target_modules": {"query"}}}},
+            "target_modules={'query'} of 'mine' is not allowed; give texts, numbers",
+        ),
+        ({"methods": {"lora": {"revision": date(2026, 1, 2)}}}, "revision=datetime.date(2026, 1, 2) of 'lora' is not"),
+        ({"methods": {"lora": {"rank_pattern": {"query": 4, 1: 8}}}}, "mappings with texts as names"),
+        ({"methods": {"houlsby": {"non_linearity": "relu", 3: 4}}}, "3=4 of 'houlsby' is not allowed"),
         ({"methods": {"spt": {"searcher": "magic"}}}, "magic"),
         ({"tasks": {}}, "a study needs tasks"),
         (
@@ -100,6 +134,12 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ),
         ({"options": {"max_step": 3}}, "options: 'max_step' is not an option. Did you mean 'max_steps'?"),
         ({"options": {"searcher": "fair"}}, "options: 'searcher' does not hold for all methods"),
+        (
+            {"options": {"search": {"searcher": "fair"}}},
+            "options: 'search' does not hold for all methods; write its options under a method, such as 'methods: "
+            "{spt: {searcher: ...}}'. Leave it out here.",
+        ),
+        ({"tasks": {"words": {"prompts": {"bottleneck_dim": 3}}}}, "under a method, such as 'methods: {spt: {bottle"),
         ({"options": {"seed": 3}}, "write 'seeds: [...]' beside"),
         ({"options": {"learning_rate": 3}}, "write 'learning_rates: [...]' under a method"),
         ({"tasks": {"chat": {"task_kind": "generate"}}}, "writes text; train such models with sptune fit"),
@@ -139,6 +179,14 @@ def test_paths_may_be_paths(parts: dict[str, Any], data: dict[str, str]) -> None
     as_paths = {key: Path(file) for key, file in data.items()}
     study = Study.from_mapping({**parts, "tasks": {"words": as_paths}}, "study")
     assert yaml.safe_dump(study.to_dict()) == yaml.safe_dump(Study.from_mapping(parts, "study").to_dict())
+
+
+def test_an_empty_name_of_a_file_is_none(parts: dict[str, Any], data: dict[str, str]) -> None:
+    train = {"train_file": data["train_file"]}
+    empty = {"validation_file": "", "dataset": "", "gguf_file": ""}  # the task does without what holds for others
+    options = {**parts["options"], "validation_file": data["test_file"]}
+    study = Study.from_mapping({**parts, "options": options, "tasks": {"words": {**train, **empty}}}, "study")
+    assert study == Study.from_mapping({**parts, "tasks": {"words": train}}, "study")
 
 
 def test_files_that_are_not_what_they_were_are_refused(parts: dict[str, Any], data: dict[str, str]) -> None:
@@ -259,6 +307,10 @@ def test_local_data_are_known_by_what_is_in_their_folders(parts: dict[str, Any],
         (tmp_path / name / "train").mkdir(parents=True)
         (tmp_path / name / "train" / "data.arrow").write_bytes(b"rows")
     assert first(tmp_path / "here") == first(tmp_path / "there")
+    for hidden in (".git/index", ".DS_Store", "train/.cache/a", "train/.ipynb_checkpoints/data.arrow"):
+        (tmp_path / "there" / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / "there" / hidden).write_bytes(b"what no run reads")
+    assert first(tmp_path / "here") == first(tmp_path / "there")
     (tmp_path / "there" / "train" / "data.arrow").write_bytes(b"other rows")
     assert first(tmp_path / "here") != first(tmp_path / "there")
 
@@ -267,6 +319,23 @@ def test_what_is_taken_out_of_a_method_stays_out(parts: dict[str, Any]) -> None:
     study = Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": None}}}, "study")
     assert study.methods["lpt"].searches
     assert Study.from_mapping(study.to_dict(), "study") == study
+
+
+def test_to_ask_for_a_search_is_the_same_as_to_give_no_layers(parts: dict[str, Any]) -> None:
+    def study(**settings: Any) -> Study:
+        return Study.from_mapping({**parts, "methods": {"spt": settings}}, "study")
+
+    asked, left_out = (
+        study(**more, num_prompt_layers=2, searcher="fair") for more in ({"prompt_layers": "search"}, {})
+    )
+    assert asked == left_out
+    assert asked.methods["spt"].searches
+    assert [spec.id for spec in asked.final_runs({})] == [spec.id for spec in left_out.final_runs({})]
+    more = study(prompt_layers="search", num_prompt_layers=1, searcher="fair")
+    assert more.final_runs({})[0].id != asked.final_runs({})[0].id
+    lpt = Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": "search"}}}, "study")
+    assert lpt == Study.from_mapping({**parts, "methods": {"lpt": {"prompt_layers": None}}}, "study")
+    assert Study.from_mapping(lpt.to_dict(), "study") == lpt
 
 
 def test_rates_are_chosen_on_another_draw_and_by_development_scores(parts: dict[str, Any]) -> None:
@@ -405,6 +474,13 @@ def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
     assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
 
 
+def test_a_rate_that_is_listed_twice_counts_once(parts: dict[str, Any]) -> None:
+    parts["methods"] = {"lora": {"learning_rates": [3e-3, 1e-3, "1e-3", 1, 1.0]}}
+    study = Study.from_mapping(parts, "study")
+    assert study.methods["lora"].learning_rates == (3e-3, 1e-3, 1.0)
+    assert study.chosen_rates(rows_of(study, lambda spec: spec.learning_rate == 3e-3)) == {("words", "lora"): 3e-3}
+
+
 def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     assert study.chosen_rates(rows_of(study, lambda spec: 0.5))["words", "lora"] == 1e-3
@@ -436,6 +512,40 @@ def test_methods_are_compared_on_the_tasks_and_seeds_that_both_have_done(parts: 
     # Two tasks: standard error .1, one degree of freedom.
     assert (lora.low, lora.high) == pytest.approx((-1.2706, 1.2706), abs=1e-3)
     assert spt.layers == {"words": {2: 2}, "more": {2: 2}}
+
+
+def test_methods_are_compared_on_the_tasks_of_the_reference(parts: dict[str, Any]) -> None:
+    """On the others its runs failed."""
+    parts["methods"] = {"spt": {"learning_rates": 5e-3}, "lora": {"learning_rates": 1e-3}}
+    tasks = {"words": parts["tasks"]["words"], "more": {**parts["tasks"]["words"], "batch_size": 8}}
+    study = Study.from_mapping({**parts, "tasks": tasks}, "study")
+
+    def score(spec: Any) -> Any:
+        if (spec.name, spec.task) == ("spt", "more"):
+            return "out of memory"
+        return (0.9 if spec.task == "words" else 0.3) + {"words": 0.01, "more": 0.2}[spec.task] * spec.seed
+
+    rows = rows_of(study, score)
+    for row in rows:
+        if row["task"] == "more" and row["state"] == "done":
+            row.update(seconds={"total": 1000.0, "step": 9.0}, parameters={"added": 999}, adapter_bytes=999)
+            row["peak_memory"] = 999
+    spt, lora = summarize(study, rows)
+    for name in ("mean", "deviation", "parameters", "adapter_bytes", "seconds", "step_seconds", "memory"):
+        assert getattr(lora, name) == pytest.approx(getattr(spt, name)), name
+    assert lora.scores == pytest.approx({"words": 0.905, "more": 0.4})
+    told = "Means, sd and costs are over the tasks that spt has done: words. It lacks more."
+    assert told in score_table(study, [spt, lora], rows).notes
+    # The other way round lora has no mean, and that it lacks a task is told.
+    lora, spt = summarize(Study.from_mapping({**parts, "tasks": tasks, "against": "lora"}, "study"), rows)[::-1]
+    assert lora.mean == pytest.approx(0.6525)
+    assert math.isnan(spt.mean)
+    assert math.isnan(spt.deviation)
+    assert math.isnan(spt.seconds)
+    # Without any run of the reference all tasks count.
+    _, lora = summarize(study, [row for row in rows if row["method"] == "lora"])
+    assert lora.mean == pytest.approx(0.6525)
+    assert lora.seconds == pytest.approx(501.5)
 
 
 def test_times_of_different_machines_are_not_compared(parts: dict[str, Any]) -> None:
@@ -516,6 +626,15 @@ def test_a_line_that_was_cut_off_is_dropped_and_replaced(tmp_path: Path) -> None
     assert [row["run"] for row in RunLog(tmp_path).read()] == ["a"]
 
 
+def test_a_whole_line_without_a_line_break_is_kept(tmp_path: Path) -> None:
+    """As some editors leave a file."""
+    (tmp_path / "runs.jsonl").write_text('{"run": "a", "state": "done"}\n{"run": "b", "state": "done"}')
+    log = RunLog(tmp_path)
+    assert [row["run"] for row in log.read()] == ["a", "b"]
+    log.append({"run": "c", "state": "done"})
+    assert [row["run"] for row in log.read()] == ["a", "b", "c"]
+
+
 def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
     own = RunLog(tmp_path).claim("a")
     assert own is not None
@@ -544,3 +663,17 @@ def test_names_of_methods_in_a_picture_can_be_read(tmp_path: Path) -> None:
             assert not box.overlaps(beside), (one, other)
         for box in boxes.values():
             assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+def test_names_with_dollar_signs_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = ["spt $5_$6", "cost_$5_to_$_6", r"\$x$"]
+    lines: list[Any] = [
+        SimpleNamespace(method=name, mean=0.8, deviation=0.01, parameters=9, seconds=1.0, runs=3, searches=True,
+                        layers={name: {2: 3}})
+        for name in names
+    ]  # fmt: skip
+    drawn = plot_scores(lines, "seconds", names[0], tmp_path / "scores.png").axes[0].texts
+    assert sorted(text.get_text() for text in drawn) == sorted(names)
+    layers = plot_layers(lines[:1], tmp_path / "layers.png").axes[0]
+    assert [label.get_text() for label in layers.get_yticklabels()] == names[:1]
+    assert not any(text.get_parse_math() for text in (*drawn, *layers.get_yticklabels()))

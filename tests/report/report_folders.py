@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sptune import SPTConfig
+from sptune.search import SearchConfig, SearchResult
 from sptune.tasks.label_metrics import label_metrics
 from sptune.tasks.number_metrics import number_metrics
 
@@ -48,6 +50,19 @@ def write_run(folder: Path) -> Path:
     (folder / "metrics.json").write_text(json.dumps(METRICS))
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "training_history.json").write_text(json.dumps(history))
+    return folder
+
+
+def write_diverged_search(folder: Path) -> Path:
+    """A run whose search trained several networks, of which some diverged; its file has -Infinity, as older ones."""
+    write_run(folder)
+    search = SearchResult(
+        prompt_layers=[1], candidate_layers=[1, 2, 3], scores=[-0.5, -0.75, -0.25], gates=None,
+        history=[{"step": 5, "losses": [0.5, None, None]}, {"step": 10, "losses": [0.4, None, None]}],
+        config=SPTConfig(prompt_layers=[1]), search=SearchConfig(searcher="halving"), seconds=1.0, steps=10,
+    )  # fmt: skip
+    written = json.dumps(search.to_dict())
+    (folder / "search.json").write_text(written.replace("-0.75", "-Infinity").replace("-0.25", "null"))
     return folder
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import METRICS, SCRIPT, write_comparison, write_label_run, write_number_run, write_run
+from report_folders import (
+    METRICS,
+    SCRIPT,
+    write_comparison,
+    write_diverged_search,
+    write_label_run,
+    write_number_run,
+    write_run,
+)
 
 from sptune.compare.comparison_report import write_comparison_report
 from sptune.report.charts import COLORS
@@ -70,6 +78,22 @@ def test_a_run_with_labels_and_one_with_numbers(browser: Any, tmp_path: Path) ->
     assert numbers.locator("#predicted-numbers .mark-symbol.role-mark path").count() == 12
     assert page.evaluate("window.attacked") is numbers.evaluate("window.attacked") is None
     assert wrong == more == []
+
+
+def test_a_search_with_networks_that_diverged(browser: Any, tmp_path: Path) -> None:
+    page, wrong = open_page(browser, write_run_report(write_diverged_search(tmp_path)))
+    assert page.locator("#layer-scores .mark-rect.role-mark path").count() >= 1
+    assert page.locator("#learning-curves svg").count() == 1
+    assert wrong == []
+
+
+def test_a_chart_that_cannot_be_drawn_does_not_stop_the_others(browser: Any, tmp_path: Path) -> None:
+    report = write_run_report(write_diverged_search(tmp_path))
+    report.write_text(report.read_text().replace('"score": -0.5', '"score": -Infinity'))
+    page, wrong = open_page(browser, report)
+    assert "could not be drawn" in page.locator("#layer-scores").inner_text()
+    assert page.locator("#learning-curves svg").count() == 1
+    assert len(wrong) == 1
 
 
 def test_a_comparison(browser: Any, tmp_path: Path) -> None:

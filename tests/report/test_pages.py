@@ -10,6 +10,7 @@ from report_folders import (
     METRICS,
     SCRIPT,
     write_comparison,
+    write_diverged_search,
     write_generation_run,
     write_label_run,
     write_number_run,
@@ -20,7 +21,7 @@ from scipy import stats
 from sptune.cli.commands import main
 from sptune.compare.comparison_report import write_comparison_report
 from sptune.errors import InputError
-from sptune.report.intervals import f1_interval
+from sptune.report.intervals import f1_interval, r2_interval
 from sptune.runs.run_report import write_run_report
 
 
@@ -44,7 +45,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.within == "application/json":
-            self.specs.append(json.loads(data))
+            self.specs.append(json.loads(data, parse_constant=pytest.fail))  # as a browser's, which takes no NaN
         elif not self.within:
             self.text += data
 
@@ -176,6 +177,31 @@ def test_figures_of_a_comparison_are_those_of_its_summary(tmp_path: Path) -> Non
     assert "-0.0800 to -0.0200" in page.text
 
 
+def test_a_comparison_says_which_tasks_its_means_are_over(tmp_path: Path) -> None:
+    told = "Means, deviations and costs are over the tasks that spt has done: a."
+    file = write_comparison(tmp_path) / "summary.json"
+    assert told not in Page(write_comparison_report(tmp_path)).text
+    lines = json.loads(file.read_text())
+    del lines[0]["scores"]["b"]
+    file.write_text(json.dumps(lines))
+    assert told in Page(write_comparison_report(tmp_path)).text
+
+
+def test_resamples_of_equal_numbers_do_not_carry_the_interval_of_r2_away() -> None:
+    """Of three examples, every ninth resample has one of them three times."""
+    low, high = r2_interval([0.11, 0.29, 0.7], [0.1, 0.3, 0.7])
+    assert 0 == low < high <= 1
+    assert r2_interval([0.1, 0.3, 0.7], [0.1, 0.3, 0.7]) == (1, 1)
+    assert r2_interval([0.1, 0.2, 0.1], [0.1, 0.1, 0.1]) == (0, 1)
+
+
+def test_layers_whose_networks_diverged_have_no_score(tmp_path: Path) -> None:
+    page = Page(write_run_report(write_diverged_search(tmp_path)))
+    (scores,) = [spec for spec in page.specs if "Score of each candidate layer" in spec["description"]]
+    assert [point["score"] for point in scores["data"]["values"]] == [-0.5, None, None]
+    assert page.text.count("–not chosen") == 2
+
+
 def test_an_older_run_says_what_it_lacks(tmp_path: Path) -> None:
     write_run(tmp_path)
     for name in ("predictions.jsonl", "training_history.json"):
@@ -225,8 +251,19 @@ def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.Capture
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "config.yaml").write_text("command: fit\n")
-    for folder, said in ((tmp_path, "no results of a run"), (begun, "--resume"), (tmp_path / "none", "no such folder")):
+    first, some = tmp_path / "first-run", tmp_path / "some-runs"
+    (first / "locks").mkdir(parents=True)
+    (first / "study.yaml").write_text("against: spt\n")
+    some.mkdir()
+    (some / "runs.jsonl").write_text('{"run": "a"}\n')
+    for folder, said in (
+        (tmp_path, "no results of a run"),
+        (begun, "--resume"),
+        (tmp_path / "none", "no such folder"),
+        (first, f"not finished (summary.json is missing); go on with sptune compare --study {first}/study.yaml"),
+        (some, "not finished (summary.json is missing); go on with the same command again"),
+    ):
         with pytest.raises(SystemExit) as left:
             main(["report", str(folder)])
         assert left.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in " ".join(capsys.readouterr().err.split())

@@ -35,6 +35,17 @@ def test_what_is_saved_is_loaded(result, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["search.json"], "nothing is left beside the file"
 
 
+def test_what_diverged_is_saved_as_json(result, tmp_path):
+    path = tmp_path / "search.json"
+    diverged = replace(result, scores=[-0.5, -math.inf], gates=None, history=[{"step": 2, "losses": [0.5, math.inf]}])
+    diverged.save(path)
+    saved = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert saved["scores"] == [-0.5, None]
+    loaded = SearchResult.load(path)
+    assert loaded == replace(diverged, history=[{"step": 2, "losses": [0.5, None]}])
+    loaded.plot(tmp_path / "search.png")
+
+
 def test_a_failed_save_leaves_the_old_file_whole(result, tmp_path):
     path = tmp_path / "search.json"
     result.save(path)

@@ -30,6 +30,7 @@ def test_the_mean_explains_nothing_and_has_no_correlation():
     assert metrics["pearson"] is metrics["spearman"] is None
     assert number_metrics([3.0, 3.0], [3.0, 3.0])["r2"] == 1
     assert number_metrics([3.0, 3.5], [3.0, 3.0])["r2"] == 0
+    assert number_metrics([0.1, 0.2, 0.1], [0.1, 0.1, 0.1])["r2"] == 0  # their mean is not 0.1
 
 
 @pytest.mark.parametrize(("predicted", "true"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]])])

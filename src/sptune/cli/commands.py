@@ -194,9 +194,11 @@ def report(
         raise InputError(f"{folder}: there is no such folder; name the output folder of a run or of a comparison.")
     with running():
         from sptune.compare.comparison_report import SUMMARY_FILE, write_comparison_report
+        from sptune.compare.run_log import LOCKS_FOLDER, ROWS_FILE
         from sptune.runs.run_report import write_run_report
 
-        write = write_comparison_report if (folder / SUMMARY_FILE).exists() else write_run_report
+        compared = any((folder / name).exists() for name in (SUMMARY_FILE, ROWS_FILE, LOCKS_FOLDER))
+        write = write_comparison_report if compared else write_run_report
         try:
             path = write(folder)
         except OSError as error:

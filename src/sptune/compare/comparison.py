@@ -82,7 +82,7 @@ def compare(
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
     folder, watcher, only = Path(output_dir), watcher or Watcher(), methods_of(study, only)
-    _check_call(folder)
+    _check_call(study, folder)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}
     left = study.pending([row for row in begun if row["run"] not in failed], only)
@@ -101,12 +101,32 @@ def compare(
     return _conclude(study, folder, log)
 
 
-def _check_call(folder: Path) -> None:
+def _check_call(study: Study, folder: Path) -> None:
     if processes().num_processes > 1:
         raise InputError(
             "A comparison is not started with accelerate launch; start several processes with the same folder instead."
         )
     check_output(folder)
+    _check_apart(study, folder)
+
+
+def _check_apart(study: Study, folder: Path) -> None:
+    """Refuse to write where each run would change the data or the backbone, and so what the next one is.
+
+    Raises:
+        InputError: the task, what its runs read, and the folder.
+    """
+    place = folder.resolve()
+    for task, options in study.tasks.items():
+        for name in ("dataset", "model"):
+            read = Path(options.get(name) or "")
+            # Of a backbone, folders inside do not count (`RunSpec.id`).
+            within = place == read or (name == "dataset" and read in place.parents)
+            if options.get(name) and read.is_dir() and within:
+                raise InputError(
+                    f"Task {task}: {name}={str(read)!r} holds the output folder {folder}, and what is written there "
+                    "would count as changed content; name an output folder outside of it."
+                )
 
 
 def _begin(study: Study, folder: Path, failed: set[str]) -> RunLog:
@@ -258,6 +278,8 @@ def write_results(comparison: Comparison) -> None:
     }
     if searching(summary):
         drawers[LAYERS] = lambda path: plot_layers(summary, path)
+    else:
+        whole_files.remove(folder / LAYERS)  # of a study that was here before
     for name, draw in drawers.items():
         with whole_files.written_whole(folder / name) as partial:
             draw(partial)

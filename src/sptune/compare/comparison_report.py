@@ -21,9 +21,15 @@ def write_comparison_report(folder: Path) -> Path:
         Its path.
 
     Raises:
-        InputError: the folder holds no summary of a comparison, or a file that no comparison wrote.
+        InputError: the comparison is not finished, or a file is not what a comparison writes.
     """
-    path = folder / SUMMARY_FILE
+    path, study = folder / SUMMARY_FILE, folder / STUDY_FILE
+    if not path.exists():
+        again = f"sptune compare --study {study} --output {folder}" if study.exists() else "the same command again"
+        raise InputError(
+            f"{folder}: holds a comparison that is not finished ({SUMMARY_FILE} is missing); go on with {again}, which "
+            "does not repeat its runs."
+        )
     lines = whole_files.read_json(path)
     try:
         text = comparison_page(

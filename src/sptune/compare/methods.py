@@ -223,6 +223,24 @@ def _check_from_layer(settings: Mapping[str, Any], where: str) -> None:
             )
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether JSON, which tells the identity of a run, and YAML both have such a value."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(one) for key, one in value.items())
+    return value is None or type(value) in (str, int, float, bool)  # YAML has none of their subclasses
+
+
+def _check_plain(name: str, settings: Mapping[str, Any], where: str) -> None:
+    for key, value in settings.items():
+        if not _is_plain({key: value}):
+            raise InputError(
+                f"{where}: {key}={value!r} of {name!r} is not allowed; give texts, numbers, true, false, lists of "
+                "these, or mappings with texts as names."
+            )
+
+
 def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Method:
     """A method of the table, or a variant of one.
 
@@ -232,7 +250,8 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         where: named in errors.
 
     Raises:
-        InputError: no such method or setting, or learning rates that are not numbers above 0.
+        InputError: no such method or setting, learning rates that are not numbers above 0, or a value that no file
+            of options can hold.
     """
     changes = dict(changes or {})
     base_name = with_new_name(str(changes.pop("method", name)))
@@ -255,6 +274,10 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}.{hint} It takes {', '.join(takes)}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
+    _check_plain(name, settings, where)
+    if base.kind == PROMPTS and settings.get("prompt_layers") == "search":
+        del settings["prompt_layers"]  # as where it is left out: the same runs
     if base.kind == PEFT and "from_layer" in settings:
         _check_from_layer(settings, f"{where}: {name}")
-    return Method(base_name, base.kind, tuple(map(float, rates)), settings, base.about)
+    # A rate that is listed twice would count with twice the runs where rates are compared.
+    return Method(base_name, base.kind, tuple(dict.fromkeys(map(float, rates))), settings, base.about)

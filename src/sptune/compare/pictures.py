@@ -78,6 +78,7 @@ def _name_points(axes: Any, points: Mapping[str, tuple[float, float]], against: 
             textcoords="offset points",
             fontsize=8,
             color=HIGHLIGHT if name == against else INK,
+            parse_math=False,  # between two dollar signs
             arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": PASSED_OVER, "shrinkA": 0, "shrinkB": 3},
         )
         label.set_in_layout(False)  # the axes shall stay where they are
@@ -135,7 +136,7 @@ def plot_layers(lines: Sequence[Any], path: str | os.PathLike[str]) -> Figure:
                 axes.scatter(layer, len(labels), s=320 * times / max(line.runs / len(tasks), 1), color=HIGHLIGHT)
                 axes.annotate(str(times), (layer, len(labels)), ha="center", va="center", fontsize=8, color="white")
             labels.append(task if len(shown) == 1 else f"{line.method}, {task}")
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set(xlabel="layer; in how many runs it got prompts", ylim=(len(labels) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", color=PASSED_OVER, alpha=0.3, linewidth=0.6)

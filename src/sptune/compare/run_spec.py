@@ -114,13 +114,16 @@ def _content(place: str, *, nested: bool) -> Any:
     Args:
         place: file, folder or hub id.
         nested: whether what lies in folders inside of a folder counts, as it does for data and not for a backbone.
+            Hidden files and folders, such as .git and .DS_Store, never count: neither data nor backbones are in them.
     """
     path = Path(place)
     if path.is_file():
         return _digest_of_version(place, path.stat().st_mtime_ns)
     if path.is_dir():
         files = sorted(file for file in (path.rglob("*") if nested else path.iterdir()) if file.is_file())
-        return {file.relative_to(path).as_posix(): _content(str(file), nested=nested) for file in files}
+        names = {file: file.relative_to(path) for file in files}
+        shown = [file for file, name in names.items() if not any(part.startswith(".") for part in name.parts)]
+        return {names[file].as_posix(): _content(str(file), nested=nested) for file in shown}
     return place
 
 

@@ -13,7 +13,7 @@ from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.option_mappings import with_new_names
+from sptune.runs.option_mappings import NESTED, with_new_names
 from sptune.runs.run_options import (
     PLACES,
     PROMPT_OPTIONS,
@@ -156,14 +156,25 @@ class Study:
     def outermost_rates(self, rows: Iterable[Row]) -> set[tuple[str, str]]:
         """Tasks and methods whose best rate is the lowest or highest tried, and better than all others.
 
-        A better one may lie beyond.
+        A better one may lie beyond. Where a run of the rate next to it failed, that one may be the better.
         """
+        rows = list(rows)
+        failed = {(spec.task, spec.name, spec.learning_rate) for spec in self.failed_tuning_runs(rows)}
         found = set()
         for (task, name), best in self._best_rates(rows).items():
-            tried = self.methods[name].learning_rates
-            if len(tried) > 1 and best in ({min(tried)}, {max(tried)}):
+            tried = sorted(self.methods[name].learning_rates)
+            # By the lowest and the highest rate, the next one; none where only one rate is tried.
+            beside = {tried[0]: tried[1:2], tried[-1]: tried[-2:-1]}
+            nearest = beside.get(min(best), []) if len(best) == 1 else []
+            tuned_on = self.tuning_tasks or (task,)
+            if nearest and not any((one, name, nearest[0]) in failed for one in tuned_on):
                 found.add((task, name))
         return found
+
+    def failed_tuning_runs(self, rows: Iterable[Row]) -> list[RunSpec]:
+        """The runs that should have helped to choose a learning rate and failed."""
+        failed = {row["run"] for row in rows if row["state"] == "failed"}
+        return [spec for spec in self.tuning_runs() if spec.id in failed]
 
     def _best_rates(self, rows: Iterable[Row]) -> dict[tuple[str, str], set[float]]:
         """By task and method, the rates with the best development score; only where all were tried and one worked."""
@@ -268,8 +279,12 @@ def _tuning_tasks(given: Any, tasks: Mapping[str, Any], where: str) -> tuple[str
 
 
 def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
-    """The same with whole paths of local files and folders: runs may be done in another working directory."""
+    """The same with whole paths of local files and folders: runs may be done in another working directory.
+
+    An empty text names no file, and would be the path of the working directory; it is left out.
+    """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    options = {key: value for key, value in options.items() if key not in PLACES or value != ""}
     local = {key: value for key in PLACES if isinstance(value := options.get(key), str) and Path(value).exists()}
     return {**options, **{key: str(Path(value).resolve()) for key, value in local.items()}}
 
@@ -310,6 +325,11 @@ def _check_shared(options: Mapping[str, Any], where: str) -> None:
         if key in PROMPT_OPTIONS:
             remedy = (
                 f"does not hold for all methods; write it under a method, such as 'methods: {{spt: {{{key}: ...}}}}'"
+            )
+        elif key in NESTED:
+            remedy = (
+                "does not hold for all methods; write its options under a method, such as 'methods: {spt: "
+                f"{{{'searcher' if key == 'search' else 'bottleneck_dim'}: ...}}}}'"
             )
         elif key == "learning_rate":
             remedy = "is chosen for each method; write 'learning_rates: [...]' under a method"

@@ -29,20 +29,21 @@ class Line:
         failed: how many failed.
         scores: mean score on the test data, by task; only tasks with a finished run.
         examples: by task, how many test examples that is: the fewest and the most.
-        mean: mean of these means over the tasks that the reference has done; not a number before all of them are there.
-        deviation: standard deviation over seeds, averaged over tasks; not a number with one seed.
+        mean: mean of these means over the tasks that count: those that the reference has done or, if it has none, that
+            any method has; not a number before all of them are there.
+        deviation: standard deviation over seeds, averaged over the same tasks; not a number if one has one run or none.
         difference: how much better than the reference: mean over tasks of the means over the seeds that both have done.
         low, high: 95 % interval of that: for another task, of one task for other seeds.
         low_on_seeds, high_on_seeds: the same on these tasks, for other seeds.
         pairs: how many tasks and seeds that is.
-        parameters: trained ones without the head, median over runs.
+        parameters: trained ones without the head, median over runs on the tasks that count.
         step_seconds: of one step, median. This, seconds and memory are those of runs on one machine, the one that did
-            the most of the reference's; not numbers if the method lacks runs there of a task for which that has some.
+            the most of the reference's, on the tasks that this has done there; not numbers if the method lacks one.
         machine: that machine and the dtype; empty if the method has no times there.
         seconds: of search and training, median.
         speed: seconds by those of the reference on the same task, seed and machine, median.
         memory: most bytes in use, median; None where it is not known.
-        adapter_bytes: size of what is saved, median.
+        adapter_bytes: size of what is saved, median over runs on the tasks that count.
         layers: by task, how often each layer was chosen; empty for methods without prompt layers.
         rates: learning rate chosen, by task.
         outermost: tasks on which the lowest or highest rate did better than all others tried, so that a better one may
@@ -153,10 +154,8 @@ def summarize(study: Study, rows: Sequence[Row]) -> list[Line]:
     for spec in study.tuning_runs():
         row = known.get(spec.id)
         failed[spec.name] += row is not None and row["state"] == FAILED
-    reference = done[study.against]
-    timed = timed_on(reference.values() or [row for own in done.values() for row in own.values()])
     outermost = study.outermost_rates(rows)
-    return [_line(name, done[name], failed[name], reference, study, rates, outermost, timed) for name in study.methods]
+    return [_line(name, done, failed[name], study, rates, outermost) for name in study.methods]
 
 
 def machine(row: Row) -> tuple[Any, ...]:
@@ -178,44 +177,47 @@ def timed_on(rows: Iterable[Row]) -> tuple[Any, ...] | None:
 
 def _line(
     name: str,
-    own: Rows,
+    done: Mapping[str, Rows],
     failed: int,
-    reference: Rows,
     study: Study,
     rates: Mapping[tuple[str, str], float],
     outermost: Collection[tuple[str, str]],
-    timed: tuple[Any, ...] | None,
 ) -> Line:
+    own, reference = done[name], done[study.against]
+    # The runs whose tasks count. Means and medians of methods compare only over the same tasks.
+    basis = list(reference.items()) or [run for rows in done.values() for run in rows.items()]
+    tasks = {task for (task, _), _ in basis}
+    counted = [row for (task, _), row in own.items() if task in tasks]
     paired = sorted(set(own) & set(reference)) if name != study.against else []
     return Line(
         method=name,
         runs=len(own),
         failed=failed,
         pairs=len(paired),
-        parameters=_median([row["parameters"]["added"] for row in own.values()]),
-        adapter_bytes=_median([row["adapter_bytes"] for row in own.values()]),
+        parameters=_median([row["parameters"]["added"] for row in counted]),
+        adapter_bytes=_median([row["adapter_bytes"] for row in counted]),
         layers=_layers(own),
         rates={task: rate for (task, method), rate in rates.items() if method == name},
         outermost=[task for task in study.tasks if (task, name) in outermost],
         searches=study.methods[name].searches,
-        **_scores(own, reference, study),
+        **_scores(own, tasks, study),
         **_differences(own, reference, paired),
-        **_costs(own, reference, paired, timed),
+        **_costs(own, reference, paired, basis),
     )
 
 
-def _scores(own: Rows, reference: Rows, study: Study) -> dict[str, Any]:
-    """The fields of a line that tell how well the method does."""
+def _scores(own: Rows, wanted: Collection[str], study: Study) -> dict[str, Any]:
+    """The fields of a line that tell how well the method does; mean and deviation are over the wanted tasks."""
     by_task = {task: [row["test"]["score"] for (of, _), row in own.items() if of == task] for task in study.tasks}
     scores = {task: statistics.mean(values) for task, values in by_task.items() if values}
     sizes = {task: [row["test"]["examples"] for (of, _), row in own.items() if of == task] for task in scores}
-    deviations = [statistics.stdev(values) for values in by_task.values() if len(values) > 1]
-    wanted = {task for task, _ in reference} or set(scores)
+    there = bool(wanted) and all(by_task[task] for task in wanted)
+    repeated = there and all(len(by_task[task]) > 1 for task in wanted)
     return {
         "scores": scores,
         "examples": {task: (min(counts), max(counts)) for task, counts in sizes.items()},
-        "mean": statistics.mean(scores[task] for task in wanted) if scores and wanted <= set(scores) else math.nan,
-        "deviation": statistics.mean(deviations) if deviations else math.nan,
+        "mean": statistics.mean(scores[task] for task in wanted) if there else math.nan,
+        "deviation": statistics.mean(statistics.stdev(by_task[task]) for task in wanted) if repeated else math.nan,
     }
 
 
@@ -236,22 +238,31 @@ def _differences(own: Rows, reference: Rows, paired: Sequence[tuple[str, int]]) 
 
 
 def _costs(
-    own: Rows, reference: Rows, paired: Sequence[tuple[str, int]], timed: tuple[Any, ...] | None
+    own: Rows, reference: Rows, paired: Sequence[tuple[str, int]], basis: Sequence[tuple[tuple[str, int], Row]]
 ) -> dict[str, Any]:
-    """The fields of a line that tell what the method costs on the machine whose times are compared."""
+    """The fields of a line that tell what the method costs on the machine whose times are compared.
+
+    Args:
+        own: the method's runs.
+        reference: those of the reference.
+        paired: tasks and seeds that both have done.
+        basis: the runs whose tasks and most frequent machine count.
+    """
+    timed = timed_on(row for _, row in basis)
+    tasks = {task for (task, _), row in basis if machine(row) == timed}
     slower = [
         own[key]["seconds"]["total"] / reference[key]["seconds"]["total"]
         for key in paired
         if machine(own[key]) == machine(reference[key]) and reference[key]["seconds"]["total"] > 0
     ]
-    there = {key: row for key, row in own.items() if machine(row) == timed}
-    if not {task for (task, _), row in reference.items() if machine(row) == timed} <= {task for task, _ in there}:
-        there = {}  # a median over other tasks would not compare
-    memory = [row["peak_memory"] for row in there.values() if row["peak_memory"] is not None]
+    there = {key: row for key, row in own.items() if key[0] in tasks and machine(row) == timed}
+    # A median over other tasks would not compare.
+    measured = list(there.values()) if tasks == {task for task, _ in there} else []
+    memory = [row["peak_memory"] for row in measured if row["peak_memory"] is not None]
     return {
-        "step_seconds": _median([row["seconds"]["step"] for row in there.values()]),
-        "machine": machine_name(*timed) if timed and there else "",
-        "seconds": _median([row["seconds"]["total"] for row in there.values()]),
+        "step_seconds": _median([row["seconds"]["step"] for row in measured]),
+        "machine": machine_name(*timed) if timed and measured else "",
+        "seconds": _median([row["seconds"]["total"] for row in measured]),
         "speed": _median(slower),
         "memory": statistics.median(memory) if memory else None,
     }

@@ -68,11 +68,24 @@ def _score_notes(study: Any, lines: Sequence[Any], rows: Sequence[Mapping[str, A
     if not any(line.runs for line in lines if line.method == study.against):
         notes.append(f"No differences: {study.against} has no results. A study file may name another method (against).")
     wanted = {task for line in lines if line.method == study.against for task in line.scores}
+    scored = {task for line in lines for task in line.scores}
+    if wanted and scored - wanted:
+        notes.append(
+            f"Means, sd and costs are over the tasks that {study.against} has done: "
+            f"{', '.join(task for task in tasks if task in wanted)}. It lacks "
+            f"{', '.join(task for task in tasks if task in scored - wanted)}."
+        )
     partial = [line.method for line in lines if line.scores and wanted - set(line.scores)]
     if partial:
         notes.append(
-            f"Not on all tasks of {study.against}: {', '.join(partial)}. Their differences are over the tasks that "
-            "they share with it, and do not compare with those of other methods."
+            f"Not on all tasks of {study.against}: {', '.join(partial)}. Their differences and costs are over the "
+            "tasks that they share with it, and do not compare with those of other methods."
+        )
+    failed = dict.fromkeys(f"{one.name} on {one.task} {one.learning_rate:g}" for one in study.failed_tuning_runs(rows))
+    if failed:
+        notes.append(
+            f"Learning rates were chosen without tuning runs that failed: {', '.join(failed)}. A rate with a failed "
+            "run comes after all with fewer; --retry-failed does these runs again."
         )
     if len(tasks) == 1 and len(study.seeds) < FEW_SEEDS:
         notes.append(f"An interval needs two seeds at least, and says little below {FEW_SEEDS}.")

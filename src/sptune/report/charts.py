@@ -9,6 +9,8 @@ from typing import Any
 
 import altair as alt
 
+from sptune.report.page import number
+
 # Colors that stand out on white and on black.
 COLORS = ("#1f9e89", "#e8743b", "#8a7be0", "#d1a000", "#3f8fd9", "#d0589c", "#5aa02c", "#b5651d")
 GRAY = "#9aa0a6"
@@ -101,9 +103,11 @@ def layer_scores(search: Mapping[str, Any], score_name: str) -> Figure:
     """
     layers, chosen = search["candidate_layers"], search["prompt_layers"]
     points = [
-        {"layer": layer, "score": score, "choice": "chosen" if layer in chosen else "not chosen"}
+        # A score that is infinite or not a number is of networks that diverged or were not trained; JSON has neither.
+        {"layer": layer, "score": score if _is_number(score) else None,
+         "choice": "chosen" if layer in chosen else "not chosen"}
         for layer, score in zip(layers, search["scores"], strict=True)
-    ]
+    ]  # fmt: skip
     chart = (
         alt.Chart(alt.Data(values=points))
         .mark_bar()
@@ -115,7 +119,7 @@ def layer_scores(search: Mapping[str, Any], score_name: str) -> Figure:
         )
     )
     caption = f"Score of each candidate layer: {score_name}."
-    rows = [[f"{point['layer']}", f"{point['score']:.4f}", str(point["choice"])] for point in points]
+    rows = [[f"{point['layer']}", number(point["score"]), str(point["choice"])] for point in points]
     return Figure("layer-scores", caption, _spec(chart, caption), ["layer", "score", "choice"], rows)
 
 

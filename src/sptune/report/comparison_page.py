@@ -37,12 +37,16 @@ def comparison_page(name: str, lines: Sequence[Mapping[str, Any]], against: str,
     ]
     runs = sum(line["runs"] for line in begun)
     waiting = [line["method"] for line in lines if line not in begun]
+    counted: Mapping[str, float] = next((line["scores"] for line in begun if line["method"] == against), {})
+    remarks = [f"Without a run: {', '.join(waiting)}."] if waiting else []
+    if counted and len(counted) < len(tasks):
+        remarks.append(f"Means, deviations and costs are over the tasks that {against} has done: {', '.join(counted)}.")
     return page(
         "comparison.html.j2",
         kind="Comparison",
         title=name,
         version=version,
-        remarks=[f"Without a run: {', '.join(waiting)}."] if waiting else [],
+        remarks=remarks,
         sentence=f"{len(begun)} methods were compared with {against} as the reference on "
         f"{', '.join(tasks) or 'no task yet'}, in {runs:,} runs.",
         against=against,

@@ -51,11 +51,13 @@ def micro_f1_interval(pairs: Sequence[tuple[set[str], set[str]]]) -> tuple[float
 
 
 def r2_interval(predicted: Sequence[float], true: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval of R^2 over examples."""
+    """Bootstrap interval of R^2 over examples, which is as `number_metrics` has it where all true numbers are equal."""
 
     def r2(predictions: np.ndarray, numbers: np.ndarray, axis: int = -1) -> np.ndarray:
         spread = ((numbers - numbers.mean(axis, keepdims=True)) ** 2).sum(axis)
-        return 1 - ((predictions - numbers) ** 2).sum(axis) / np.maximum(spread, np.finfo(float).tiny)
+        squared = ((predictions - numbers) ** 2).sum(axis)
+        equal = numbers.min(axis) == numbers.max(axis)
+        return np.where(equal, squared == 0, 1 - squared / np.where(equal, 1.0, spread))
 
     return _bootstrap([np.asarray(predicted, dtype=float), np.asarray(true, dtype=float)], r2)
 

@@ -62,7 +62,11 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
     """Adds a line to a file that processes share, in place of one that a killed process left unfinished."""
     with file_lock(path), path.open("ab+") as file:
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        *_, last = (data := file.read()).split(b"\n")
+        if _is_whole(last):
+            file.write(b"\n")
+        else:
+            file.truncate(len(data) - len(last))
         file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
@@ -70,8 +74,16 @@ def append_json_line(path: Path, row: dict[str, Any]) -> None:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of such a file, none if there is no file; one that was cut off while it was written is left out."""
-    data = path.read_bytes() if path.exists() else b""
-    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+    *lines, last = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    return [json.loads(line) for line in (*lines, *([last] if _is_whole(last) else []))]
+
+
+def _is_whole(last: bytes) -> bool:
+    """Whether what follows the last line break is a row, as an editor may leave it, and not one that was cut off."""
+    try:
+        return isinstance(json.loads(last), dict)
+    except ValueError:
+        return False
 
 
 def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str], processes: int = 1) -> None:

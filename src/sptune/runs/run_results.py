@@ -51,7 +51,7 @@ def evaluate_and_save(
         metrics["search"] = {
             "searcher": result.search.searcher,
             "steps": result.steps,
-            "scores": {str(layer): one for layer, one in zip(result.candidate_layers, result.scores, strict=True)},
+            "scores": dict(zip(map(str, result.candidate_layers), result.to_dict()["scores"], strict=True)),
             "remarks": result.remarks,
         }
     _track(job, metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -50,9 +51,10 @@ class SearchResult:
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """All of it, ready for JSON; scores and losses that are infinite or not a number are None."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**values, "config": self.config.to_dict(), "search": self.search.to_dict()}
+        measured = {name: _finite(values[name]) for name in ("scores", "gates", "history")}
+        return {**values, **measured, "config": self.config.to_dict(), "search": self.search.to_dict()}
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
@@ -72,6 +74,8 @@ class SearchResult:
         if missing:
             raise InputError(f"{path}: not a search result, {missing[0]!r} is missing; it holds {', '.join(names)}.")
         known = {name: values[name] for name in names if name in values}
+        # The worst of all: of networks that diverged or were not trained.
+        known["scores"] = [-math.inf if score is None else score for score in known["scores"]]
         config = {name: value for name, value in values["config"].items() if name != "peft_type"}
         return cls(**{**known, "config": SPTConfig(**config), "search": SearchConfig.from_dict(values["search"])})
 
@@ -106,3 +110,12 @@ class SearchResult:
         return plot_search(
             self.history, self.candidate_layers, self.prompt_layers, self.scores, self.score_name, path=path
         )
+
+
+def _finite(value: Any) -> Any:
+    """The same lists and mappings with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

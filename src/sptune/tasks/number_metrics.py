@@ -33,7 +33,8 @@ def number_metrics(predicted: np.ndarray, true: np.ndarray) -> dict[str, float |
     spread = float(((true - true.mean()) ** 2).sum())
     squared = float((errors**2).sum())
     return {
-        "r2": 1 - squared / spread if spread else float(squared == 0),
+        # The spread of equal numbers is not always zero: their mean may be rounded.
+        "r2": 1 - squared / spread if true.min() < true.max() else float(squared == 0),
         "rmse": float(np.sqrt(squared / len(true))),
         "mae": float(np.abs(errors).mean()),
         "pearson": _correlation(predicted, true),

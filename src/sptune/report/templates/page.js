@@ -15,7 +15,12 @@ async function drawCharts() {
   for (const spec of document.querySelectorAll("script.spec")) {
     const options = {actions: false, renderer: "svg", ast: true, config: look(),
                      tooltip: {theme: dark.matches ? "dark" : "light"}};
-    await vegaEmbed("#" + spec.dataset.chart, JSON.parse(spec.textContent), options);
+    try {
+      await vegaEmbed("#" + spec.dataset.chart, JSON.parse(spec.textContent), options);
+    } catch (error) {  // the other charts can still be drawn
+      console.error(spec.dataset.chart, error);
+      document.getElementById(spec.dataset.chart).textContent = "This chart could not be drawn; its figures are in the table below.";
+    }
   }
   document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
 }
