@@ -121,14 +121,15 @@ def _ray(metrics_port: int | None) -> Iterator[None]:
     """
     import ray
 
-    settings: dict[str, Any] = {} if metrics_port is None else {"_metrics_export_port": metrics_port}
+    settings: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    if metrics_port is not None:
+        settings["_metrics_export_port"] = metrics_port
     mode = os.environ.pop(AUTH_MODE, None)
     others, own = _children(), frozenset[psutil.Process]()
     # A thread of its own, because Ray crashes where a signal interrupts its start. Ray needs it until it ends.
     with ThreadPoolExecutor(1) as thread:
         try:
-            options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-            start = thread.submit(ray.init, "local", **options, **settings)
+            start = thread.submit(ray.init, "local", **settings)
             try:
                 with _own_sigterm():
                     start.result()
