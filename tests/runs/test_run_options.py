@@ -145,12 +145,36 @@ def test_a_searcher_that_is_named_goes_before_the_preset() -> None:
     assert RunOptions(preset="paper", searcher="auto").search.searcher == "auto"
 
 
+def as_a_run_writes(**options: Any) -> dict[str, Any]:
+    """What config.yaml holds of a run with these options."""
+    return {**RunOptions(**options).lasting(), "versions": {"sptune": "0.1"}}
+
+
 def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
-    written = RunOptions(placement="prepend").lasting()
-    assert RunOptions(**merged(written, {"placement": "add"})).prompts.generator == "bottleneck"
-    written = RunOptions().lasting()
-    made = RunOptions(**merged(written, {"preset": "paper"}))
+    written = as_a_run_writes(placement="prepend")
+    assert RunOptions.from_mapping(merged(written, {"placement": "add"}), "again").prompts.generator == "bottleneck"
+    made = RunOptions.from_mapping(merged(as_a_run_writes(), {"preset": "paper"}), "again")
     assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("prepend", "appg", "spt_darts")
+    made = RunOptions.from_mapping(merged(as_a_run_writes(preset="paper"), {"placement": "add"}), "again")
+    assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("add", "bottleneck", "spt_darts")
+
+
+MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}
+
+
+@pytest.mark.parametrize("given", [{"placement": "prepend"}, {"preset": "paper"}])
+@pytest.mark.parametrize("by_a_run", [True, False])
+def test_what_was_asked_for_stays_where_the_placement_does(given: dict[str, Any], by_a_run: bool) -> None:
+    written = as_a_run_writes(**MINE) if by_a_run else MINE
+    made = RunOptions.from_mapping(merged(written, given), "again")
+    assert (made.prompts.num_virtual_tokens, made.prompts.generator) == (3, "mppg")
+    assert (made.search.searcher, made.search.selection) == ("darts", "sets")
+    assert made.prompts.residual is ("preset" not in given)
+
+
+def test_a_placement_that_contradicts_the_users_own_file_is_refused() -> None:
+    with pytest.raises(InputError, match=r"generator='mppg' goes with placement='prepend'"):
+        RunOptions.from_mapping(merged(MINE, {"placement": "add"}), "again")
 
 
 def test_a_file_from_before_there_were_placements_is_of_prompts_in_front() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sptune.errors import InputError
-from sptune.prompt_config import PREPEND_DEFAULTS, PromptConfig
-from sptune.search.search_config import SearchConfig
+from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PREPEND_DEFAULTS, PromptConfig
+from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
 
 Config = TypeVar("Config", PromptConfig, SearchConfig)
 
@@ -100,13 +100,29 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     written, given = flattened(written), flattened(given)
     said = {name for name, value in given.items() if value is not None}
     if said & {"placement", "preset"}:
-        # What another placement, or no preset, has made of these is not what was asked for.
-        resolved = (
-            "placement",
-            "generator",
-            *PREPEND_DEFAULTS,
-            *(("searcher", "selection") if "preset" in said else ()),
-        )
-        written = {name: value for name, value in written.items() if name not in resolved}
+        replaced = _replaced_prompts(written, given)
+        written = {name: value for name, value in written.items() if name not in replaced}
     excluded = {name for ways in (LENGTHS, CRITERIA) if said.intersection(ways) for name in ways}
     return {**{name: value for name, value in written.items() if name not in excluded}, **given}
+
+
+def _replaced_prompts(written: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """The options of a run's file that go with its placement or come from no preset, where `given` names others.
+
+    A run writes its own choices, too. Of another file all that stands in it was asked for.
+    """
+    if "versions" not in written:
+        return set()
+    preset = given.get("preset") is not None and given["preset"] != written.get("preset")
+    old = str(written.get("placement") or "prepend")  # a file from before there was another does not say it
+    new = str(given.get("placement") or (PAPER_FIELDS["placement"] if preset else old))
+    replaced = {"placement", "preset", *PREPEND_DEFAULTS} if new != old else set()
+    if written.get("generator") not in GENERATORS.get(new, ()):
+        replaced.add("generator")
+    if preset:
+        # Of what a preset sets, the defaults need not have been asked for; the rest was.
+        defaults = {"generator": GENERATORS.get(old, (None,))[0], "residual": PREPEND_DEFAULTS["residual"]}
+        if written.get("searcher") == DEFAULT_SEARCHER:
+            defaults |= {"searcher": DEFAULT_SEARCHER, "selection": SearchConfig().criterion}
+        replaced |= {name for name, value in defaults.items() if written.get(name) == value}
+    return replaced
