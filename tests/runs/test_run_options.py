@@ -15,6 +15,8 @@ from sptune.search import SearchConfig
 from sptune.search.search_config import CONSISTENCIES
 from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
 
+LABEL_WORDS = {"template": "{text} [MASK]", "label_words": {"a": "b"}}
+
 
 @pytest.mark.parametrize(
     ("values", "message"),
@@ -40,6 +42,15 @@ from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
             {"searcher": "middle", "gate_interval": 2},
             "choose one of darts, gumbel, l0, progressive, sampled, spt_darts.",
         ),
+        ({"searcher": "middle", "search_steps": 9}, "search_steps=9 has no effect with searcher='middle'"),
+        ({"searcher": "spaced", "search_steps": 9}, "which trains nothing; leave it out, or choose another searcher"),
+        ({"dataset_config": "sst2", "train_file": "a.csv"}, "dataset_config='sst2' is of a Hugging Face dataset"),
+        ({"task_kind": "classifier", **LABEL_WORDS}, "task_kind='classifier' predicts a class with a trained head"),
+        (
+            {"activation_cache": False, "activation_cache_dtype": "float16"},
+            "activation_cache_dtype='float16' has no effect with activation_cache=False; leave one of them out",
+        ),
+        ({"activation_cache": False, "activation_cache_memory": 1.0}, "activation_cache_memory=1.0 has no effect"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
@@ -66,6 +77,33 @@ def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
     assert merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
     assert merged(written, {"epochs": None})["max_steps"] == 157
     assert merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
+
+
+def test_what_is_given_goes_without_what_has_no_effect_beside_it() -> None:
+    written = as_a_run_writes(search_steps=9, activation_cache_dtype="float16", model="a/b", revision="main")
+    made = merged(written, {"searcher": "spaced", "activation_cache": False, "model": "c/d"})
+    assert RunOptions(**made).search_steps is None
+    assert "activation_cache_dtype" not in made
+    assert "revision" not in made
+    assert merged(written, {"model": "a/b"})["revision"] == "main"
+    resumed = RunOptions(**merged(written, {"activation_cache": False, "resume": True}))
+    assert (resumed.activation_cache, resumed.activation_cache_dtype) == (False, "float16")
+    words = as_a_run_writes(**LABEL_WORDS, task_kind="verbalizer")
+    assert RunOptions(**merged(words, {"task_kind": "classifier"})).template is None
+
+
+def test_options_without_an_effect_in_the_file_of_an_older_run_are_left_out() -> None:
+    old = {"versions": {"sptune": "0.1"}, "placement": "add"}
+    for values in (
+        {"searcher": "spaced", "search_steps": 38},
+        {"task_kind": "verbalizer", "head_learning_rate": 1e-3, **LABEL_WORDS},
+        {"task_kind": "classifier", **LABEL_WORDS},
+        {"train_file": "a.csv", "dataset_config": "sst2"},
+    ):
+        RunOptions.from_mapping({**old, **values}, "config.yaml")
+    assert RunOptions.from_mapping({**old, "model": "/models/b", "revision": "main"}, "config.yaml").revision is None
+    with pytest.raises(InputError, match="search_steps=5 has no effect"):
+        RunOptions.from_mapping(merged({**old, "searcher": "spaced"}, {"search_steps": 5}), "options")
 
 
 def test_options_of_prompts_and_search_are_those_of_their_configurations() -> None:

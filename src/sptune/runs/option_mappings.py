@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from sptune.errors import InputError
 from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PREPEND_DEFAULTS, PromptConfig
 from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
+from sptune.search.searchers import SEARCHERS
 
 Config = TypeVar("Config", PromptConfig, SearchConfig)
 
@@ -30,9 +32,16 @@ PROMPT_FIELDS = tuple(one.name for one in dataclasses.fields(PromptConfig))
 # The seed of a search is that of its run.
 SEARCH_FIELDS = tuple(one.name for one in dataclasses.fields(SearchConfig) if one.name != "seed")
 
+# What config.yaml holds besides options: records of the run, not read back.
+RECORDS = ("command", "processes", "versions", "data_files")
+
 # Options that exclude each other.
 LENGTHS = ("epochs", "max_steps")
 CRITERIA = ("num_prompt_layers", "threshold", "parameter_budget")
+# Options that have no effect with a kind of task.
+OF_OTHER_KINDS = {"classifier": ("template", "label_words"), "verbalizer": ("head_pooling", "head_learning_rate")}
+# Options of the activation cache.
+CACHE_OPTIONS = ("activation_cache_memory", "activation_cache_dtype")
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,6 +84,31 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
     return with_new_names(flat)
 
 
+def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat options of a file without what a run writes that no user asks for.
+
+    These are records, and options without an effect, which earlier versions took.
+    """
+    kept = {name: value for name, value in values.items() if name not in RECORDS}
+    if "versions" not in values:
+        return kept
+    if kept.get("placement") is None:
+        kept["placement"] = "prepend"  # it is from before there was another
+    unused = [*OF_OTHER_KINDS.get(str(kept.get("task_kind")), ())]
+    if not _trains(kept.get("searcher")):
+        unused.append("search_steps")
+    if not kept.get("dataset"):
+        unused.append("dataset_config")
+    if os.path.isabs(str(kept.get("model"))):
+        unused.append("revision")
+    return {name: value for name, value in kept.items() if name not in unused}
+
+
+def _trains(searcher: Any) -> bool:
+    """Whether a searcher may train networks; one that is unknown is refused elsewhere."""
+    return str(searcher) not in SEARCHERS or SEARCHERS[str(searcher)].trained
+
+
 def checked_group(values: Mapping[str, Any], group: str, kind: type[Config]) -> Config:
     """The options of a group.
 
@@ -102,8 +136,21 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     if said & {"placement", "preset"}:
         replaced = _replaced_prompts(written, given)
         written = {name: value for name, value in written.items() if name not in replaced}
-    excluded = {name for ways in (LENGTHS, CRITERIA) if said.intersection(ways) for name in ways}
-    return {**{name: value for name, value in written.items() if name not in excluded}, **given}
+    excluded = _excluded(written, {name: given[name] for name in said})
+    return {**{name: value for name, value in without_records(written).items() if name not in excluded}, **given}
+
+
+def _excluded(written: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
+    """The options of a file that have no effect beside those that are said."""
+    excluded = {name for ways in (LENGTHS, CRITERIA) if not said.keys().isdisjoint(ways) for name in ways}
+    excluded.update(OF_OTHER_KINDS.get(str(said.get("task_kind")), ()))
+    if not _trains(said.get("searcher")):
+        excluded.add("search_steps")
+    if said.get("activation_cache") is False and not said.get("resume"):  # a run that is resumed keeps its dtype
+        excluded.update(CACHE_OPTIONS)
+    if said.get("model", written.get("model")) != written.get("model"):
+        excluded.add("revision")
+    return excluded
 
 
 def _replaced_prompts(written: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:

@@ -18,11 +18,13 @@ from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.option_mappings import (
     NESTED,
     PROMPT_FIELDS,
+    RECORDS,
     RENAMED,
     SEARCH_FIELDS,
     checked_group,
     flattened,
     with_new_names,
+    without_records,
 )
 from sptune.runs.option_types import Option
 from sptune.search.search_config import SearchConfig
@@ -45,8 +47,6 @@ CONDUCT = (
 # Where options given one by one come from, in errors.
 ORIGIN = "options"
 
-# What config.yaml holds besides options: records of the run, not read back.
-RECORDS = ("command", "processes", "versions", "data_files")
 PROMPT_GROUPS = ("Prompts", "Search")
 
 
@@ -113,9 +113,7 @@ class RunOptions(OptionFields):
         try:
             values = flattened(values)
             cls.check_names(values, where)
-            if "versions" in values and values.get("placement") is None:
-                values["placement"] = "prepend"  # a run wrote it when there was no other
-            return cls(**{key: value for key, value in values.items() if key not in RECORDS})
+            return cls(**without_records(values))
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None
