@@ -155,6 +155,12 @@ def test_predictions_never_take_the_place_of_a_file_unasked(
                 use(output=same, overwrite=True)
         with pytest.raises(InputError, match="does not lie in a folder"):
             use(output=there / "out.jsonl")
+        weights = finished.adapter_dir / "adapter_model.safetensors"
+        for other in (weights, finished.output_dir / "config.yaml", finished.output_dir / "metrics.json"):
+            kept = other.read_bytes()
+            with pytest.raises(InputError, match="holds something else than JSON Lines"):
+                use(output=other, overwrite=True)
+            assert other.read_bytes() == kept
         assert texts.read_text() == there.read_text() == before
     for verb, option in (("predict", "--input"), ("evaluate", "--test-file")):
         there.write_text(before)
@@ -164,6 +170,18 @@ def test_predictions_never_take_the_place_of_a_file_unasked(
                 main(arguments)
             assert ended.value.code == code
         assert "prediction" in read_lines(there)[0]
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing/out.jsonl", "x" * 247 + ".jsonl", "x" * 260])
+def test_a_place_where_no_predictions_can_be_written_is_found_before_the_adapter_is_read(
+    data: dict[str, str], tmp_path: Path, place: str
+) -> None:
+    for use in (predict, evaluate):
+        with pytest.raises(InputError, match=rf"{place}: cannot be written \(.*name another file"):
+            use(tmp_path / "no adapter", data["test_file"], output=tmp_path / "new" / place)
+        with pytest.raises(InputError, match="no adapter: there is no such folder"):
+            use(tmp_path / "no adapter", data["test_file"], output=tmp_path / "new" / "out.jsonl")
+    assert not list(tmp_path.iterdir())
 
 
 def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:
