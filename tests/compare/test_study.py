@@ -108,6 +108,8 @@ def test_a_rate_at_the_end_of_its_grid_is_told(parts: dict[str, Any]) -> None:
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
         ({"methods": {"spt": {"prompt_layers": "midle"}}}, "choose one of search, all, middle, first or a list"),
         ({"seeds": 3}, "give a list such as"),
+        ({"seeds": [2**32]}, "seed=4294967296 is not allowed; choose a whole number from 0 to 4294967295"),
+        ({"tuning_seeds": [2**32]}, "seed=4294967296 is not allowed"),
         ({"against": "linear-probe"}, "none of the methods (spt, lora)"),
         ({"method": ["lora"]}, "no part of a study; parts are: methods"),
     ],

@@ -57,12 +57,12 @@ def check_ranges(options: RunOptions) -> None:
             raise InputError(f"{name}={value} is not allowed; give a whole number of at least 1.")
     for name in ("learning_rate", "head_learning_rate", "epochs"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise InputError(f"{name}={value} is not allowed; give a number above 0.")
-    for name in ("weight_decay", "seed", "activation_cache_memory"):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name}={value} is not allowed; give a finite number above 0.")
+    for name in ("weight_decay", "activation_cache_memory"):
         value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise InputError(f"{name}={value} is not allowed; give 0 or more.")
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name}={value} is not allowed; give a finite number of at least 0.")
 
 
 def check_combinations(options: RunOptions) -> None:
