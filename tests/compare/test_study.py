@@ -408,6 +408,14 @@ def test_rates_may_be_written_as_yaml_reads_them(parts: dict[str, Any]) -> None:
     assert Study.from_mapping(parts, "study").methods["lora"].learning_rates == (1e-3, 2e-3)
 
 
+def test_other_numbers_may_be_written_so_too(parts: dict[str, Any]) -> None:
+    options = {**parts["options"], "weight_decay": "2e-2"}
+    study = Study.from_mapping({**parts, "options": options, "methods": {"spt-prepend": {"mixing_rate": "5e-1"}}}, "x")
+    made = study.final_runs({})[0].run_options("")
+    assert (made.weight_decay, made.prompts.mixing_rate) == (0.02, 0.5)
+    assert study.final_runs({})[0].lasting_options()["mixing_rate"] == 0.5
+
+
 def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     assert study.chosen_rates(rows_of(study, lambda spec: 0.5))["words", "lora"] == 1e-3

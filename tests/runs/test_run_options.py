@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sptune import SPTConfig
 from sptune.errors import InputError
@@ -24,6 +25,9 @@ LABEL_WORDS = {"template": "{text} [MASK]", "label_words": {"a": "b"}}
         ({"modle": "x"}, "'modle' is not an option. Did you mean 'model'?"),
         ({"batch_size": "16"}, "batch_size='16' has the wrong type; it takes a whole number"),
         ({"batch_size": True}, "batch_size=True"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' has the wrong type; it takes a number or nothing"),
+        ({"learning_rate": "inf"}, "learning_rate=inf is not allowed"),
+        ({"epochs": 10**400}, "has the wrong type; it takes a number or nothing"),
         ({"batch_size": 0}, "batch_size=0 is not allowed"),
         ({"text_columns": "text"}, "text_columns='text' has the wrong type; it takes a list of texts"),
         ({"generator": "magic"}, "choose one of bottleneck, static"),
@@ -71,6 +75,15 @@ def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
 def test_values_take_the_types_of_their_options() -> None:
     made = RunOptions(train_file=Path("a.csv"), text_columns=("a", "b"), epochs=3)  # type: ignore[arg-type]
     assert (made.train_file, made.text_columns, made.epochs) == ("a.csv", ["a", "b"], 3.0)
+
+
+def test_numbers_may_be_written_as_yaml_reads_them() -> None:
+    text = "{learning_rate: 5e-3, weight_decay: 1e-2, mixing_rate: 5e-1, placement: prepend, class_weights: {a: 2e0}}"
+    made = RunOptions.from_mapping(yaml.safe_load(text), "run.yaml")
+    assert (made.learning_rate, made.weight_decay, made.prompts.mixing_rate) == (0.005, 0.01, 0.5)
+    assert made.class_weights == {"a": 2.0}
+    made = RunOptions.from_mapping(yaml.safe_load("search: {searcher: darts, gate_learning_rate: 1e-2}"), "run.yaml")
+    assert made.search.gate_learning_rate == 0.01
 
 
 def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:
