@@ -11,6 +11,7 @@ from sptune import SPTConfig
 from sptune.errors import InputError
 from sptune.prompt_config import GENERATORS, PLACEMENTS, PromptConfig
 from sptune.runs.option_mappings import merged
+from sptune.runs.output_folder import read_config
 from sptune.runs.run_options import RunOptions, all_options
 from sptune.search import SearchConfig
 from sptune.search.search_config import CONSISTENCIES
@@ -84,6 +85,18 @@ def test_numbers_may_be_written_as_yaml_reads_them() -> None:
     assert made.class_weights == {"a": 2.0}
     made = RunOptions.from_mapping(yaml.safe_load("search: {searcher: darts, gate_learning_rate: 1e-2}"), "run.yaml")
     assert made.search.gate_learning_rate == 0.01
+
+
+def test_the_users_folder_stands_for_its_sign_in_all_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files = ("model", "gguf_file", "train_file", "validation_file", "test_file", "output_dir")
+    for given in ("~/one", Path("~/one")):
+        values = dict.fromkeys(files, given)
+        for made in (RunOptions(**values), RunOptions.from_mapping(merged(values, {}), "run.yaml")):
+            assert {getattr(made, name) for name in files} == {str(tmp_path / "one")}
+    assert RunOptions(dataset="~/one").dataset == str(tmp_path / "one")
+    (tmp_path / "run.yaml").write_text("{dataset: ~/one}")
+    assert read_config(Path("~/run.yaml")) == {"dataset": "~/one"}
 
 
 def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:

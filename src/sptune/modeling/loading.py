@@ -25,6 +25,7 @@ from sptune.modeling.backbone_spec import CAUSAL_LM, CLASSIFIER, MASKED_LM, Back
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
 from sptune.modeling.problem_types import SINGLE_LABEL
+from sptune.whole_files import expanded
 
 # Names of sequence-classification heads in transformers; PEFT trains and saves them by itself.
 HEADS = ("classifier", "score")
@@ -51,12 +52,12 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
     if model is None:
         if gguf_file is None:
             raise InputError("model is missing: name a hub id or a local folder (model=...), or a gguf_file.")
-        file = Path(gguf_file)
+        file = expanded(gguf_file)
         if not file.is_file():
             raise InputError(f"gguf_file={gguf_file!r}: there is no such file; give the path of a GGUF file.")
         _refuse_revision(revision, "gguf_file", gguf_file)
         return BackboneSource(str(file.resolve().parent), file.name, None, dtype)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise InputError(f"model={model!r}: there is no such folder; give a local folder or a hub id.")

@@ -21,6 +21,7 @@ from sptune.tasks import read_named
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.metrics import score_metrics
 from sptune.tasks.targets import targets
+from sptune.whole_files import expanded
 
 
 def evaluate(
@@ -58,12 +59,13 @@ def evaluate(
     Raises:
         InputError: the adapter or the data cannot be right, or `output` must not be written.
     """
+    output = None if output is None else expanded(output)
     if output is not None:
-        outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
+        outputs.check_file(output, overwrite=overwrite, read=expanded(test_file))
     columns = Columns(text_columns, label_column, prompt_column, completion_column, messages_column)
     metrics, rows = _evaluate(AdapterFolder.read(adapter), columns, test_file, max_new_tokens, monitor or Monitor())
     if output is not None:
-        outputs.write_json_lines(Path(output), rows)
+        outputs.write_json_lines(output, rows)
     return metrics
 
 
@@ -117,13 +119,14 @@ def predict(
     Raises:
         InputError: an adapter or the data cannot be right, or `output` must not be written.
     """
+    output = None if output is None else expanded(output)
     if output is not None:
-        outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
+        outputs.check_file(output, overwrite=overwrite, read=expanded(input))
     saved = read_all(named_folders(adapter))
     columns = Columns(text_columns, prompt_column=prompt_column, messages_column=messages_column)
     rows = _predict(saved, input, adapter_column, columns, max_new_tokens, monitor or Monitor())
     if output is not None:
-        outputs.write_json_lines(Path(output), rows)
+        outputs.write_json_lines(output, rows)
     return rows
 
 

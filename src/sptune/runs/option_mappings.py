@@ -12,6 +12,7 @@ from sptune.errors import InputError
 from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PREPEND_DEFAULTS, PromptConfig
 from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
 from sptune.search.searchers import SEARCHERS
+from sptune.whole_files import expanded
 
 Config = TypeVar("Config", PromptConfig, SearchConfig)
 
@@ -24,6 +25,9 @@ RENAMED = {
     "prefix_cache_memory": "activation_cache_memory",
     "prefix_cache_dtype": "activation_cache_dtype",
 }
+
+# Options that may name a local file or folder.
+PATHS = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset", "output_dir")
 
 # Groups of options that a YAML file may nest.
 NESTED = ("prompts", "search")
@@ -45,7 +49,7 @@ CACHE_OPTIONS = ("activation_cache_memory", "activation_cache_dtype")
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options without old names.
+    """The same options without old names, and with the user's folder for "~" in paths.
 
     Raises:
         InputError: an option is given by both names.
@@ -57,7 +61,7 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{name!r} is the old name of {new!r}; leave {name!r} out.")
         if new != name and "versions" not in values:  # a run wrote it
             warnings.warn(f"The option {name!r} is now {new!r}; the old name will be removed.", FutureWarning, 3)
-        renamed[new] = value
+        renamed[new] = str(expanded(value)) if new in PATHS and str(value).startswith("~") else value
     return renamed
 
 

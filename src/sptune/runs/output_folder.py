@@ -17,7 +17,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.whole_files import PARTIAL, remove, write_json, write_text, written_whole
+from sptune.whole_files import PARTIAL, expanded, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
@@ -105,6 +105,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, broken YAML, something else than a mapping, or too many values.
     """
+    path = expanded(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from sptune.runs.option_checks import check_combinations, check_ranges
 from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.option_mappings import (
     NESTED,
+    PATHS,
     PROMPT_FIELDS,
     RECORDS,
     RENAMED,
@@ -31,7 +32,7 @@ from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
 
 # Options that may name a local file or folder to read.
-PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset")
+PLACES = tuple(name for name in PATHS if name != "output_dir")
 # Options of how a run is done, not of what it is: they may change when a run is resumed.
 CONDUCT = (
     "report_to",
