@@ -184,6 +184,27 @@ def test_a_place_where_no_predictions_can_be_written_is_found_before_the_adapter
     assert not list(tmp_path.iterdir())
 
 
+def test_texts_that_predictions_would_replace_are_refused(
+    finished: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sptune.runs.adapter_pool.load_backbone", None)  # nothing is loaded
+    for column in ("prediction", "scores", "label"):
+        file = tmp_path / f"{column}.jsonl"
+        rows = [{column: row["text"], "target": row["label"]} for row in read_lines(Path(options["test_file"]))]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        refusal = rf"text_columns='{column}': the output has a field of this name.*rename the column"
+        names = {"text_columns": [column], "label_column": "target"}
+        with pytest.raises(InputError, match=refusal):
+            evaluate(finished.adapter_dir, file, **names)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=refusal):
+            fit(**{**options, "train_file": str(file), "validation_file": None, "test_file": None, **names},
+                output_dir=tmp_path / "run")  # fmt: skip
+        assert not (tmp_path / "run").exists()
+        if column != "label":  # there is none in what predict writes
+            with pytest.raises(InputError, match=refusal):
+                predict(finished.adapter_dir, file, text_columns=[column])
+
+
 def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:
     rows = read_lines(finished.output_dir / "predictions.jsonl")
     asked = read_lines(Path(data["test_file"]))

@@ -13,7 +13,7 @@ from sptune.runs import adapter_files
 from sptune.runs import output_folder as outputs
 from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
-from sptune.runs.predictions import prediction_rows
+from sptune.runs.predictions import check_text_columns, prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import AnyTask, Columns, check_max_new_tokens, read_examples
 from sptune.runs.text_writer import load_writer
@@ -75,6 +75,8 @@ def _evaluate(
     """Metrics, and a prediction for each example."""
     task = columns.of(saved.task)
     check_max_new_tokens(task, max_new_tokens)
+    if not isinstance(task, GenerationTask):
+        check_text_columns(task, answered=True)
     examples = read_examples(task, test_file, answered=True)
     if isinstance(task, GenerationTask):
         return load_writer(saved, task, examples, max_new_tokens, monitor).evaluate(examples)
@@ -178,6 +180,8 @@ def _predict(
     tasks = {name: columns.of(one.task) for name, one in saved.items()}
     for task in tasks.values():
         check_max_new_tokens(task, max_new_tokens)
+        if not isinstance(task, GenerationTask):
+            check_text_columns(task, answered=False)
     if adapter_column is not None:
         _check_adapter_column(adapter_column, tasks.values())
         examples = read_named(input, adapter_column, tasks)

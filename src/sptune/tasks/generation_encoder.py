@@ -151,9 +151,7 @@ class GenerationEncoder:
                 examples[early[0]].where,
             )
 
-    def _refuse_full(
-        self, examples: Sequence[GenerationExample], full: Sequence[int], maximum: str, more: str
-    ) -> None:
+    def _refuse_full(self, examples: Sequence[GenerationExample], full: Sequence[int], maximum: str, more: str) -> None:
         if full:
             raise InputError(
                 f"{examples[full[0]].where}: the prompt alone has {maximum} tokens or more, which leaves no room for a "
