@@ -40,6 +40,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score an adapter on labeled data, or on prompts with completions.
 
+    It computes in the dtype of the backbone: after a run with `bf16` the scores can differ a little from metrics.json.
+
     Args:
         adapter: an adapter folder that `fit` or `train` wrote.
         test_file: .jsonl, .csv, .tsv or .parquet.
