@@ -286,9 +286,8 @@ def test_a_prompt_that_is_too_long_for_an_adapter_is_refused_with_a_remedy_that_
             main([verb, "--adapter", str(finished.adapter_dir), option, str(file)])
         assert ended.value.code == 2
         told = " ".join(capsys.readouterr().err.split())
-        assert "long.jsonl:1: the prompt alone has 40 tokens or more" in told
-        assert "Shorten or remove these, for this is the maximum of the training." in told
-        assert "max-length" not in told
+        assert "long.jsonl:1: the prompt alone has --max-length 40 tokens or more" in told
+        assert "Shorten or remove these, or train with a larger --max-length." in told  # which these commands lack
 
 
 def test_columns_of_another_form_are_refused(

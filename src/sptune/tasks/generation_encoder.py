@@ -79,7 +79,7 @@ class GenerationEncoder:
             raise InputError(f"There are no examples to encode for task {self.task.name!r}; give at least one.")
         full, cut = list[int](), list[int]()
         rows = token_dataset(self._encoded_chunks(examples, full, cut))
-        self._refuse_full(examples, full, f"max_length={self.max_length}", "or choose a larger max_length")
+        self._refuse_full(examples, full)
         self._warn_early_ends(examples)
         self.too_long = len(cut)
         if cut:
@@ -123,8 +123,7 @@ class GenerationEncoder:
             InputError: if a prompt leaves no room for a completion.
         """
         prompts = [self._prompt_tokens(self._texts(example)[0]) for example in examples]
-        full = [number for number, tokens in enumerate(prompts) if len(tokens) >= self.max_length]
-        self._refuse_full(examples, full, str(self.max_length), "for this is the maximum of the training")
+        self._refuse_full(examples, [number for number, tokens in enumerate(prompts) if len(tokens) >= self.max_length])
         return prompts
 
     def prompt_length(self, example: GenerationExample) -> int:
@@ -151,11 +150,12 @@ class GenerationEncoder:
                 examples[early[0]].where,
             )
 
-    def _refuse_full(self, examples: Sequence[GenerationExample], full: Sequence[int], maximum: str, more: str) -> None:
+    def _refuse_full(self, examples: Sequence[GenerationExample], full: Sequence[int]) -> None:
         if full:
             raise InputError(
-                f"{examples[full[0]].where}: the prompt alone has {maximum} tokens or more, which leaves no room for a "
-                f"completion ({len(full)} such examples). Shorten or remove these, {more}."
+                f"{examples[full[0]].where}: the prompt alone has max_length={self.max_length} tokens or more, which "
+                f"leaves no room for a completion ({len(full)} such examples). Shorten or remove these, or train with a "
+                "larger max_length."
             )
 
     def _parts(self, example: GenerationExample) -> tuple[list[int], list[int], list[int]]:
