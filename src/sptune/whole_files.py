@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and JSON documents."""
+"""Files and folders that are written whole or not at all, JSON documents, and paths with "~"."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from typing import Any
 from sptune.errors import InputError
 
 PARTIAL = ".partial-"
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the user's folder in place of "~", which shells leave as it is after "=" and in quotation marks."""
+    return Path(os.path.expanduser(path))  # Path.expanduser fails where there is no such user
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ import torch
 import sptune
 from sptune.cli.commands import main
 from sptune.cli.terminal import print_run
+from sptune.errors import InputError
 from sptune.runs.run import Run
+from sptune.serve.server import serving
 
 TINY = ["--bottleneck-dim", "4", "--batch-size", "8"]
 
@@ -111,6 +113,26 @@ def test_predict_writes_a_file_or_prints(run: Path, tmp_path: Path, capsys: pyte
     code, out, _ = call([*arguments, "--output", str(tmp_path / "predictions.jsonl")], capsys)
     assert [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()] == rows
     assert "2 predictions" in out
+
+
+def test_the_users_folder_stands_for_its_sign(
+    run: Path, data: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = run.parent
+    monkeypatch.setenv("HOME", str(home))
+    (home / "texts.jsonl").write_text(Path(data["test_file"]).read_text())
+    adapters = ["--adapter", "~/run", "--adapter", "b=~/run"]
+    call(["predict", *adapters[:2], "--input=~/texts.jsonl", "--output=~/new/out.jsonl"], capsys)
+    assert len((home / "new" / "out.jsonl").read_text().splitlines()) == 24
+    code, _, err = call(["predict", *adapters, "--input=~/texts.jsonl", "--output=~/new/2.jsonl"], capsys)
+    assert (code, "no column says which row is for which" in err) == (2, True)  # both are found
+    assert call(["inspect", "--adapter=~/run"], capsys)[0] == 0
+    code, _, err = call(["fit", "--config=~/run/config.yaml", "--output=~/run"], capsys)
+    assert (code, f"{home / 'run'}: holds a run already" in err) == (2, True)
+    code, _, err = call(["fit", "--model=m", "--train-file=~/none.csv", "--output=~/other"], capsys)
+    assert (code, f"{home / 'none.csv'}: no such file" in err) == (2, True)
+    with pytest.raises(InputError, match=r"root='/.*none': there is no such folder"), serving([], root=Path("~/none")):
+        pass
 
 
 def test_config_is_read_and_the_command_line_goes_before_it(

@@ -148,6 +148,8 @@ def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, An
         ({"tasks": {"words": {"text_columns": "one, two"}}}, "Write ['one', 'two']."),
         ({"methods": {"spt": {"prompt_layers": "midle"}}}, "choose one of search, all, middle, first or a list"),
         ({"seeds": 3}, "give a list such as"),
+        ({"seeds": [2**32]}, "seed=4294967296 is not allowed; choose a whole number from 0 to 4294967295"),
+        ({"tuning_seeds": [2**32]}, "seed=4294967296 is not allowed"),
         ({"against": "linear-probe"}, "none of the methods (spt, lora)"),
         ({"method": ["lora"]}, "no part of a study; parts are: methods"),
     ],
@@ -261,10 +263,11 @@ def test_rows_from_before_options_were_renamed_are_known(parts: dict[str, Any]) 
         return [spec.id for spec in Study.from_mapping(study, "study").final_runs({})]
 
     with pytest.warns(FutureWarning, match="is now"):
-        old = known(prefix_cache=False, prefix_cache_dtype="float16", data="copy")
-    assert known(activation_cache=False, activation_cache_dtype="float16", dataset="copy") == old
-    # As version 0.1.0 knew the run of lora with seed 0 and these options.
-    assert old[1] == "3941d8efe37b4d04"
+        short, without = known(prefix_cache_dtype="float16", data="copy"), known(prefix_cache=False, data="copy")
+    assert known(activation_cache_dtype="float16", dataset="copy") == short
+    assert known(activation_cache=False, dataset="copy") == without
+    # As earlier versions knew the runs of lora with seed 0 and these options.
+    assert (short[1], without[1]) == ("f3b11be58f3bba16", "73c6a429f7238c50")
 
 
 def test_methods_keep_their_rows_when_they_are_renamed(parts: dict[str, Any]) -> None:
@@ -479,6 +482,14 @@ def test_a_rate_that_is_listed_twice_counts_once(parts: dict[str, Any]) -> None:
     study = Study.from_mapping(parts, "study")
     assert study.methods["lora"].learning_rates == (3e-3, 1e-3, 1.0)
     assert study.chosen_rates(rows_of(study, lambda spec: spec.learning_rate == 3e-3)) == {("words", "lora"): 3e-3}
+
+
+def test_other_numbers_may_be_written_so_too(parts: dict[str, Any]) -> None:
+    options = {**parts["options"], "weight_decay": "2e-2"}
+    study = Study.from_mapping({**parts, "options": options, "methods": {"spt-prepend": {"mixing_rate": "5e-1"}}}, "x")
+    made = study.final_runs({})[0].run_options("")
+    assert (made.weight_decay, made.prompts.mixing_rate) == (0.02, 0.5)
+    assert study.final_runs({})[0].lasting_options()["mixing_rate"] == 0.5
 
 
 def test_of_equal_rates_the_lower_is_taken_and_failed_ones_do_not_count(parts: dict[str, Any]) -> None:

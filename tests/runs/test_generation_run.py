@@ -276,6 +276,20 @@ def test_a_prompt_without_room_for_a_completion_is_refused_before_the_model_is_l
     assert not (tmp_path / "run").exists()
 
 
+def test_a_prompt_that_is_too_long_for_an_adapter_is_refused_with_a_remedy_that_there_is(
+    finished: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "film " * 50, "completion": "good"}) + "\n")
+    for verb, option in (("predict", "--input"), ("evaluate", "--test-file")):
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--adapter", str(finished.adapter_dir), option, str(file)])
+        assert ended.value.code == 2
+        told = " ".join(capsys.readouterr().err.split())
+        assert "long.jsonl:1: the prompt alone has --max-length 40 tokens or more" in told
+        assert "Shorten or remove these, or train with a larger --max-length." in told  # which these commands lack
+
+
 def test_columns_of_another_form_are_refused(
     finished: Any, chat_run: Any, prompts: dict[str, str], conversations: dict[str, str]
 ) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 from sptune import MeanPooledClassifier, SPTConfig
 from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
+from sptune.modeling.loading import _name_inside
 from sptune.runs import plan as preparation
 from sptune.runs import resolution
 from sptune.runs.adapter_pool import AdapterPool
@@ -26,6 +27,7 @@ from sptune.runs.progress import Monitor
 from sptune.runs.run import fit, search, train
 from sptune.runs.run_options import RunOptions
 from sptune.search import SearchResult
+from sptune.search.searchers import SEARCHERS
 
 RUN_FILES = {
     "config.yaml",
@@ -60,6 +62,8 @@ class Interrupter(Monitor):
             if self.done == self.at:
                 raise KeyboardInterrupt
 
+
+LABEL_WORDS = {"template": "{text} . It was [MASK]", "label_words": {"good": "good", "bad": "bad"}}
 
 # -- a run --------------------------------------------------------------------------------------------------------
 
@@ -151,6 +155,12 @@ def test_predictions_never_take_the_place_of_a_file_unasked(
                 use(output=same, overwrite=True)
         with pytest.raises(InputError, match="does not lie in a folder"):
             use(output=there / "out.jsonl")
+        weights = finished.adapter_dir / "adapter_model.safetensors"
+        for other in (weights, finished.output_dir / "config.yaml", finished.output_dir / "metrics.json"):
+            kept = other.read_bytes()
+            with pytest.raises(InputError, match="holds something else than JSON Lines"):
+                use(output=other, overwrite=True)
+            assert other.read_bytes() == kept
         assert texts.read_text() == there.read_text() == before
     for verb, option in (("predict", "--input"), ("evaluate", "--test-file")):
         there.write_text(before)
@@ -160,6 +170,39 @@ def test_predictions_never_take_the_place_of_a_file_unasked(
                 main(arguments)
             assert ended.value.code == code
         assert "prediction" in read_lines(there)[0]
+
+
+@pytest.mark.parametrize("place", ["/proc/nothing/out.jsonl", "x" * 247 + ".jsonl", "x" * 260])
+def test_a_place_where_no_predictions_can_be_written_is_found_before_the_adapter_is_read(
+    data: dict[str, str], tmp_path: Path, place: str
+) -> None:
+    for use in (predict, evaluate):
+        with pytest.raises(InputError, match=rf"{place}: cannot be written \(.*name another file"):
+            use(tmp_path / "no adapter", data["test_file"], output=tmp_path / "new" / place)
+        with pytest.raises(InputError, match="no adapter: there is no such folder"):
+            use(tmp_path / "no adapter", data["test_file"], output=tmp_path / "new" / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_that_predictions_would_replace_are_refused(
+    finished: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sptune.runs.adapter_pool.load_backbone", None)  # nothing is loaded
+    for column in ("prediction", "scores", "label"):
+        file = tmp_path / f"{column}.jsonl"
+        rows = [{column: row["text"], "target": row["label"]} for row in read_lines(Path(options["test_file"]))]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        refusal = rf"text_columns='{column}': the output has a field of this name.*rename the column"
+        names = {"text_columns": [column], "label_column": "target"}
+        with pytest.raises(InputError, match=refusal):
+            evaluate(finished.adapter_dir, file, **names)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=refusal):
+            fit(**{**options, "train_file": str(file), "validation_file": None, "test_file": None, **names},
+                output_dir=tmp_path / "run")  # fmt: skip
+        assert not (tmp_path / "run").exists()
+        if column != "label":  # there is none in what predict writes
+            with pytest.raises(InputError, match=refusal):
+                predict(finished.adapter_dir, file, text_columns=[column])
 
 
 def test_predictions_belong_to_their_texts(finished: Any, data: dict[str, str]) -> None:
@@ -241,6 +284,8 @@ def test_a_deep_backbone(
 ) -> None:
     steps = {"search_steps": 1, "max_steps": 1}
     changes = {**steps, "model": deep_lm, "searcher": searcher}
+    if not SEARCHERS[searcher].trained:
+        del options["search_steps"], changes["search_steps"]
     run = fit(**{**options, **changes}, output_dir=tmp_path / "run", linear_probe=False)
     assert run.prompt_layers == layers or (layers is None and all(layer % 2 == 0 for layer in run.prompt_layers))
 
@@ -333,6 +378,8 @@ def test_a_run_in_bf16_leaves_the_next_one_as_it_was(options: dict[str, Any], tm
 
 @pytest.mark.parametrize("searcher", ["fair", "halving", "random"])
 def test_other_searchers_search_too(options: dict[str, Any], tmp_path: Path, searcher: str) -> None:
+    if searcher == "random":
+        del options["search_steps"]
     run = search(**{**options, "searcher": searcher}, output_dir=tmp_path / "run", num_prompt_layers=1)
     found = SearchResult.load(run.output_dir / "search.json")
     assert found.prompt_layers == run.prompt_layers
@@ -367,9 +414,12 @@ def test_no_stage_takes_other_steps_than_were_announced(options: dict[str, Any],
 
 
 def test_fixed_searcher_needs_no_search(options: dict[str, Any], tmp_path: Path) -> None:
+    del options["search_steps"]
     run = fit(**{**options, "searcher": "middle"}, output_dir=tmp_path / "run", linear_probe=False)
     assert run.prompt_layers == [1]
     assert not (run.output_dir / "search.png").exists()
+    config = yaml.safe_load((run.output_dir / "config.yaml").read_text())
+    assert RunOptions.from_mapping(config, "again").search_steps is None
 
 
 def test_checkpoints_stay_if_asked_for(options: dict[str, Any], tmp_path: Path) -> None:
@@ -385,9 +435,10 @@ def test_verbalizer_is_compared_with_zero_shot(
     backbone: str, options: dict[str, Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     options["model"] = request.getfixturevalue(backbone)
-    words = {"template": "{text} . It was [MASK]", "label_words": {"good": "good", "bad": "bad"}}
-    run = train(**options, **words, output_dir=tmp_path / "run", prompt_layers=[1])
+    run = train(**options, **LABEL_WORDS, output_dir=tmp_path / "run", prompt_layers=[1])
     metrics = run.metrics
+    config = yaml.safe_load((run.output_dir / "config.yaml").read_text())
+    assert config["head_learning_rate"] is None  # so that the file can be read again
     assert metrics["baseline"]["kind"] == "zero-shot"
     assert metrics["parameters"]["head"] == 0
     config = SPTConfig.from_pretrained(str(run.adapter_dir))
@@ -554,8 +605,14 @@ def test_bad_data_are_reported_before_the_backbone_is_looked_at(options: dict[st
         ({"max_length": 100}, "more than the 40 tokens"),
         ({"candidate_layers": [1, 9]}, "this backbone has 0 to 2"),
         ({"candidate_layers": [1, 1]}, "names a layer twice"),
-        ({"candidate_layers": [0, 2], "searcher": "middle"}, "is layer 1, which is not among the candidate_layers"),
+        (
+            {"candidate_layers": [0, 2], "searcher": "middle", "search_steps": None},
+            "is layer 1, which is not among the candidate_layers",
+        ),
         ({"num_prompt_layers": 2, "searcher": "all"}, "fixes the layers"),
+        ({"revision": "main"}, "revision='main' is of a model on the hub, and model="),
+        ({"head_learning_rate": 0.1, **LABEL_WORDS}, "head_learning_rate=0.1 is for classifiers"),
+        ({"head_pooling": "own", **LABEL_WORDS}, "head_pooling='own' is for classifiers"),
         ({"num_prompt_layers": 7}, "the 3 layers there are"),
         ({"parameter_budget": 10}, "less than the 292 parameters of one layer's generator"),
         ({"projection": "phm", "phm_dim": 3, "bottleneck_dim": 6}, "phm_dim=3 does not divide"),
@@ -589,6 +646,16 @@ def test_the_classes_of_a_folder_are_those_that_its_files_name(options: dict[str
         fit(**options, **data, output_dir=tmp_path / str(number))
         classes.append(inspect(tmp_path / str(number) / "adapter")["task"]["labels"])
     assert classes[0] == classes[1] == ["01", "1.1", "1.10", "NA"]
+
+
+def test_a_gguf_file_in_another_folder_than_the_model_is_refused(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.gguf").touch()
+    here, there = (str(tmp_path / name / "weights.gguf") for name in ("here", "there"))
+    assert _name_inside(tmp_path / "here", here) == _name_inside(tmp_path / "here", "weights.gguf") == "weights.gguf"
+    with pytest.raises(InputError, match=r"there/weights\.gguf' is not in .*here; GGUF files there: weights\.gguf"):
+        _name_inside(tmp_path / "here", there)
 
 
 def test_a_run_of_which_nothing_is_said_is_told_all_that_is_missing(tmp_path: Path) -> None:

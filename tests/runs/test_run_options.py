@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sptune import SPTConfig
 from sptune.errors import InputError
 from sptune.prompt_config import GENERATORS, PLACEMENTS, PromptConfig
 from sptune.runs.option_mappings import merged
+from sptune.runs.output_folder import read_config
 from sptune.runs.run_options import RunOptions, all_options
 from sptune.search import SearchConfig
 from sptune.search.search_config import CONSISTENCIES
 from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
+
+LABEL_WORDS = {"template": "{text} [MASK]", "label_words": {"a": "b"}}
 
 
 @pytest.mark.parametrize(
@@ -22,10 +26,21 @@ from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
         ({"modle": "x"}, "'modle' is not an option. Did you mean 'model'?"),
         ({"batch_size": "16"}, "batch_size='16' has the wrong type; it takes a whole number"),
         ({"batch_size": True}, "batch_size=True"),
+        ({"learning_rate": "fast"}, "learning_rate='fast' has the wrong type; it takes a number or nothing"),
+        ({"learning_rate": "inf"}, "learning_rate=inf is not allowed"),
+        ({"epochs": 10**400}, "has the wrong type; it takes a number or nothing"),
         ({"batch_size": 0}, "batch_size=0 is not allowed"),
         ({"text_columns": "text"}, "text_columns='text' has the wrong type; it takes a list of texts"),
         ({"generator": "magic"}, "choose one of bottleneck, static"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"epochs": float("inf")}, "epochs=inf is not allowed; give a finite number above 0"),
+        ({"head_learning_rate": float("inf")}, "head_learning_rate=inf is not allowed"),
+        ({"weight_decay": float("inf")}, "weight_decay=inf is not allowed"),
+        ({"activation_cache_memory": float("inf")}, "activation_cache_memory=inf is not allowed"),
+        ({"searcher": "darts", "gate_learning_rate": float("inf")}, "gate_learning_rate=inf is not allowed"),
+        ({"seed": 2**32}, "seed=4294967296 is not allowed; choose a whole number from 0 to 4294967295"),
+        ({"seed": -1}, "seed=-1 is not allowed"),
         ({"mixing_rate": 0.0, "placement": "prepend"}, "mixing_rate=0.0"),
         ({"resume": True, "overwrite": True}, "only one of them"),
         ({"epochs": 2, "max_steps": 3}, "give one"),
@@ -40,6 +55,15 @@ from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA
             {"searcher": "middle", "gate_interval": 2},
             "choose one of darts, gumbel, l0, progressive, sampled, spt_darts.",
         ),
+        ({"searcher": "middle", "search_steps": 9}, "search_steps=9 has no effect with searcher='middle'"),
+        ({"searcher": "spaced", "search_steps": 9}, "which trains nothing; leave it out, or choose another searcher"),
+        ({"dataset_config": "sst2", "train_file": "a.csv"}, "dataset_config='sst2' is of a Hugging Face dataset"),
+        ({"task_kind": "classifier", **LABEL_WORDS}, "task_kind='classifier' predicts a class with a trained head"),
+        (
+            {"activation_cache": False, "activation_cache_dtype": "float16"},
+            "activation_cache_dtype='float16' has no effect with activation_cache=False; leave one of them out",
+        ),
+        ({"activation_cache": False, "activation_cache_memory": 1.0}, "activation_cache_memory=1.0 has no effect"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
@@ -54,6 +78,27 @@ def test_values_take_the_types_of_their_options() -> None:
     assert (made.train_file, made.text_columns, made.epochs) == ("a.csv", ["a", "b"], 3.0)
 
 
+def test_numbers_may_be_written_as_yaml_reads_them() -> None:
+    text = "{learning_rate: 5e-3, weight_decay: 1e-2, mixing_rate: 5e-1, placement: prepend, class_weights: {a: 2e0}}"
+    made = RunOptions.from_mapping(yaml.safe_load(text), "run.yaml")
+    assert (made.learning_rate, made.weight_decay, made.prompts.mixing_rate) == (0.005, 0.01, 0.5)
+    assert made.class_weights == {"a": 2.0}
+    made = RunOptions.from_mapping(yaml.safe_load("search: {searcher: darts, gate_learning_rate: 1e-2}"), "run.yaml")
+    assert made.search.gate_learning_rate == 0.01
+
+
+def test_the_users_folder_stands_for_its_sign_in_all_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    files = ("model", "gguf_file", "train_file", "validation_file", "test_file", "output_dir")
+    for given in ("~/one", Path("~/one")):
+        values = dict.fromkeys(files, given)
+        for made in (RunOptions(**values), RunOptions.from_mapping(merged(values, {}), "run.yaml")):
+            assert {getattr(made, name) for name in files} == {str(tmp_path / "one")}
+    assert RunOptions(dataset="~/one").dataset == str(tmp_path / "one")
+    (tmp_path / "run.yaml").write_text("{dataset: ~/one}")
+    assert read_config(Path("~/run.yaml")) == {"dataset": "~/one"}
+
+
 def test_how_to_go_about_a_run_is_not_what_the_run_is() -> None:
     lasting = RunOptions(output_dir="x", overwrite=True, seed=4).lasting()
     assert lasting["seed"] == 4
@@ -66,6 +111,33 @@ def test_what_is_given_takes_the_place_of_what_it_excludes() -> None:
     assert merged(written, {"epochs": 3.0}) == {"epochs": 3.0, "num_prompt_layers": 2, "seed": 3}
     assert merged(written, {"epochs": None})["max_steps"] == 157
     assert merged(written, {"threshold": 0.5, "seed": 4}) == {"max_steps": 157, "threshold": 0.5, "seed": 4}
+
+
+def test_what_is_given_goes_without_what_has_no_effect_beside_it() -> None:
+    written = as_a_run_writes(search_steps=9, activation_cache_dtype="float16", model="a/b", revision="main")
+    made = merged(written, {"searcher": "spaced", "activation_cache": False, "model": "c/d"})
+    assert RunOptions(**made).search_steps is None
+    assert "activation_cache_dtype" not in made
+    assert "revision" not in made
+    assert merged(written, {"model": "a/b"})["revision"] == "main"
+    resumed = RunOptions(**merged(written, {"activation_cache": False, "resume": True}))
+    assert (resumed.activation_cache, resumed.activation_cache_dtype) == (False, "float16")
+    words = as_a_run_writes(**LABEL_WORDS, task_kind="verbalizer")
+    assert RunOptions(**merged(words, {"task_kind": "classifier"})).template is None
+
+
+def test_options_without_an_effect_in_the_file_of_an_older_run_are_left_out() -> None:
+    old = {"versions": {"sptune": "0.1"}, "placement": "add"}
+    for values in (
+        {"searcher": "spaced", "search_steps": 38},
+        {"task_kind": "verbalizer", "head_learning_rate": 1e-3, **LABEL_WORDS},
+        {"task_kind": "classifier", **LABEL_WORDS},
+        {"train_file": "a.csv", "dataset_config": "sst2"},
+    ):
+        RunOptions.from_mapping({**old, **values}, "config.yaml")
+    assert RunOptions.from_mapping({**old, "model": "/models/b", "revision": "main"}, "config.yaml").revision is None
+    with pytest.raises(InputError, match="search_steps=5 has no effect"):
+        RunOptions.from_mapping(merged({**old, "searcher": "spaced"}, {"search_steps": 5}), "options")
 
 
 def test_options_of_prompts_and_search_are_those_of_their_configurations() -> None:
@@ -145,12 +217,36 @@ def test_a_searcher_that_is_named_goes_before_the_preset() -> None:
     assert RunOptions(preset="paper", searcher="auto").search.searcher == "auto"
 
 
+def as_a_run_writes(**options: Any) -> dict[str, Any]:
+    """What config.yaml holds of a run with these options."""
+    return {**RunOptions(**options).lasting(), "versions": {"sptune": "0.1"}}
+
+
 def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
-    written = RunOptions(placement="prepend").lasting()
-    assert RunOptions(**merged(written, {"placement": "add"})).prompts.generator == "bottleneck"
-    written = RunOptions().lasting()
-    made = RunOptions(**merged(written, {"preset": "paper"}))
+    written = as_a_run_writes(placement="prepend")
+    assert RunOptions.from_mapping(merged(written, {"placement": "add"}), "again").prompts.generator == "bottleneck"
+    made = RunOptions.from_mapping(merged(as_a_run_writes(), {"preset": "paper"}), "again")
     assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("prepend", "appg", "spt_darts")
+    made = RunOptions.from_mapping(merged(as_a_run_writes(preset="paper"), {"placement": "add"}), "again")
+    assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("add", "bottleneck", "spt_darts")
+
+
+MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}
+
+
+@pytest.mark.parametrize("given", [{"placement": "prepend"}, {"preset": "paper"}])
+@pytest.mark.parametrize("by_a_run", [True, False])
+def test_what_was_asked_for_stays_where_the_placement_does(given: dict[str, Any], by_a_run: bool) -> None:
+    written = as_a_run_writes(**MINE) if by_a_run else MINE
+    made = RunOptions.from_mapping(merged(written, given), "again")
+    assert (made.prompts.num_virtual_tokens, made.prompts.generator) == (3, "mppg")
+    assert (made.search.searcher, made.search.selection) == ("darts", "sets")
+    assert made.prompts.residual is ("preset" not in given)
+
+
+def test_a_placement_that_contradicts_the_users_own_file_is_refused() -> None:
+    with pytest.raises(InputError, match=r"generator='mppg' goes with placement='prepend'"):
+        RunOptions.from_mapping(merged(MINE, {"placement": "add"}), "again")
 
 
 def test_a_file_from_before_there_were_placements_is_of_prompts_in_front() -> None:

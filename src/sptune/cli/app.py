@@ -23,6 +23,7 @@ from sptune.cli.plain_text import escape
 from sptune.cli.system_errors import in_words
 from sptune.cli.terminal import Stages, messages
 from sptune.errors import InputError, SptuneError
+from sptune.whole_files import expanded
 
 FAILED, WRONG_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 PACKAGE = Path(__file__).parent.parent
@@ -66,14 +67,18 @@ def _old_names_as_notes() -> Iterator[None]:
         yield
 
 
+def _expanded(value: Any) -> Any:
+    return expanded(value) if isinstance(value, Path) else value
+
+
 def with_exit_codes(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns sptune's errors into a message and an exit code."""
+    """Turns sptune's errors into a message and an exit code, and "~" in paths into the user's folder."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             with _old_names_as_notes():
-                function(*args, **kwargs)
+                function(*args, **{name: _expanded(value) for name, value in kwargs.items()})
         except SptuneError as error:
             # What is wrong with a study file is said in the file's own words.
             message = str(error) if kwargs.get("study") else in_flags(str(error))

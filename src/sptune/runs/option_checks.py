@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sptune.errors import InputError
 from sptune.extras import require
+from sptune.runs.option_mappings import CACHE_OPTIONS
 from sptune.search.searchers import SEARCHERS
 
 if TYPE_CHECKING:
@@ -55,12 +57,12 @@ def check_ranges(options: RunOptions) -> None:
             raise InputError(f"{name}={value} is not allowed; give a whole number of at least 1.")
     for name in ("learning_rate", "head_learning_rate", "epochs"):
         value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise InputError(f"{name}={value} is not allowed; give a number above 0.")
-    for name in ("weight_decay", "seed", "activation_cache_memory"):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{name}={value} is not allowed; give a finite number above 0.")
+    for name in ("weight_decay", "activation_cache_memory"):
         value = getattr(options, name)
-        if value is not None and not value >= 0:
-            raise InputError(f"{name}={value} is not allowed; give 0 or more.")
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"{name}={value} is not allowed; give a finite number of at least 0.")
 
 
 def check_combinations(options: RunOptions) -> None:
@@ -76,7 +78,13 @@ def check_combinations(options: RunOptions) -> None:
     _check_kind(options)
     _check_class_loss(options)
     _check_data(options)
+    _check_cache(options)
     searcher = options.search.searcher
+    if options.prompts.searching and options.search_steps is not None and not SEARCHERS[searcher].trained:
+        raise InputError(
+            f"search_steps={options.search_steps} has no effect with searcher={searcher!r}, which trains nothing; "
+            "leave it out, or choose another searcher."
+        )
     if options.prompts.visibility == "always" and not SEARCHERS[searcher].relaxed:
         raise InputError(
             f"visibility='always' has no effect with searcher={searcher!r}; leave it out, or search with spt_darts."
@@ -133,6 +141,7 @@ def _check_labels(options: RunOptions) -> None:
         raise InputError(f"label_threshold={threshold} is not allowed; give a probability above 0 and below 1.")
     if options.label_separator == "":
         raise InputError("label_separator is empty; give what stands between labels, such as ';'.")
+    _check_label_words(options)
     if kind not in ("multi_label", "regression"):
         return
     for name in LOSS_OPTIONS:
@@ -141,23 +150,31 @@ def _check_labels(options: RunOptions) -> None:
                 f"{name}={getattr(options, name)!r} is of examples with one class, and task_kind={kind!r} has a loss "
                 "of its own; leave it out."
             )
-    does = "any number of labels" if kind == "multi_label" else "a number"
-    for name in ("template", "label_words"):
-        if getattr(options, name):
-            raise InputError(
-                f"{name}={getattr(options, name)!r} is of label words, one of which is the answer, and "
-                f"task_kind={kind!r} predicts {does} with a trained head; leave it out."
-            )
     if options.task:
         raise InputError(
-            f"task={options.task!r} predicts one class for each text, and task_kind={kind!r} predicts {does}; leave "
-            "one of them out."
+            f"task={options.task!r} predicts one class for each text, and task_kind={kind!r} predicts "
+            f"{WITH_HEADS[kind]}; leave one of them out."
         )
     if options.labels and kind == "regression":
         raise InputError(
             f"labels={options.labels!r} names classes, and task_kind='regression' predicts a number; leave it out, or "
             "choose another task_kind."
         )
+
+
+# What is predicted with a trained head, by the kind of task.
+WITH_HEADS = {"classifier": "a class", "multi_label": "any number of labels", "regression": "a number"}
+
+
+def _check_label_words(options: RunOptions) -> None:
+    """Refuse label words of tasks that are predicted with a trained head."""
+    kind = options.task_kind
+    for name in ("template", "label_words") if kind in WITH_HEADS else ():
+        if getattr(options, name):
+            raise InputError(
+                f"{name}={getattr(options, name)!r} is of label words, one of which is the answer, and "
+                f"task_kind={kind!r} predicts {WITH_HEADS[str(kind)]} with a trained head; leave one of them out."
+            )
 
 
 BALANCED = "balanced"
@@ -190,6 +207,11 @@ def _check_data(options: RunOptions) -> None:
             f"dataset={options.dataset!r} has its own splits; leave out train_file, validation_file and test_file, or "
             "leave out dataset."
         )
+    if options.dataset_config and options.train_file and not options.dataset:
+        raise InputError(
+            f"dataset_config={options.dataset_config!r} is of a Hugging Face dataset, and "
+            f"train_file={options.train_file!r} has no configurations; leave one of them out."
+        )
     if options.task and options.template:
         raise InputError(f"task={options.task!r} has its own template; leave out one of task and template.")
     if options.from_hub:
@@ -203,3 +225,15 @@ def _check_data(options: RunOptions) -> None:
     if bool(options.template) != bool(options.label_words):
         there, missing = ("template", "label_words") if options.template else ("label_words", "template")
         raise InputError(f"{there} is given without {missing}; a verbalizer needs both, a classifier neither.")
+
+
+def _check_cache(options: RunOptions) -> None:
+    """Refuse settings of an activation cache that is off, but for a run that is resumed without its cache."""
+    if options.activation_cache or options.resume:
+        return
+    default = {one.name: one.default for one in dataclasses.fields(options)}
+    for name in CACHE_OPTIONS:
+        if getattr(options, name) != default[name]:
+            raise InputError(
+                f"{name}={getattr(options, name)!r} has no effect with activation_cache=False; leave one of them out."
+            )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sptune.errors import InputError
-from sptune.prompt_config import PREPEND_DEFAULTS, PromptConfig
-from sptune.search.search_config import SearchConfig
+from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PREPEND_DEFAULTS, PromptConfig
+from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
+from sptune.search.searchers import SEARCHERS
+from sptune.whole_files import expanded
 
 Config = TypeVar("Config", PromptConfig, SearchConfig)
 
@@ -23,6 +26,9 @@ RENAMED = {
     "prefix_cache_dtype": "activation_cache_dtype",
 }
 
+# Options that may name a local file or folder.
+PATHS = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset", "output_dir")
+
 # Groups of options that a YAML file may nest.
 NESTED = ("prompts", "search")
 
@@ -30,13 +36,20 @@ PROMPT_FIELDS = tuple(one.name for one in dataclasses.fields(PromptConfig))
 # The seed of a search is that of its run.
 SEARCH_FIELDS = tuple(one.name for one in dataclasses.fields(SearchConfig) if one.name != "seed")
 
+# What config.yaml holds besides options: records of the run, not read back.
+RECORDS = ("command", "processes", "versions", "data_files")
+
 # Options that exclude each other.
 LENGTHS = ("epochs", "max_steps")
 CRITERIA = ("num_prompt_layers", "threshold", "parameter_budget")
+# Options that have no effect with a kind of task.
+OF_OTHER_KINDS = {"classifier": ("template", "label_words"), "verbalizer": ("head_pooling", "head_learning_rate")}
+# Options of the activation cache.
+CACHE_OPTIONS = ("activation_cache_memory", "activation_cache_dtype")
 
 
 def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same options without old names.
+    """The same options without old names, and with the user's folder for "~" in paths.
 
     Raises:
         InputError: an option is given by both names.
@@ -48,7 +61,7 @@ def with_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{name!r} is the old name of {new!r}; leave {name!r} out.")
         if new != name and "versions" not in values:  # a run wrote it
             warnings.warn(f"The option {name!r} is now {new!r}; the old name will be removed.", FutureWarning, 3)
-        renamed[new] = value
+        renamed[new] = str(expanded(value)) if new in PATHS and str(value).startswith("~") else value
     return renamed
 
 
@@ -73,6 +86,31 @@ def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
                 raise InputError(f"{name!r} is given both in {group} and beside it; leave one out.")
             flat[name] = value
     return with_new_names(flat)
+
+
+def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The flat options of a file without what a run writes that no user asks for.
+
+    These are records, and options without an effect, which earlier versions took.
+    """
+    kept = {name: value for name, value in values.items() if name not in RECORDS}
+    if "versions" not in values:
+        return kept
+    if kept.get("placement") is None:
+        kept["placement"] = "prepend"  # it is from before there was another
+    unused = [*OF_OTHER_KINDS.get(str(kept.get("task_kind")), ())]
+    if not _trains(kept.get("searcher")):
+        unused.append("search_steps")
+    if not kept.get("dataset"):
+        unused.append("dataset_config")
+    if os.path.isabs(str(kept.get("model"))):
+        unused.append("revision")
+    return {name: value for name, value in kept.items() if name not in unused}
+
+
+def _trains(searcher: Any) -> bool:
+    """Whether a searcher may train networks; one that is unknown is refused elsewhere."""
+    return str(searcher) not in SEARCHERS or SEARCHERS[str(searcher)].trained
 
 
 def checked_group(values: Mapping[str, Any], group: str, kind: type[Config]) -> Config:
@@ -100,13 +138,42 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     written, given = flattened(written), flattened(given)
     said = {name for name, value in given.items() if value is not None}
     if said & {"placement", "preset"}:
-        # What another placement, or no preset, has made of these is not what was asked for.
-        resolved = (
-            "placement",
-            "generator",
-            *PREPEND_DEFAULTS,
-            *(("searcher", "selection") if "preset" in said else ()),
-        )
-        written = {name: value for name, value in written.items() if name not in resolved}
-    excluded = {name for ways in (LENGTHS, CRITERIA) if said.intersection(ways) for name in ways}
-    return {**{name: value for name, value in written.items() if name not in excluded}, **given}
+        replaced = _replaced_prompts(written, given)
+        written = {name: value for name, value in written.items() if name not in replaced}
+    excluded = _excluded(written, {name: given[name] for name in said})
+    return {**{name: value for name, value in without_records(written).items() if name not in excluded}, **given}
+
+
+def _excluded(written: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
+    """The options of a file that have no effect beside those that are said."""
+    excluded = {name for ways in (LENGTHS, CRITERIA) if not said.keys().isdisjoint(ways) for name in ways}
+    excluded.update(OF_OTHER_KINDS.get(str(said.get("task_kind")), ()))
+    if not _trains(said.get("searcher")):
+        excluded.add("search_steps")
+    if said.get("activation_cache") is False and not said.get("resume"):  # a run that is resumed keeps its dtype
+        excluded.update(CACHE_OPTIONS)
+    if said.get("model", written.get("model")) != written.get("model"):
+        excluded.add("revision")
+    return excluded
+
+
+def _replaced_prompts(written: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
+    """The options of a run's file that go with its placement or come from no preset, where `given` names others.
+
+    A run writes its own choices, too. Of another file all that stands in it was asked for.
+    """
+    if "versions" not in written:
+        return set()
+    preset = given.get("preset") is not None and given["preset"] != written.get("preset")
+    old = str(written.get("placement") or "prepend")  # a file from before there was another does not say it
+    new = str(given.get("placement") or (PAPER_FIELDS["placement"] if preset else old))
+    replaced = {"placement", "preset", *PREPEND_DEFAULTS} if new != old else set()
+    if written.get("generator") not in GENERATORS.get(new, ()):
+        replaced.add("generator")
+    if preset:
+        # Of what a preset sets, the defaults need not have been asked for; the rest was.
+        defaults = {"generator": GENERATORS.get(old, (None,))[0], "residual": PREPEND_DEFAULTS["residual"]}
+        if written.get("searcher") == DEFAULT_SEARCHER:
+            defaults |= {"searcher": DEFAULT_SEARCHER, "selection": SearchConfig().criterion}
+        replaced |= {name for name, value in defaults.items() if written.get(name) == value}
+    return replaced

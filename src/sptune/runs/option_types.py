@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import types
 import typing
@@ -66,8 +67,9 @@ def _coerce(value: Any, hint: Any) -> Any:
     if isinstance(value, dict) and dict[str, float] in typing.get_args(hint):
         return {key: _coerce(one, float) for key, one in value.items()}
     wants_float = hint is float or float in typing.get_args(hint)
-    if wants_float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if wants_float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            return float(value)  # YAML reads 5e-3 as a text
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.whole_files import remove, write_json, write_text, written_whole
+from sptune.whole_files import PARTIAL, expanded, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
 ADAPTER_FOLDER = "adapter"
@@ -31,6 +32,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
 # Of a YAML file of options.
 MAX_VALUES = 100_000
+# Bytes of a line that is read to tell what a file holds.
+MAX_LINE = 2**24
 
 RUN_FILES = (
     CONFIG_FILE,
@@ -114,6 +117,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, broken YAML, something else than a mapping, or too many values.
     """
+    path = expanded(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -169,7 +173,7 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None:
-    """Refuses a file that must not be written; touches nothing.
+    """Refuses a file of JSON Lines that must not or cannot be written; touches nothing that lasts.
 
     Args:
         path: the file to write.
@@ -177,16 +181,50 @@ def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None
         read: what the user's data are read from, which is never written over.
 
     Raises:
-        InputError: the file is there, or is the data, or lies where none can be.
+        InputError: the file is there, or is the data, or lies where none can be, or is no JSON Lines.
     """
+    try:
+        _check_place(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file.") from None
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is no file that can be replaced; name another.")
-    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
-        raise InputError(f"{path}: does not lie in a folder; name another file.")
     if read is not None and path.exists() and read.exists() and path.samefile(read):
         raise InputError(f"{path}: is the data themselves; name another file for the predictions.")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; replace it with --overwrite, or name another file.")
+    if path.exists() and not _holds_json_lines(path):
+        raise InputError(
+            f"{path}: holds something else than JSON Lines, which is not replaced by them; name another file, or "
+            "remove this one."
+        )
+
+
+def _check_place(path: Path) -> None:
+    """Write a file beside a file that is to be written, as the file itself will be, and remove it.
+
+    Raises:
+        InputError: the place is within a file.
+        OSError: the system writes no such file there.
+    """
+    if any(parent.exists() and not parent.is_dir() for parent in path.parents):
+        raise InputError(f"{path}: does not lie in a folder; name another file.")
+    # Folders between the first that is there and the file are made when it is written.
+    folder = next(parent for parent in path.parents if parent.exists())
+    probe = folder / (PARTIAL + path.name)
+    with contextlib.suppress(FileExistsError):  # of another process that writes there
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def _holds_json_lines(path: Path) -> bool:
+    """Whether a file is empty, or begins with a line of JSON Lines."""
+    with path.open("rb") as file:
+        line = file.readline(MAX_LINE)
+    try:
+        return not line or isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return len(line) == MAX_LINE and line.startswith(b"{")
 
 
 def check_sources(folder: Path, sources: Iterable[str | None]) -> None:

@@ -96,9 +96,8 @@ class Plan:
 
     @property
     def search_steps(self) -> int:
-        """Optimizer steps of the search."""
-        assert self.options.search_steps is not None
-        return self.options.search_steps
+        """Optimizer steps of the search; a searcher that trains nothing takes none of them."""
+        return self.options.search_steps or 1
 
 
 def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
@@ -122,6 +121,8 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         check_supported(config, options.prompts.placement, options.prompts.layers_path)
         check_prompts(options, config)
         task, spec = _with_head(task, options, config, source, monitor)
+        if verb != "compare":  # whose linear probe brings a rate to all tasks, and skips those without a head
+            _check_head_rate(options, spec)
         tokenizer = load_tokenizer(source)
         max_length = longest_input(config, tokenizer, options.max_length)
         encoder = build_encoder(task, tokenizer, max_length=max_length, causal=is_causal(config))
@@ -212,7 +213,8 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
         if options.task_kind == "verbalizer" or options.template:
             raise InputError(
                 f"{source.model} has no language-model head, which a verbalizer task needs; choose a masked or "
-                "causal language model, or make it a classifier (task_kind=classifier)."
+                "causal language model, or make it a classifier (task_kind=classifier, without template and "
+                "label_words)."
             )
     elif options.task_kind == "verbalizer":
         raise InputError("task_kind='verbalizer' needs a template and label words (template, label_words).")
@@ -220,6 +222,15 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     if isinstance(config, MeanPooledConfig):  # whose own pooling is the mean
         pooling = "mean"
     return BackboneSpec(source, CLASSIFIER, pooling, task.score_names, PROBLEM_TYPES.get(task.kind))
+
+
+def _check_head_rate(options: RunOptions, spec: BackboneSpec) -> None:
+    """Refuse a learning rate of a head that is not trained."""
+    if options.head_learning_rate is not None and spec.head != CLASSIFIER:
+        raise InputError(
+            f"head_learning_rate={options.head_learning_rate} is for classifiers, and this is a verbalizer task, which "
+            "trains no head; leave it out, or add task_kind=classifier."
+        )
 
 
 def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:

@@ -8,12 +8,32 @@ from typing import Any
 
 import numpy as np
 
+from sptune.errors import InputError
 from sptune.tasks import Example, Task
 from sptune.tasks.targets import numbers, probabilities
 from sptune.tasks.task import MULTI_LABEL, REGRESSION
 
 # Of a number, so many digits below its standard deviation in the training data.
 DIGITS = 6
+
+
+def check_text_columns(task: Task, *, answered: bool) -> None:
+    """Refuse a column of texts that a row of the output has for something else.
+
+    Args:
+        task: the task, with the columns of the data at hand.
+        answered: whether the examples have labels.
+
+    Raises:
+        InputError: which.
+    """
+    written = ["prediction", *(["scores"] if task.kind != REGRESSION else []), *(["label"] if answered else [])]
+    for column in task.text_fields:
+        if column in written:
+            raise InputError(
+                f"text_columns={column!r}: the output has a field of this name, which would replace the text; rename "
+                "the column in the file."
+            )
 
 
 def prediction_rows(task: Task, examples: Sequence[Example], scores: np.ndarray) -> Iterator[dict[str, Any]]:

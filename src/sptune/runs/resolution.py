@@ -10,14 +10,13 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from sptune.errors import InputError
-from sptune.modeling.loading import BackboneSpec
+from sptune.modeling.loading import CLASSIFIER, BackboneSpec
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.runs.progress import has_bfloat16_kernels, processes
 from sptune.runs.prompt_checks import candidate_layers
 from sptune.runs.run_options import RunOptions
 from sptune.runs.task_kinds import AnyTask, resolved_task
-from sptune.search.searchers import FIXED_SETTINGS
-from sptune.tasks.generation_task import GenerationTask
+from sptune.search.searchers import FIXED_SETTINGS, SEARCHERS
 
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
 DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
@@ -55,7 +54,7 @@ def resolved(
         or (DEFAULT_STATIC_RATE if options.prompts.generator == "static" else DEFAULT_RATE),
         **resolved_task(task, options),
     }
-    if not isinstance(task, GenerationTask):
+    if spec.head == CLASSIFIER:
         own = DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE
         chosen["head_learning_rate"] = options.head_learning_rate or own
     for name in ("train_file", "validation_file", "test_file", "dataset"):
@@ -73,9 +72,10 @@ def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) 
     candidates = candidate_layers(options, config)
     chosen: dict[str, Any] = {
         "candidate_layers": candidates,
-        "search_steps": options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MAX_SEARCH_STEPS),
         "selection": search.criterion,
     }
+    if SEARCHERS[search.searcher].trained:
+        chosen["search_steps"] = options.search_steps or min(math.ceil(SEARCH_SHARE * steps), MAX_SEARCH_STEPS)
     criteria = (search.num_prompt_layers, search.threshold, search.parameter_budget)
     if search.searcher not in FIXED_SETTINGS and criteria == (None, None, None):
         chosen["num_prompt_layers"] = min(DEFAULT_NUM_PROMPT_LAYERS[str(options.prompts.placement)], len(candidates))

@@ -117,7 +117,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
         if fields:
             raise InputError(f"Give RunOptions or fields by name, not both (given: {', '.join(fields)}).")
         return options
-    begun = Path(fields.get("output_dir") or "") / outputs.CONFIG_FILE
+    begun = whole_files.expanded(fields.get("output_dir") or "") / outputs.CONFIG_FILE
     if fields.get("resume") and fields.get("output_dir") and begun.exists():
         fields = merged(with_batches_shared(outputs.read_config(begun)), fields)
     return RunOptions.from_mapping(fields, ORIGIN)

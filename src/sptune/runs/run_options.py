@@ -17,19 +17,22 @@ from sptune.runs.option_checks import check_combinations, check_ranges
 from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.option_mappings import (
     NESTED,
+    PATHS,
     PROMPT_FIELDS,
+    RECORDS,
     RENAMED,
     SEARCH_FIELDS,
     checked_group,
     flattened,
     with_new_names,
+    without_records,
 )
 from sptune.runs.option_types import Option
 from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
 
 # Options that may name a local file or folder to read.
-PLACES = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset")
+PLACES = tuple(name for name in PATHS if name != "output_dir")
 # Options of how a run is done, not of what it is: they may change when a run is resumed.
 CONDUCT = (
     "report_to",
@@ -45,8 +48,6 @@ CONDUCT = (
 # Where options given one by one come from, in errors.
 ORIGIN = "options"
 
-# What config.yaml holds besides options: records of the run, not read back.
-RECORDS = ("command", "processes", "versions", "data_files")
 PROMPT_GROUPS = ("Prompts", "Search")
 
 
@@ -113,9 +114,7 @@ class RunOptions(OptionFields):
         try:
             values = flattened(values)
             cls.check_names(values, where)
-            if "versions" in values and values.get("placement") is None:
-                values["placement"] = "prepend"  # a run wrote it when there was no other
-            return cls(**{key: value for key, value in values.items() if key not in RECORDS})
+            return cls(**without_records(values))
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from sptune.errors import InputError
 from sptune.runs.class_weights import run_class_loss
 from sptune.runs.evaluation import Evaluation
+from sptune.runs.predictions import check_text_columns
 from sptune.runs.run_options import RunOptions
 from sptune.runs.score_evaluation import ScoreEvaluation
 from sptune.runs.text_evaluation import DEFAULT_GENERATED_EXAMPLES, DEFAULT_MAX_NEW_TOKENS, TextEvaluation
@@ -92,7 +93,7 @@ def run_evaluation(encoder: AnyEncoder, options: RunOptions, examples: Sequence[
         examples: the training data.
 
     Raises:
-        InputError: the options name a class that there is not.
+        InputError: the options name a class that there is not, or a column of texts with the name of a prediction.
     """
     if isinstance(encoder, GenerationEncoder):
         return TextEvaluation(
@@ -102,6 +103,7 @@ def run_evaluation(encoder: AnyEncoder, options: RunOptions, examples: Sequence[
             options.generated_examples,
             options.learning_rate,
         )
+    check_text_columns(encoder.task, answered=True)
     rates = {"learning_rate": options.learning_rate, "head_learning_rate": options.head_learning_rate}
     given = {name: rate for name, rate in rates.items() if rate is not None}
     return ScoreEvaluation(encoder.task, encoder, given, run_class_loss(encoder.task, options, examples))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from sptune.errors import InputError
+from sptune.errors import InputError, shortened
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
 from sptune.search.searchers import MIN_EXAMPLES, SEARCHERS, SELECTION_CRITERIA
 
 CONSISTENCIES = ("kl", "mse")
+# NumPy takes no larger one.
+MAX_SEED = 2**32 - 1
 
 # "fair" was best at equal cost where data are enough to tell layers apart; with less data nothing is searched
 # (docs/results/search.md).
@@ -142,8 +145,9 @@ class SearchConfig:
             self.searcher,
             {name: value for name, value in asdict(self).items() if value != defaults[name]},
         )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise InputError(f"seed={self.seed!r} is not allowed; choose a whole number of at least 0.")
+        # The seed of a run and those of a study end here, too.
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"seed={shortened(self.seed)} is not allowed; choose a whole number from 0 to {MAX_SEED}.")
 
     @property
     def criterion(self) -> str | None:
@@ -221,5 +225,6 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _check_range(name: str, value: object, allowed: str, inside: Any) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not inside(value):
-        raise InputError(f"{name}={value!r} is not allowed; choose a number {allowed}.")
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and value != math.inf and inside(value)):
+        raise InputError(f"{name}={value!r} is not allowed; choose a finite number {allowed}.")

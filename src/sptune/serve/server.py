@@ -21,6 +21,7 @@ import psutil
 
 from sptune.errors import InputError, SptuneError
 from sptune.extras import require
+from sptune.whole_files import expanded
 
 APPLICATION = "sptune"
 # How long the processes of a server that was killed may keep its port.
@@ -67,6 +68,7 @@ def serving(
     check_installed()
     if replicas < 1:
         raise InputError(f"replicas={replicas} serve nothing; choose at least 1.")
+    root = None if root is None else expanded(root)
     if root is not None and not root.is_dir():
         raise InputError(f"root={str(root)!r}: there is no such folder; name the folder that adapters are added from.")
     with _reserved(host, port) as reserved:

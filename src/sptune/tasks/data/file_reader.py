@@ -12,6 +12,7 @@ from sptune.tasks.data.json_reader import open_json
 from sptune.tasks.data.parquet_reader import open_parquet
 from sptune.tasks.data.row_source import RowSource
 from sptune.tasks.data.text_lines import COMPRESSIONS
+from sptune.whole_files import expanded
 
 READERS: dict[str, Callable[[Path], RowSource]] = {
     ".jsonl": open_json,
@@ -29,7 +30,7 @@ def open_file(path: str | Path) -> RowSource:
     Raises:
         InputError: if the file does not exist, cannot be opened or has an unknown extension.
     """
-    path = Path(path)
+    path = expanded(path)
     reader = READERS.get(file_format(path))
     if not path.exists():
         raise InputError(f"{path}: no such file. Check the path; it is relative to the folder {Path.cwd()}.")

@@ -14,6 +14,7 @@ from sptune.errors import InputError
 from sptune.tasks.data.error_report import ErrorReport
 from sptune.tasks.data.file_reader import READERS, file_format, open_file
 from sptune.tasks.data.row_source import RowSource, declared_class_names
+from sptune.whole_files import expanded
 
 # Opens a split, which may consist of several files.
 SplitOpener = Callable[[], list[RowSource]]
@@ -36,7 +37,7 @@ def open_dataset(name: str, config: str | None, columns: list[str]) -> tuple[dic
     Raises:
         InputError: if the dataset cannot be found or loaded, or its configuration is missing or unknown.
     """
-    path = Path(name)
+    path = expanded(name)
     is_saved = any((path / file).is_file() for file in ("dataset_dict.json", "state.json"))
     if config is not None and (is_saved or path.is_file()):
         raise InputError(f"dataset_config={config!r}: {name} has no configurations; leave dataset_config out.")

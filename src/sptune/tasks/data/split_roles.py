@@ -12,6 +12,7 @@ from sptune.tasks.data.file_reader import open_file
 from sptune.tasks.data.hub_dataset import SplitOpener, open_dataset
 from sptune.tasks.data.label_checks import is_missing
 from sptune.tasks.data.row_source import RowSource
+from sptune.whole_files import expanded
 
 SPLIT_NAMES = {
     "train": ("train",),
@@ -67,7 +68,7 @@ def openers_of_files(
         InputError: if two of them are the same file.
     """
     given = {"train": train_file, "validation": validation_file, "test": test_file}
-    paths = {role: Path(path) for role, path in given.items() if path is not None}
+    paths = {role: expanded(path) for role, path in given.items() if path is not None}
     resolved: dict[Path, str] = {}
     for role, path in paths.items():
         other = resolved.setdefault(path.resolve(), role)
