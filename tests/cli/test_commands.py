@@ -127,6 +127,16 @@ def test_config_is_read_and_the_command_line_goes_before_it(
     assert "baseline" not in result
 
 
+def test_a_file_of_options_is_not_replaced_by_the_run_that_takes_them(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "config.yaml").read_text()
+    code, _, err = call(["fit", "--config", str(run / "config.yaml"), "--output", str(run), "--overwrite"], capsys)
+    assert code == 2
+    assert "config.yaml: would be removed with the run" in " ".join(err.split())
+    assert (run / "config.yaml").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

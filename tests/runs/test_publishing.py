@@ -108,6 +108,13 @@ def test_a_hub_that_refuses_is_told_before_training(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_hub_that_refuses_leaves_the_run_that_was_to_be_replaced(hub: Hub, command: list[str], pushed: Path) -> None:
+    before = {path: path.read_bytes() for path in pushed.rglob("*") if path.is_file()}
+    ended = run(hub, *command, "--output", str(pushed), "--overwrite", HF_TOKEN="hf_wrong")
+    assert ended.returncode == 2, ended.stderr
+    assert {path: path.read_bytes() for path in pushed.rglob("*") if path.is_file()} == before
+
+
 def test_a_repository_of_others_is_refused_before_training(hub: Hub, command: list[str], tmp_path: Path) -> None:
     hub.files["someone/films"] = {}
     ended = run(hub, *command[:-1], "someone/films", "--output", str(tmp_path / "run"))

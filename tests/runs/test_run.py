@@ -495,6 +495,28 @@ def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_that_cannot_be_done_leaves_the_one_that_it_would_replace(
+    options: dict[str, Any], masked_lm: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options |= {"prompt_layers": [0], "linear_probe": False, "output_dir": folder, "keep_checkpoints": True}
+    train(**options)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weightless = shutil.copytree(masked_lm, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match="weightless"):
+        train(**{**options, "model": weightless}, overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_configuration_that_no_run_wrote_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "config.yaml"
+    own.write_text("max_steps: 3\n")
+    for how in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=r"config\.yaml: was not written by a run, .*name another output folder"):
+            train(**options, prompt_layers=[0], output_dir=tmp_path, **how)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.yaml": "max_steps: 3\n"}
+
+
 def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path: Path) -> None:
     """Such as its own predictions, to train on them."""
     folder = tmp_path / "run"

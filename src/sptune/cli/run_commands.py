@@ -19,7 +19,7 @@ from sptune.errors import InputError
 from sptune.extras import require
 from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.option_mappings import merged
-from sptune.runs.output_folder import CONFIG_FILE, read_config
+from sptune.runs.output_folder import CONFIG_FILE, check_sources, read_config
 from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
 
 
@@ -36,6 +36,8 @@ def _add_run_command(verb: str, text: str) -> None:
         if not options.get("resume"):  # a run that is resumed has its own
             check_backbone_and_data(vars(RunOptions.from_mapping(options, ORIGIN)))
         output = options.get("output_dir")
+        if config is not None and output and options.get("overwrite"):
+            check_sources(Path(output), [str(config)])
         sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
         again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
         with running(again, begun=Path(output) / CONFIG_FILE if output else None) as stages:

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sptune.errors import InputError, SptuneError
-from sptune.runs.output_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_FILES, check_folder
+from sptune.runs.output_folder import RUN_FILES, check_folder
 from sptune.whole_files import PARTIAL, remove
 
 # Held by the run that writes into the folder, and removed when it ends.
@@ -59,10 +59,14 @@ class FolderClaim:
             remove(self._file)
         self._lock.release(force=True)
 
+    def clear(self) -> None:
+        """Remove the run that the folder holds; anything else in it stays."""
+        for name in RUN_FILES:
+            remove(self.folder / name)
+
     def take_back(self) -> None:
         """Leave the folder of a run that began nothing as it was, free for the next call."""
-        for name in (CONFIG_FILE, CHECKPOINTS_FOLDER, LOCK_FILE):
-            remove(self.folder / name)
+        self.end()
         with contextlib.suppress(OSError):  # something else is in it
             self.folder.rmdir()
 
@@ -94,12 +98,12 @@ class CheckClaim(TrainerCallback):
 
 
 def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> FolderClaim:
-    """Makes `folder` ready for a run.
+    """Keeps other runs out of `folder`; a run that it holds stays until `FolderClaim.clear`.
 
     Args:
         folder: the output folder.
         resume: the folder holds a run, which is continued.
-        overwrite: the files of a run that the folder holds are removed; anything else in it stays.
+        overwrite: the folder may hold a run.
 
     Returns:
         The claim, which keeps other runs out until its end.
@@ -115,9 +119,6 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> FolderClaim:
     claim = FolderClaim(folder)
     # Another run may have begun and ended between the check and the lock.
     check_folder(folder, resume=resume, overwrite=overwrite)
-    if overwrite:
-        for name in RUN_FILES:
-            remove(folder / name)
     for leftover in folder.glob(PARTIAL + "*"):
         remove(leftover)
     return claim

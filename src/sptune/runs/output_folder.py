@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
 # Of a YAML file of options.
 MAX_VALUES = 100_000
+# In config.yaml: the record of the command that wrote it.
+COMMAND = re.compile(r"^command: (\w+)$", re.MULTILINE)
 
 RUN_FILES = (
     CONFIG_FILE,
@@ -96,6 +99,13 @@ def write_config(path: Path, command: str, options: dict[str, Any], data_files: 
     write_text(path, heading + yaml.safe_dump({**options, **records}, sort_keys=False, allow_unicode=True))
 
 
+def begun_command(folder: Path) -> str | None:
+    """The command of the run that a folder holds; None if it has no config.yaml, or one that no run wrote."""
+    path = folder / CONFIG_FILE
+    found = COMMAND.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return found[1] if found else None
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The mapping that a YAML file of options holds.
 
@@ -142,12 +152,18 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that a run must not write into; touches nothing.
 
     Raises:
-        InputError: the folder holds a run and neither is set, or there is no run to resume.
+        InputError: the folder holds a run and neither is set, there is no run to resume, or its config.yaml is not of
+            a run.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the run writes.")
     if resume and not (folder / CONFIG_FILE).exists():
         raise InputError(f"{folder}: holds no run to resume ({CONFIG_FILE} is missing); leave out --resume.")
+    if (folder / CONFIG_FILE).exists() and begun_command(folder) is None:
+        raise InputError(
+            f"{folder / CONFIG_FILE}: was not written by a run, and a run would write its own in its place; move it, or "
+            "name another output folder."
+        )
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (resume or overwrite):
         raise InputError(
@@ -178,7 +194,7 @@ def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None
 
 
 def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
-    """Refuses to replace a run that the next one reads from; touches nothing.
+    """Refuses to replace a run that the next one reads from, or whose options it takes; touches nothing.
 
     Args:
         folder: whose run is to be replaced.
@@ -192,8 +208,8 @@ def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
         within = [name for name in RUN_FILES if (folder / name).resolve() in (place, *place.parents)]
         if place.exists() and within:
             raise InputError(
-                f"{source}: would be removed with the run in {folder} (--overwrite) before it is used; name another "
-                "output folder, or move it."
+                f"{source}: would be removed with the run in {folder} (--overwrite); name another output folder, or "
+                "move it."
             )
 
 

@@ -135,10 +135,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(note)
     _check_search(options, len(splits.train))
     _note_missing_kernels(options, asked_for_bf16, monitor)
-    claim = None
-    if is_main:
-        claim = _claim(verb, folder, options)
-        clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
+    claim = _claim(verb, folder, options) if is_main else None
     processes().wait_for_everyone()
     return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker, claim)
 
@@ -222,8 +219,25 @@ def _choose_head(task: Task, options: RunOptions, config: PretrainedConfig, sour
     return BackboneSpec(source, CLASSIFIER, pooling, task.score_names, PROBLEM_TYPES.get(task.kind))
 
 
+def begin(verb: str, plan: Plan) -> None:
+    """Make the folder that of this run: remove the run that it replaces, and write config.yaml.
+
+    Until then, a run that cannot be done leaves the one before it as it was.
+    """
+    folder, options = plan.folder, plan.options
+    plan.check_folder()
+    if plan.claim is not None:
+        if not options.resume:
+            plan.claim.clear()
+            files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
+            path = folder / outputs.CONFIG_FILE
+            outputs.write_config(path, verb, options.lasting(), files, processes().num_processes)
+        plan.clock.keep(plan.checkpoints / "seconds.json", options.resume)
+    processes().wait_for_everyone()  # no process may find checkpoints of the run before
+
+
 def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:
-    """Takes the folder and writes config.yaml, or checks that the run to resume is the one that was begun."""
+    """Takes the folder, after a check that the run to resume is the one that was begun."""
     path = folder / outputs.CONFIG_FILE
     if options.resume:
         begun = outputs.read_config(path)
@@ -240,8 +254,4 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:
                 f"{folder}: the run cannot be resumed with other options ({'; '.join(changed)}); give the same "
                 "options, or begin anew with --overwrite."
             )
-    claim = claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
-    if not options.resume:
-        files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
-        outputs.write_config(path, verb, options.lasting(), files, processes().num_processes)
-    return claim
+    return claim_folder(folder, resume=options.resume, overwrite=options.overwrite)

@@ -16,7 +16,7 @@ from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.launch import with_batches_shared
 from sptune.runs.option_mappings import merged
-from sptune.runs.plan import Plan, prepare
+from sptune.runs.plan import Plan, begin, prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.runs.publishing import check_hub, create_repository, push_adapter
 from sptune.runs.run_options import ORIGIN, RunOptions
@@ -155,10 +155,11 @@ def _run_locked(verb: str, plan: Plan) -> Run:
             create_repository(options.push_to_hub, options.hub_private)
         job = load(plan)
     except InputError:
-        if not options.resume and plan.claim is not None:
+        if plan.claim is not None:
             plan.claim.take_back()
         raise
     arguments = stages.training_arguments(job, "train", plan.max_steps)
+    begin(verb, plan)
     with plan.tracker.running(arguments, job.backbone):
         run = _carry_out(verb, job)
     _push(verb, plan)
