@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,22 @@ class FolderClaim:
         self._file = folder / LOCK_FILE
         self._lock = FileLock(self._file, timeout=0)
         try:
-            self._lock.acquire()
+            self._inode = self._lock_file()
         except Timeout:
             raise InputError(
                 f"{folder}: another run is writing into this folder; wait until it ends, or name another folder."
             ) from None
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
-        self._inode = self._file.stat().st_ino
+
+    def _lock_file(self) -> int:
+        """Lock the file in the folder, and not one that the run before removed meanwhile; returns its number."""
+        while True:
+            with self._file.open("ab") as opened:  # as long as it is open, no other file gets its number
+                self._lock.acquire()
+                if self._inode_there() == (number := os.fstat(opened.fileno()).st_ino):
+                    return number
+            self._lock.release(force=True)
 
     def check(self) -> None:
         """Refuse to go on in a folder that is no longer there.
@@ -72,10 +81,13 @@ class FolderClaim:
 
     def _holds(self) -> bool:
         """Whether the folder still has the file that this claim locks; the file's number is not given twice."""
+        return self._inode_there() == self._inode
+
+    def _inode_there(self) -> int | None:
         try:
-            return self._file.stat().st_ino == self._inode
+            return self._file.stat().st_ino
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return None
 
 
 class CheckClaim(TrainerCallback):
