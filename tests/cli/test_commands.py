@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to which stream, --json, --config, Ctrl-C."""
 
+import io
 import json
 import os
 import signal
@@ -231,6 +232,26 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     result: dict[str, Any] = json.loads(again.stdout)
     assert result["search"]["steps"] == 200
     assert not (folder / "checkpoints").exists()
+
+
+def test_characters_that_a_stream_cannot_write_are_spelled_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, output = tmp_path / "texts.csv", tmp_path / "prédictions.jsonl"
+    texts.write_text("text\nun film d'été\n", encoding="utf-8")
+    written = []
+    for options in ([], ["--output", str(output)], ["--output", str(output), "--overwrite", "--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as left:
+            main(["predict", "--adapter", str(run / "adapter"), "--input", str(texts), *options])
+        assert not left.value.code
+        stream.flush()
+        written.append(stream.buffer.getvalue().decode())
+    row, told, summary = written
+    assert json.loads(row)["text"] == "un film d'été"
+    assert "pr\\xe9dictions.jsonl" in told
+    assert json.loads(summary)["output"] == str(output)
 
 
 def test_accelerate_starts_it_as_a_module() -> None:
