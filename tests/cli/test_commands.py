@@ -234,6 +234,45 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     assert not (folder / "checkpoints").exists()
 
 
+def test_the_command_that_continues_has_what_the_folder_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "run", tmp_path / "options.yaml"
+    folder.mkdir()
+    file.write_text(
+        "model: bert\nprompt_layers: [1]\nreport_to: [tensorboard, mlflow]\npush_to_hub: me/films\nhub_private: true\n"
+        "keep_checkpoints: false\nactivation_cache: false\n"
+    )
+
+    def interrupted(**options: Any) -> None:
+        (folder / "config.yaml").write_text("command: train\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sptune.runs.run.train", interrupted)
+    code, _, err = call(["train", "--config", str(file), "--output", str(folder), "--keep-checkpoints"], capsys)
+    assert code == 130
+    again = (
+        f"train --output {folder} --resume --report-to tensorboard --report-to mlflow --push-to-hub me/films "
+        "--hub-private --keep-checkpoints --no-activation-cache\n"
+    )
+    assert again in err
+
+
+def test_a_run_that_was_not_replaced_yet_is_not_what_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**options: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "config.yaml").write_text("command: train\n")
+    monkeypatch.setattr("sptune.runs.run.train", interrupted)
+    command = ["train", "--model", "bert", "--prompt-layers", "1", "--output", str(tmp_path)]
+    for option, is_told in (("--overwrite", False), ("--resume", True)):
+        code, _, err = call([*command, option], capsys)
+        assert code == 130
+        assert ("Continue with: " in err) is is_told
+
+
 def test_characters_that_a_stream_cannot_write_are_spelled_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,8 +39,9 @@ def _add_run_command(verb: str, text: str) -> None:
         if config is not None and output and options.get("overwrite"):
             check_sources(Path(output), [str(config)])
         sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
-        again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
-        with running(again, begun=Path(output) / CONFIG_FILE if output else None) as stages:
+        again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(options)]) if output else None
+        before = None if options.get("resume") else _config_version(output)
+        with running(again, begun=lambda: _config_version(output) not in (None, before)) as stages:
             from sptune.runs import run as pipeline
 
             run = getattr(pipeline, verb)(**options, monitor=stages)
@@ -64,15 +65,26 @@ def _add_run_command(verb: str, text: str) -> None:
     add_command(verb, text, command, parameters)
 
 
-def _kept(values: Mapping[str, Any]) -> Iterator[str]:
+def _config_version(output: str | None) -> tuple[int, int] | None:
+    """What tells the config.yaml of an output folder from one that is written later; None if there is none."""
+    try:
+        about = (Path(output or "") / CONFIG_FILE).stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def _kept(options: Mapping[str, Any]) -> Iterator[str]:
     """The flags that a run needs again when it is resumed, because its config.yaml does not hold them."""
     for name in CONDUCT:
-        if name in values and name not in ("output_dir", "resume", "overwrite"):
-            flag, value = FLAGS[name], values[name]
-            if isinstance(value, bool):
-                yield flag if value else flag.replace("--", "--no-", 1)
-            else:
-                yield from (flag, str(value))
+        flag, value = FLAGS[name], options.get(name)
+        if name in ("output_dir", "resume", "overwrite") or value in (None, all_options()[name].default):
+            continue
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-", 1)
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                yield from (flag, str(one))
 
 
 def _compare(
