@@ -222,11 +222,12 @@ def test_the_command_takes_either_folder(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = tmp_path / "begun"
+    begun = tmp_path / "begun here"
     begun.mkdir()
-    (begun / "config.yaml").write_text("command: fit\n")
-    for folder, said in ((tmp_path, "no results of a run"), (begun, "--resume"), (tmp_path / "none", "no such folder")):
+    (begun / "config.yaml").write_text("seed: 0\ncommand: search\n")
+    again = f"finish it with: sptune search --output '{begun}' --resume"
+    for folder, said in ((tmp_path, "no results of a run"), (begun, again), (tmp_path / "none", "no such folder")):
         with pytest.raises(SystemExit) as left:
             main(["report", str(folder)])
         assert left.value.code == 2
-        assert said in capsys.readouterr().err
+        assert said in " ".join(capsys.readouterr().err.split())
