@@ -539,6 +539,30 @@ def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_pat
         train(output_dir=tmp_path, resume=True, prompt_layers=[0])
 
 
+def test_a_run_goes_on_with_data_that_moved_and_not_with_others(options: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("train_file", "validation_file", "test_file"):
+        options[name] = shutil.copy(options[name], tmp_path / f"{name}.jsonl")
+    folder = tmp_path / "run"
+    options |= {"prompt_layers": [0], "linear_probe": False, "output_dir": folder}
+    with pytest.raises(KeyboardInterrupt):
+        train(**options, monitor=Interrupter("Training prompts", 7))
+    changed, moved = tmp_path / "test_file.jsonl", tmp_path / "moved.jsonl"
+    before = changed.read_text()
+    changed.write_text(before.replace("good", "bad", 1))
+    with pytest.raises(InputError, match=r"test_file\.jsonl: was changed after the run in .*--overwrite"):
+        train(output_dir=folder, resume=True)
+    changed.rename(tmp_path / "other.jsonl")
+    with pytest.raises(InputError, match=r"test_file was .*test_file\.jsonl' and is now .*other\.jsonl'"):
+        train(output_dir=folder, resume=True, test_file=tmp_path / "other.jsonl")
+    changed.write_text(before)
+    (tmp_path / "train_file.jsonl").rename(moved)
+    run = train(output_dir=folder, resume=True, train_file=moved)
+    assert run.metrics["training"]["steps"] == 10
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["train_file"] == str(moved)
+    assert str(moved) in config["data_files"]
+
+
 def test_nothing_to_resume_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no run to resume"):
         fit(**options, output_dir=tmp_path, resume=True)

@@ -30,6 +30,8 @@ SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
+# Options that may name a file of data.
+DATA_PLACES = ("train_file", "validation_file", "test_file", "dataset")
 # Of a YAML file of options.
 MAX_VALUES = 100_000
 # In config.yaml: the record of the command that wrote it.
@@ -77,14 +79,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in data.split(b"\n")[:-1]]
 
 
-def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str], processes: int = 1) -> None:
+def write_config(path: Path, command: str, options: dict[str, Any], processes: int = 1) -> None:
     """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data.
 
     Args:
         path: the file.
         command: of the run.
         options: the resolved options.
-        data_files: the files that the run reads.
         processes: the number of processes that share the run.
     """
     records = {
@@ -92,7 +93,7 @@ def write_config(path: Path, command: str, options: dict[str, Any], data_files: 
         "processes": processes,
         "versions": versions(),
         "data_files": {
-            file: {"sha256": file_digest(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files
+            file: content(Path(file)) for file in map(options.get, DATA_PLACES) if file and Path(file).is_file()
         },
     }
     heading = f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
@@ -161,8 +162,8 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{folder}: holds no run to resume ({CONFIG_FILE} is missing); leave out --resume.")
     if (folder / CONFIG_FILE).exists() and begun_command(folder) is None:
         raise InputError(
-            f"{folder / CONFIG_FILE}: was not written by a run, and a run would write its own in its place; move it, or "
-            "name another output folder."
+            f"{folder / CONFIG_FILE}: was not written by a run, and a run would write its own in its place; move it, "
+            "or name another output folder."
         )
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (resume or overwrite):
@@ -240,6 +241,11 @@ def write_adapter(folder: Path, model: Any, task_document: dict[str, Any], card:
 def weight_bytes(adapter: Path) -> int:
     """Size in bytes of an adapter's weight files."""
     return sum(file.stat().st_size for file in adapter.glob("adapter_model*"))
+
+
+def content(file: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file of data."""
+    return {"sha256": file_digest(file), "bytes": file.stat().st_size}
 
 
 def file_digest(path: Path) -> str:
