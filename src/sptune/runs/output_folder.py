@@ -51,6 +51,11 @@ RUN_FILES = (
 )
 
 
+def results_file(command: str) -> str:
+    """The file that tells that a run of this command is finished."""
+    return SEARCH_FILE if command == "search" else METRICS_FILE
+
+
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes one JSON object a line, the file whole or not at all."""
     with written_whole(path) as partial, partial.open("w", encoding="utf-8") as file:

@@ -237,6 +237,22 @@ def begin(verb: str, plan: Plan) -> None:
     processes().wait_for_everyone()  # no process may find checkpoints of the run before
 
 
+def is_finished(verb: str, options: RunOptions) -> bool:
+    """Whether the run to resume is finished and no other options are given; reads neither data nor backbone.
+
+    Raises:
+        InputError: there is no run to resume, or it is of another command.
+    """
+    check_launch()
+    folder = options.folder()
+    outputs.check_folder(folder, resume=True, overwrite=False)
+    before = begun_options(verb, folder)
+    return (folder / outputs.results_file(verb)).exists() and all(
+        value == before[name] or (name in PLACES and value is not None and str(Path(value).resolve()) == before[name])
+        for name, value in options.lasting().items()
+    )
+
+
 def begun_options(verb: str, folder: Path) -> dict[str, Any]:
     """The options that the run in a folder was begun with, flat.
 
