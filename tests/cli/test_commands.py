@@ -1,5 +1,6 @@
 """The command line: exit codes, what goes to which stream, --json, --config, Ctrl-C."""
 
+import io
 import json
 import os
 import signal
@@ -149,6 +150,16 @@ def test_config_is_read_and_the_command_line_goes_before_it(
     assert "baseline" not in result
 
 
+def test_a_file_of_options_is_not_replaced_by_the_run_that_takes_them(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (run / "config.yaml").read_text()
+    code, _, err = call(["fit", "--config", str(run / "config.yaml"), "--output", str(run), "--overwrite"], capsys)
+    assert code == 2
+    assert "config.yaml: would be removed with the run" in " ".join(err.split())
+    assert (run / "config.yaml").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -243,6 +254,65 @@ def test_ctrl_c_says_how_to_continue_and_continuing_works(data: dict[str, str], 
     result: dict[str, Any] = json.loads(again.stdout)
     assert result["search"]["steps"] == 200
     assert not (folder / "checkpoints").exists()
+
+
+def test_the_command_that_continues_has_what_the_folder_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = tmp_path / "run", tmp_path / "options.yaml"
+    folder.mkdir()
+    file.write_text(
+        "model: bert\nprompt_layers: [1]\nreport_to: [tensorboard, mlflow]\npush_to_hub: me/films\nhub_private: true\n"
+        "keep_checkpoints: false\nactivation_cache: false\n"
+    )
+
+    def interrupted(**options: Any) -> None:
+        (folder / "config.yaml").write_text("command: train\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sptune.runs.run.train", interrupted)
+    code, _, err = call(["train", "--config", str(file), "--output", str(folder), "--keep-checkpoints"], capsys)
+    assert code == 130
+    again = (
+        f"train --output {folder} --resume --report-to tensorboard --report-to mlflow --push-to-hub me/films "
+        "--hub-private --keep-checkpoints --no-activation-cache\n"
+    )
+    assert again in err
+
+
+def test_a_run_that_was_not_replaced_yet_is_not_what_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(**options: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "config.yaml").write_text("command: train\n")
+    monkeypatch.setattr("sptune.runs.run.train", interrupted)
+    command = ["train", "--model", "bert", "--prompt-layers", "1", "--output", str(tmp_path)]
+    for option, is_told in (("--overwrite", False), ("--resume", True)):
+        code, _, err = call([*command, option], capsys)
+        assert code == 130
+        assert ("Continue with: " in err) is is_told
+
+
+def test_characters_that_a_stream_cannot_write_are_spelled_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, output = tmp_path / "texts.csv", tmp_path / "prédictions.jsonl"
+    texts.write_text("text\nun film d'été\n", encoding="utf-8")
+    written = []
+    for options in ([], ["--output", str(output)], ["--output", str(output), "--overwrite", "--json"]):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as left:
+            main(["predict", "--adapter", str(run / "adapter"), "--input", str(texts), *options])
+        assert not left.value.code
+        stream.flush()
+        written.append(stream.buffer.getvalue().decode())
+    row, told, summary = written
+    assert json.loads(row)["text"] == "un film d'été"
+    assert "pr\\xe9dictions.jsonl" in told
+    assert json.loads(summary)["output"] == str(output)
 
 
 def test_accelerate_starts_it_as_a_module() -> None:

@@ -248,17 +248,18 @@ def test_the_command_takes_either_folder(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    begun = tmp_path / "begun"
+    begun = tmp_path / "begun here"
     begun.mkdir()
-    (begun / "config.yaml").write_text("command: fit\n")
+    (begun / "config.yaml").write_text("seed: 0\ncommand: search\n")
     first, some = tmp_path / "first-run", tmp_path / "some-runs"
     (first / "locks").mkdir(parents=True)
     (first / "study.yaml").write_text("against: spt\n")
     some.mkdir()
     (some / "runs.jsonl").write_text('{"run": "a"}\n')
+    again = f"finish it with: sptune search --output '{begun}' --resume"
     for folder, said in (
         (tmp_path, "no results of a run"),
-        (begun, "--resume"),
+        (begun, again),
         (tmp_path / "none", "no such folder"),
         (first, f"not finished (summary.json is missing); go on with sptune compare --study {first}/study.yaml"),
         (some, "not finished (summary.json is missing); go on with the same command again"),

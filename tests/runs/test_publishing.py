@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,16 +50,18 @@ def command(data: dict[str, str], masked_lm: str, tmp_path_factory: pytest.TempP
 def pushed(hub: Hub, command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose first push failed, and whose second did not."""
     folder = tmp_path_factory.mktemp("pushed") / "films"
+    own = Path(shutil.copy(command[command.index("--train-file") + 1], folder.parent))
     hub.broken = True
-    first = run(hub, *command, "--hub-private", "--output", str(folder))
+    first = run(hub, *command, "--train-file", str(own), "--hub-private", "--output", str(folder))
     hub.broken = False
     assert first.returncode == 1, first.stderr
     told = " ".join(first.stderr.split())
-    again = f"sptune train --output {folder} --resume --push-to-hub me/films"
+    again = f"sptune train --output {folder} --resume --push-to-hub me/films --hub-private"
     assert f"The run in {folder} is finished and complete, but its adapter could not be pushed to me/films" in told
     assert f"Push it again with: {again}" in told
     assert (folder / "metrics.json").exists()
     assert not hub.files["me/films"]
+    own.unlink()
     second = run(hub, "-m", *again.split())
     assert second.returncode == 0, second.stderr
     assert f"The adapter is at {hub.url}/me/films" in " ".join(second.stderr.split())
@@ -106,6 +109,13 @@ def test_a_hub_that_refuses_is_told_before_training(
     assert ended.returncode == 2, ended.stderr
     assert message in " ".join(ended.stderr.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_that_refuses_leaves_the_run_that_was_to_be_replaced(hub: Hub, command: list[str], pushed: Path) -> None:
+    before = {path: path.read_bytes() for path in pushed.rglob("*") if path.is_file()}
+    ended = run(hub, *command, "--output", str(pushed), "--overwrite", HF_TOKEN="hf_wrong")
+    assert ended.returncode == 2, ended.stderr
+    assert {path: path.read_bytes() for path in pushed.rglob("*") if path.is_file()} == before
 
 
 def test_a_repository_of_others_is_refused_before_training(hub: Hub, command: list[str], tmp_path: Path) -> None:

@@ -546,6 +546,28 @@ def test_folder_with_another_run_is_refused_unless_overwritten(options: dict[str
     assert (folder / "notes.txt").read_text() == "mine"
 
 
+def test_a_run_that_cannot_be_done_leaves_the_one_that_it_would_replace(
+    options: dict[str, Any], masked_lm: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    options |= {"prompt_layers": [0], "linear_probe": False, "output_dir": folder, "keep_checkpoints": True}
+    train(**options)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weightless = shutil.copytree(masked_lm, tmp_path / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(InputError, match="weightless"):
+        train(**{**options, "model": weightless}, overwrite=True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_configuration_that_no_run_wrote_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / "config.yaml"
+    own.write_text("max_steps: 3\n")
+    for how in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(InputError, match=r"config\.yaml: was not written by a run, .*name another output folder"):
+            train(**options, prompt_layers=[0], output_dir=tmp_path, **how)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.yaml": "max_steps: 3\n"}
+
+
 def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path: Path) -> None:
     """Such as its own predictions, to train on them."""
     folder = tmp_path / "run"
@@ -566,6 +588,30 @@ def test_resuming_with_other_options_is_refused(options: dict[str, Any], tmp_pat
         fit(output_dir=tmp_path, resume=True, epochs=3)
     with pytest.raises(InputError, match=r"sptune fit.*resume it with that command"):
         train(output_dir=tmp_path, resume=True, prompt_layers=[0])
+
+
+def test_a_run_goes_on_with_data_that_moved_and_not_with_others(options: dict[str, Any], tmp_path: Path) -> None:
+    for name in ("train_file", "validation_file", "test_file"):
+        options[name] = shutil.copy(options[name], tmp_path / f"{name}.jsonl")
+    folder = tmp_path / "run"
+    options |= {"prompt_layers": [0], "linear_probe": False, "output_dir": folder}
+    with pytest.raises(KeyboardInterrupt):
+        train(**options, monitor=Interrupter("Training prompts", 7))
+    changed, moved = tmp_path / "test_file.jsonl", tmp_path / "moved.jsonl"
+    before = changed.read_text()
+    changed.write_text(before.replace("good", "bad", 1))
+    with pytest.raises(InputError, match=r"test_file\.jsonl: was changed after the run in .*--overwrite"):
+        train(output_dir=folder, resume=True)
+    changed.rename(tmp_path / "other.jsonl")
+    with pytest.raises(InputError, match=r"test_file was .*test_file\.jsonl' and is now .*other\.jsonl'"):
+        train(output_dir=folder, resume=True, test_file=tmp_path / "other.jsonl")
+    changed.write_text(before)
+    (tmp_path / "train_file.jsonl").rename(moved)
+    run = train(output_dir=folder, resume=True, train_file=moved)
+    assert run.metrics["training"]["steps"] == 10
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["train_file"] == str(moved)
+    assert str(moved) in config["data_files"]
 
 
 def test_nothing_to_resume_is_refused(options: dict[str, Any], tmp_path: Path) -> None:

@@ -103,12 +103,14 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def running(resume: str | None = None, *, begun: Path | None = None, alone: str | None = None) -> Iterator[Stages]:
+def running(
+    resume: str | None = None, *, begun: Callable[[], bool] = lambda: True, alone: str | None = None
+) -> Iterator[Stages]:
     """Sets up a command that loads models, and turns errors into messages and exit codes.
 
     Args:
         resume: how to continue the run if it is interrupted.
-        begun: the file without which there is nothing to continue.
+        begun: whether there is something to continue.
         alone: the command's name if several processes cannot share it.
 
     Raises:
@@ -145,8 +147,8 @@ def running(resume: str | None = None, *, begun: Path | None = None, alone: str 
         raise typer.Exit(FAILED) from None
 
 
-def _print_how_to_continue(resume: str | None, begun: Path | None) -> None:
-    if resume and (begun is None or begun.exists()):
+def _print_how_to_continue(resume: str | None, begun: Callable[[], bool]) -> None:
+    if resume and begun():
         messages.print(f"Continue with: {escape(resume)}", soft_wrap=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -130,7 +129,7 @@ def predict(
         results.print(f"{len(rows)} predictions are in {escape(str(output))}")
     else:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print_json(row)
 
 
 @app.command()
@@ -268,11 +267,13 @@ def demo(
 
         run = run_demo(output, overwrite=overwrite, monitor=stages)  # type: ignore[arg-type]
     print_run(run, as_json=False)
-    print(json.dumps(summary(run)))
+    print_json(summary(run))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit code."""
+    if hasattr(sys.stdout, "reconfigure"):  # what the stream's encoding lacks is spelled out
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(args=arguments, prog_name="sptune")
     except Exception as error:  # outside of commands that load models, such as too little memory to read options

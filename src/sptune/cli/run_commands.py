@@ -19,7 +19,7 @@ from sptune.errors import InputError
 from sptune.extras import require
 from sptune.runs.option_checks import check_backbone_and_data
 from sptune.runs.option_mappings import merged
-from sptune.runs.output_folder import CONFIG_FILE, read_config
+from sptune.runs.output_folder import CONFIG_FILE, check_sources, read_config
 from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
 
 
@@ -36,9 +36,12 @@ def _add_run_command(verb: str, text: str) -> None:
         if not options.get("resume"):  # a run that is resumed has its own
             check_backbone_and_data(vars(RunOptions.from_mapping(options, ORIGIN)))
         output = options.get("output_dir")
+        if config is not None and output and options.get("overwrite"):
+            check_sources(Path(output), [str(config)])
         sptune = ["sptune"] if shutil.which("sptune") else [sys.executable, "-m", "sptune"]
-        again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(values)]) if output else None
-        with running(again, begun=Path(output) / CONFIG_FILE if output else None) as stages:
+        again = shlex.join([*sptune, verb, "--output", str(output), "--resume", *_kept(options)]) if output else None
+        before = None if options.get("resume") else _config_version(output)
+        with running(again, begun=lambda: _config_version(output) not in (None, before)) as stages:
             from sptune.runs import run as pipeline
 
             run = getattr(pipeline, verb)(**options, monitor=stages)
@@ -62,15 +65,26 @@ def _add_run_command(verb: str, text: str) -> None:
     add_command(verb, text, command, parameters)
 
 
-def _kept(values: Mapping[str, Any]) -> Iterator[str]:
+def _config_version(output: str | None) -> tuple[int, int] | None:
+    """What tells the config.yaml of an output folder from one that is written later; None if there is none."""
+    try:
+        about = (Path(output or "") / CONFIG_FILE).stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
+def _kept(options: Mapping[str, Any]) -> Iterator[str]:
     """The flags that a run needs again when it is resumed, because its config.yaml does not hold them."""
     for name in CONDUCT:
-        if name in values and name not in ("output_dir", "resume", "overwrite"):
-            flag, value = FLAGS[name], values[name]
-            if isinstance(value, bool):
-                yield flag if value else flag.replace("--", "--no-", 1)
-            else:
-                yield from (flag, str(value))
+        flag, value = FLAGS[name], options.get(name)
+        if name in ("output_dir", "resume", "overwrite") or value in (None, all_options()[name].default):
+            continue
+        if isinstance(value, bool):
+            yield flag if value else flag.replace("--", "--no-", 1)
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                yield from (flag, str(one))
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sptune.errors import InputError, SptuneError
-from sptune.runs.output_folder import CHECKPOINTS_FOLDER, CONFIG_FILE, RUN_FILES, check_folder
+from sptune.runs.output_folder import RUN_FILES, check_folder
 from sptune.whole_files import PARTIAL, remove
 
 # Held by the run that writes into the folder, and removed when it ends.
@@ -32,14 +33,22 @@ class FolderClaim:
         self._file = folder / LOCK_FILE
         self._lock = FileLock(self._file, timeout=0)
         try:
-            self._lock.acquire()
+            self._inode = self._lock_file()
         except Timeout:
             raise InputError(
                 f"{folder}: another run is writing into this folder; wait until it ends, or name another folder."
             ) from None
         except OSError as error:
             raise InputError(f"{folder}: cannot be written to ({error.strerror}); name another folder.") from None
-        self._inode = self._file.stat().st_ino
+
+    def _lock_file(self) -> int:
+        """Lock the file in the folder, and not one that the run before removed meanwhile; returns its number."""
+        while True:
+            with self._file.open("ab") as opened:  # as long as it is open, no other file gets its number
+                self._lock.acquire()
+                if self._inode_there() == (number := os.fstat(opened.fileno()).st_ino):
+                    return number
+            self._lock.release(force=True)
 
     def check(self) -> None:
         """Refuse to go on in a folder that is no longer there.
@@ -59,19 +68,26 @@ class FolderClaim:
             remove(self._file)
         self._lock.release(force=True)
 
+    def clear(self) -> None:
+        """Remove the run that the folder holds; anything else in it stays."""
+        for name in RUN_FILES:
+            remove(self.folder / name)
+
     def take_back(self) -> None:
         """Leave the folder of a run that began nothing as it was, free for the next call."""
-        for name in (CONFIG_FILE, CHECKPOINTS_FOLDER, LOCK_FILE):
-            remove(self.folder / name)
+        self.end()
         with contextlib.suppress(OSError):  # something else is in it
             self.folder.rmdir()
 
     def _holds(self) -> bool:
         """Whether the folder still has the file that this claim locks; the file's number is not given twice."""
+        return self._inode_there() == self._inode
+
+    def _inode_there(self) -> int | None:
         try:
-            return self._file.stat().st_ino == self._inode
+            return self._file.stat().st_ino
         except (FileNotFoundError, NotADirectoryError):
-            return False
+            return None
 
 
 class CheckClaim(TrainerCallback):
@@ -94,12 +110,12 @@ class CheckClaim(TrainerCallback):
 
 
 def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> FolderClaim:
-    """Makes `folder` ready for a run.
+    """Keeps other runs out of `folder`; a run that it holds stays until `FolderClaim.clear`.
 
     Args:
         folder: the output folder.
         resume: the folder holds a run, which is continued.
-        overwrite: the files of a run that the folder holds are removed; anything else in it stays.
+        overwrite: the folder may hold a run.
 
     Returns:
         The claim, which keeps other runs out until its end.
@@ -115,9 +131,6 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> FolderClaim:
     claim = FolderClaim(folder)
     # Another run may have begun and ended between the check and the lock.
     check_folder(folder, resume=resume, overwrite=overwrite)
-    if overwrite:
-        for name in RUN_FILES:
-            remove(folder / name)
     for leftover in folder.glob(PARTIAL + "*"):
         remove(leftover)
     return claim

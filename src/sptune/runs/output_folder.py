@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,14 @@ SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
+# Options that may name a file of data.
+DATA_PLACES = ("train_file", "validation_file", "test_file", "dataset")
 # Of a YAML file of options.
 MAX_VALUES = 100_000
 # Bytes of a line that is read to tell what a file holds.
 MAX_LINE = 2**24
+# In config.yaml: the record of the command that wrote it.
+COMMAND = re.compile(r"^command: (\w+)$", re.MULTILINE)
 
 RUN_FILES = (
     CONFIG_FILE,
@@ -47,6 +52,11 @@ RUN_FILES = (
     CHECKPOINTS_FOLDER,
     TENSORBOARD_FOLDER,
 )
+
+
+def results_file(command: str) -> str:
+    """The file that tells that a run of this command is finished."""
+    return SEARCH_FILE if command == "search" else METRICS_FILE
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -89,14 +99,13 @@ def _is_whole(last: bytes) -> bool:
         return False
 
 
-def write_config(path: Path, command: str, options: dict[str, Any], data_files: list[str], processes: int = 1) -> None:
+def write_config(path: Path, command: str, options: dict[str, Any], processes: int = 1) -> None:
     """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data.
 
     Args:
         path: the file.
         command: of the run.
         options: the resolved options.
-        data_files: the files that the run reads.
         processes: the number of processes that share the run.
     """
     records = {
@@ -104,11 +113,18 @@ def write_config(path: Path, command: str, options: dict[str, Any], data_files: 
         "processes": processes,
         "versions": versions(),
         "data_files": {
-            file: {"sha256": file_digest(Path(file)), "bytes": Path(file).stat().st_size} for file in data_files
+            file: content(Path(file)) for file in map(options.get, DATA_PLACES) if file and Path(file).is_file()
         },
     }
     heading = f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
     write_text(path, heading + yaml.safe_dump({**options, **records}, sort_keys=False, allow_unicode=True))
+
+
+def begun_command(folder: Path) -> str | None:
+    """The command of the run that a folder holds; None if it has no config.yaml, or one that no run wrote."""
+    path = folder / CONFIG_FILE
+    found = COMMAND.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    return found[1] if found else None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -158,12 +174,18 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that a run must not write into; touches nothing.
 
     Raises:
-        InputError: the folder holds a run and neither is set, or there is no run to resume.
+        InputError: the folder holds a run and neither is set, there is no run to resume, or its config.yaml is not of
+            a run.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the run writes.")
     if resume and not (folder / CONFIG_FILE).exists():
         raise InputError(f"{folder}: holds no run to resume ({CONFIG_FILE} is missing); leave out --resume.")
+    if (folder / CONFIG_FILE).exists() and begun_command(folder) is None:
+        raise InputError(
+            f"{folder / CONFIG_FILE}: was not written by a run, and a run would write its own in its place; move it, "
+            "or name another output folder."
+        )
     held = [name for name in RUN_FILES if (folder / name).exists()]
     if held and not (resume or overwrite):
         raise InputError(
@@ -228,7 +250,7 @@ def _holds_json_lines(path: Path) -> bool:
 
 
 def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
-    """Refuses to replace a run that the next one reads from; touches nothing.
+    """Refuses to replace a run that the next one reads from, or whose options it takes; touches nothing.
 
     Args:
         folder: whose run is to be replaced.
@@ -242,8 +264,8 @@ def check_sources(folder: Path, sources: Iterable[str | None]) -> None:
         within = [name for name in RUN_FILES if (folder / name).resolve() in (place, *place.parents)]
         if place.exists() and within:
             raise InputError(
-                f"{source}: would be removed with the run in {folder} (--overwrite) before it is used; name another "
-                "output folder, or move it."
+                f"{source}: would be removed with the run in {folder} (--overwrite); name another output folder, or "
+                "move it."
             )
 
 
@@ -274,6 +296,11 @@ def write_adapter(folder: Path, model: Any, task_document: dict[str, Any], card:
 def weight_bytes(adapter: Path) -> int:
     """Size in bytes of an adapter's weight files."""
     return sum(file.stat().st_size for file in adapter.glob("adapter_model*"))
+
+
+def content(file: Path) -> dict[str, Any]:
+    """SHA-256 and size of a file of data."""
+    return {"sha256": file_digest(file), "bytes": file.stat().st_size}
 
 
 def file_digest(path: Path) -> str:

@@ -108,6 +108,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     """
     check_launch()
     folder = _check_folder(options)
+    before = _with_data_of_now(begun_options(verb, folder), folder, options) if options.resume else None
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
     tracker = RunTracker(options.report_to, folder, is_main)
@@ -136,10 +137,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
         monitor.note(note)
     _check_search(options, len(splits.train))
     _note_missing_kernels(options, asked_for_bf16, monitor)
-    claim = None
-    if is_main:
-        claim = _claim(verb, folder, options)
-        clock.keep(folder / outputs.CHECKPOINTS_FOLDER / "seconds.json", options.resume)
+    claim = _claim(folder, options, before) if is_main else None
     processes().wait_for_everyone()
     return Plan(options, folder, task, splits, spec, tokenizer, encoder, evaluation, clock, monitor, tracker, claim)
 
@@ -233,14 +231,90 @@ def _check_head_rate(options: RunOptions, spec: BackboneSpec) -> None:
         )
 
 
-def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:
-    """Takes the folder and writes config.yaml, or checks that the run to resume is the one that was begun."""
+def begin(verb: str, plan: Plan) -> None:
+    """Make the folder that of this run: remove the run that it replaces, and write config.yaml.
+
+    Until then, a run that cannot be done leaves the one before it as it was.
+    """
+    folder, options = plan.folder, plan.options
+    plan.check_folder()
+    if plan.claim is not None:
+        if not options.resume:
+            plan.claim.clear()
+        if not options.resume or _has_moved_data(folder, options):
+            path = folder / outputs.CONFIG_FILE
+            outputs.write_config(path, verb, options.lasting(), processes().num_processes)
+        plan.clock.keep(plan.checkpoints / "seconds.json", options.resume)
+    processes().wait_for_everyone()  # no process may find checkpoints of the run before
+
+
+def is_finished(verb: str, options: RunOptions) -> bool:
+    """Whether the run to resume is finished and no other options are given; reads neither data nor backbone.
+
+    Raises:
+        InputError: there is no run to resume, or it is of another command.
+    """
+    check_launch()
+    folder = options.folder()
+    outputs.check_folder(folder, resume=True, overwrite=False)
+    before = begun_options(verb, folder)
+    return (folder / outputs.results_file(verb)).exists() and all(
+        value == before[name] or (name in PLACES and value is not None and str(Path(value).resolve()) == before[name])
+        for name, value in options.lasting().items()
+    )
+
+
+def begun_options(verb: str, folder: Path) -> dict[str, Any]:
+    """The options that the run in a folder was begun with, flat.
+
+    Raises:
+        InputError: it is of another command, or its config.yaml is damaged.
+    """
     path = folder / outputs.CONFIG_FILE
-    if options.resume:
-        begun = outputs.read_config(path)
-        if begun.get("command") != verb:
-            raise InputError(f"{folder} holds a run of 'sptune {begun.get('command')}'; resume it with that command.")
-        before = RunOptions.from_mapping(with_batches_shared(begun), str(path)).lasting()
+    begun = outputs.read_config(path)
+    if begun.get("command") != verb:
+        raise InputError(f"{folder} holds a run of 'sptune {begun.get('command')}'; resume it with that command.")
+    return RunOptions.from_mapping(with_batches_shared(begun), str(path)).lasting()
+
+
+def _with_data_of_now(before: dict[str, Any], folder: Path, options: RunOptions) -> dict[str, Any]:
+    """The options that a run was begun with, with the places where its files of data are now.
+
+    Args:
+        before: the options.
+        folder: of the run, whose config.yaml has digests of its data.
+        options: of now.
+
+    Raises:
+        InputError: a file is no longer what it was.
+    """
+    known = outputs.read_config(folder / outputs.CONFIG_FILE).get("data_files")
+    moved = {}
+    for name in outputs.DATA_PLACES:
+        content = known.get(before[name]) if isinstance(known, dict) else None
+        given = getattr(options, name)
+        if content is None or given is None or not Path(given).is_file():
+            continue
+        place = str(Path(given).resolve())
+        if outputs.content(Path(place)) == content:
+            moved[name] = place
+        elif place == before[name]:
+            raise InputError(
+                f"{place}: was changed after the run in {folder} was begun, which cannot be resumed with other data; "
+                "bring back what was there, or begin anew with --overwrite."
+            )
+    return {**before, **moved}
+
+
+def _has_moved_data(folder: Path, options: RunOptions) -> bool:
+    """Whether config.yaml says that the data are elsewhere."""
+    begun = outputs.read_config(folder / outputs.CONFIG_FILE)
+    return any(begun.get(name) != getattr(options, name) for name in outputs.DATA_PLACES)
+
+
+def _claim(folder: Path, options: RunOptions, before: dict[str, Any] | None) -> FolderClaim:
+    """Takes the folder, unless `before`, the options that a run was begun with, are others."""
+    if before is not None:
         changed = [
             f"{name} was {before[name]!r} and is now {value!r}"
             for name, value in options.lasting().items()
@@ -251,8 +325,4 @@ def _claim(verb: str, folder: Path, options: RunOptions) -> FolderClaim:
                 f"{folder}: the run cannot be resumed with other options ({'; '.join(changed)}); give the same "
                 "options, or begin anew with --overwrite."
             )
-    claim = claim_folder(folder, resume=options.resume, overwrite=options.overwrite)
-    if not options.resume:
-        files = [file for file in (options.train_file, options.validation_file, options.test_file) if file]
-        outputs.write_config(path, verb, options.lasting(), files, processes().num_processes)
-    return claim
+    return claim_folder(folder, resume=options.resume, overwrite=options.overwrite)

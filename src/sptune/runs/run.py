@@ -14,9 +14,10 @@ from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.folder_claim import claim_folder
 from sptune.runs.launch import with_batches_shared
 from sptune.runs.option_mappings import merged
-from sptune.runs.plan import Plan, prepare
+from sptune.runs.plan import Plan, begin, is_finished, prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.runs.publishing import check_hub, create_repository, push_adapter
 from sptune.runs.run_options import ORIGIN, RunOptions
@@ -125,6 +126,13 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
 
 def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
     check_hub(options)
+    if options.resume and is_finished(verb, options):
+        claim = claim_folder(options.folder(), resume=True, overwrite=False) if processes().is_main_process else None
+        try:
+            return _finished(verb, options, monitor)
+        finally:
+            if claim is not None:
+                claim.end()
     plan = prepare(verb, options, monitor)
     try:
         return _run_locked(verb, plan)
@@ -140,29 +148,35 @@ def _run(verb: str, options: RunOptions, monitor: Monitor) -> Run:
 
 def _run_locked(verb: str, plan: Plan) -> Run:
     """Load the backbone and do all stages, unless the run to resume is finished; the output folder is locked."""
-    folder, options = plan.folder, plan.options
-    finished = folder / (outputs.SEARCH_FILE if verb == "search" else outputs.METRICS_FILE)
-    if options.resume and finished.exists():
-        plan.monitor.note(f"{folder} holds a finished run; nothing was left to do.")
-        results = whole_files.read_json(finished)
-        if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
-            write_run_report(folder)
-        clean_up(plan)
-        _push(verb, plan)
-        return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
+    options = plan.options
+    if options.resume and (plan.folder / outputs.results_file(verb)).exists():
+        return _finished(verb, options, plan.monitor)
     try:
         if options.push_to_hub and processes().is_main_process:
             create_repository(options.push_to_hub, options.hub_private)
         job = load(plan)
     except InputError:
-        if not options.resume and plan.claim is not None:
+        if plan.claim is not None:
             plan.claim.take_back()
         raise
     arguments = stages.training_arguments(job, "train", plan.max_steps)
+    begin(verb, plan)
     with plan.tracker.running(arguments, job.backbone):
         run = _carry_out(verb, job)
-    _push(verb, plan)
+    _push(verb, options, plan.monitor)
     return run
+
+
+def _finished(verb: str, options: RunOptions, monitor: Monitor) -> Run:
+    """What is left to do of a run that has its results: its report if that is missing, and the push."""
+    folder = options.folder()
+    monitor.note(f"{folder} holds a finished run; nothing was left to do.")
+    results = whole_files.read_json(folder / outputs.results_file(verb))
+    if verb != "search" and processes().is_main_process and not (folder / outputs.REPORT_FILE).exists():
+        write_run_report(folder)
+    clean_up(folder, options)
+    _push(verb, options, monitor)
+    return Run(folder, {} if verb == "search" else results, results["prompt_layers"])
 
 
 def _carry_out(verb: str, job: Job) -> Run:
@@ -173,7 +187,7 @@ def _carry_out(verb: str, job: Job) -> Run:
     if verb == "search":
         assert result is not None
         plan.tracker.end(job.backbone, TrainerState(global_step=result.steps))
-        clean_up(plan)
+        clean_up(plan.folder, plan.options)
         return Run(plan.folder, {}, result.prompt_layers)
     final = stages.final_network(job, result, network)
     tuner: Any = final.base_model
@@ -185,16 +199,17 @@ def _carry_out(verb: str, job: Job) -> Run:
     return Run(plan.folder, metrics, metrics["prompt_layers"])
 
 
-def _push(verb: str, plan: Plan) -> None:
-    """Push the adapter of a finished run, if that is asked for."""
-    options, folder = plan.options, plan.folder
+def _push(verb: str, options: RunOptions, monitor: Monitor) -> None:
+    """Push the adapter of a finished run, if that is asked for; its options are resolved."""
+    folder = options.folder()
     if options.push_to_hub is None or not processes().is_main_process:
         return
-    plan.monitor.stage(f"Pushing the adapter to {options.push_to_hub}")
-    again = shlex.join(["sptune", verb, "--output", str(folder), "--resume", "--push-to-hub", options.push_to_hub])
-    plan.monitor.note(f"The adapter is at {push_adapter(folder, options.push_to_hub, options.hub_private, again)}")
-    if (backbone := Path(plan.spec.source.model)).is_absolute():
-        plan.monitor.note(f"Its backbone is the local folder {backbone}: who loads the adapter needs it, too.")
+    monitor.stage(f"Pushing the adapter to {options.push_to_hub}")
+    again = ["sptune", verb, "--output", str(folder), "--resume", "--push-to-hub", options.push_to_hub]
+    command = shlex.join([*again, *(["--hub-private"] if options.hub_private else [])])
+    monitor.note(f"The adapter is at {push_adapter(folder, options.push_to_hub, options.hub_private, command)}")
+    if (backbone := Path(options.model or "")).is_absolute():
+        monitor.note(f"Its backbone is the local folder {backbone}: who loads the adapter needs it, too.")
 
 
 def _reference(job: Job) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sptune import whole_files
 from sptune.errors import InputError
 from sptune.report.run_page import RunRecord, run_page
 from sptune.runs import output_folder as outputs
+from sptune.runs.option_fields import ALL
 from sptune.search.search_result import SearchResult
 from sptune.tasks.generation_metrics import text_metrics
 
@@ -27,11 +29,11 @@ def write_run_report(folder: Path) -> Path:
         InputError: the folder holds no results of a run, or files that no run wrote.
     """
     if not any((folder / name).is_file() for name in (outputs.METRICS_FILE, outputs.SEARCH_FILE)):
-        again = f"; finish it with: sptune fit --output {folder} --resume"
-        begun = (folder / outputs.CONFIG_FILE).is_file()
+        verb = outputs.begun_command(folder)
+        again = f"; finish it with: {shlex.join(['sptune', str(verb), '--output', str(folder), '--resume'])}"
         raise InputError(
             f"{folder}: has no results of a run ({outputs.METRICS_FILE} and {outputs.SEARCH_FILE} are missing)"
-            + (again if begun else "; name the output folder of a run or of a comparison.")
+            + (again if verb in ALL else "; name the output folder of a run or of a comparison.")
         )
     try:
         text = run_page(read_record(folder))

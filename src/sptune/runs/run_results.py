@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -12,8 +13,8 @@ from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
 from sptune.runs.peak_memory import peak_memory
-from sptune.runs.plan import Plan
 from sptune.runs.progress import processes
+from sptune.runs.run_options import RunOptions
 from sptune.runs.run_report import write_run_report
 from sptune.runs.stages import SPLITS, Job
 from sptune.search.search_result import SearchResult
@@ -60,7 +61,7 @@ def evaluate_and_save(
         plan.check_folder()
         _save(job, network, metrics, rows, training_history(trainer))
         plan.check_folder()
-        clean_up(job.plan)
+        clean_up(plan.folder, plan.options)
     processes().wait_for_everyone()
     return metrics
 
@@ -181,7 +182,7 @@ def _parameters(network: PeftModel) -> dict[str, int]:
     }
 
 
-def clean_up(plan: Plan) -> None:
+def clean_up(folder: Path, options: RunOptions) -> None:
     """Remove the checkpoints of a finished run, unless they were asked for."""
-    if processes().is_main_process and not plan.options.keep_checkpoints:
-        outputs.remove_checkpoints(plan.folder)
+    if processes().is_main_process and not options.keep_checkpoints:
+        outputs.remove_checkpoints(folder)

@@ -154,8 +154,8 @@ class GenerationEncoder:
         if full:
             raise InputError(
                 f"{examples[full[0]].where}: the prompt alone has max_length={self.max_length} tokens or more, which "
-                f"leaves no room for a completion ({len(full)} such examples). Shorten or remove these, or train with a "
-                "larger max_length."
+                f"leaves no room for a completion ({len(full)} such examples). Shorten or remove these, or train with "
+                "a larger max_length."
             )
 
     def _parts(self, example: GenerationExample) -> tuple[list[int], list[int], list[int]]:
