@@ -5,8 +5,10 @@ import math
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from sptune.errors import InputError
+from sptune.search import SearchConfig, search_prompt_layers
 from sptune.search.searchers import SEARCHERS, halving
 
 
@@ -51,6 +53,32 @@ def test_exhaustive_takes_the_set_with_the_lowest_loss(search):
     assert result.scores == [-loss for loss in entry["losses"]]
     best = max(result.scores)
     assert [layer for layer, score in enumerate(result.scores) if score == best] == result.prompt_layers
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"eval_on_start": True, "eval_strategy": "epoch"}, {"eval_delay": 100}, {"dataloader_drop_last": True}],
+    ids=str,
+)
+def test_networks_are_compared_by_the_loss_after_training(search, args):
+    """Whatever the user's arguments say about evaluation."""
+    usual = {"per_device_train_batch_size": 12, "per_device_eval_batch_size": 16}
+    expected, _ = search("exhaustive", num_prompt_layers=1, args=usual)
+    result, _ = search("exhaustive", num_prompt_layers=1, args={**usual, **args})
+    assert result.scores == pytest.approx(expected.scores, abs=1e-6)
+
+
+def test_a_callback_may_end_the_training_of_a_network(build_supernet, build_args, examples, collate):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    search = SearchConfig(searcher="exhaustive", num_prompt_layers=1)
+    result = search_prompt_layers(
+        build_supernet(), examples, build_args(), search, data_collator=collate, callbacks=[Stop()]
+    )
+    assert result.steps == 4
+    assert all(math.isfinite(score) for score in result.scores)
 
 
 def test_exhaustive_refuses_what_would_take_forever(search, monkeypatch):

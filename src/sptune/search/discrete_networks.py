@@ -90,6 +90,7 @@ def _rung_arguments(args: TrainingArguments, examples: int, rungs: int) -> Train
     if args.warmup_steps >= 1:  # below that it is a share of the steps
         args.warmup_steps = round(args.warmup_steps / rungs)
     args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, args.max_steps
+    args.eval_on_start, args.eval_delay = False, 0
     args.save_strategy, args.load_best_model_at_end = SaveStrategy.NO, False
     return args
 
@@ -99,9 +100,14 @@ def _train_set(
 ) -> tuple[float, int]:
     """Train the network with prompts at these layers for one rung; gives its held-out loss and the number of steps."""
     with problem.tuner.prompting_at(layers):
-        trainer = SPTTrainer(problem.network, args, train_dataset=splits[0], eval_dataset=splits[1], **problem.options)
+        datasets = {"train_dataset": splits[0], "eval_dataset": splits[1]}
+        trainer = SPTTrainer(problem.network, copy.copy(args), **datasets, **problem.options)
         trainer.train()
-    loss = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        if not losses:  # a callback ended the training, or dataloader_drop_last left no held-out batch
+            trainer.args.dataloader_drop_last = False
+            losses = [trainer.evaluate()["eval_loss"]]
+    loss = losses[-1]
     return loss if math.isfinite(loss) else math.inf, trainer.state.global_step
 
 
