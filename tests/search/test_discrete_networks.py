@@ -10,6 +10,8 @@ from transformers import TrainerCallback
 from sptune.errors import InputError
 from sptune.search import SearchConfig, search_prompt_layers
 from sptune.search.searchers import SEARCHERS, halving
+from sptune.search.supernet_trainer import planned_steps
+from sptune.training.trainer import SPTTrainer
 
 
 @pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
@@ -44,6 +46,20 @@ def test_a_layer_that_halving_has_dropped_stays_out(search, monkeypatch, rate):
 def test_discrete_networks_train_for_as_many_epochs_as_are_asked_for(search, searcher):
     result, _ = search(searcher, num_prompt_layers=1, args={"max_steps": -1, "num_train_epochs": 2})
     assert result.steps == {"halving": 4 * 3 + 2 * 3, "exhaustive": 4 * 6}[searcher], "3 batches in the weight split"
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_planned_steps_are_those_of_the_trainer(
+    build_supernet, build_args, make_examples, collate, accumulation, drop_last
+):
+    args = build_args(
+        max_steps=-1, num_train_epochs=3, gradient_accumulation_steps=accumulation, dataloader_drop_last=drop_last
+    )
+    examples = make_examples(11)
+    trainer = SPTTrainer(build_supernet(), args, train_dataset=examples, data_collator=collate)
+    trainer.train()
+    assert planned_steps(args, len(examples)) == trainer.state.global_step
 
 
 def test_exhaustive_takes_the_set_with_the_lowest_loss(search):

@@ -217,11 +217,13 @@ class SupernetTrainer(SPTTrainer):
 
 
 def planned_steps(args: TrainingArguments, examples: int) -> int:
-    """The number of optimizer steps for this many examples."""
+    """The number of optimizer steps for this many examples; the last step of an epoch may have fewer batches."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(examples / (args.train_batch_size * max(args.world_size, 1)))
-    return max(1, math.ceil(args.num_train_epochs * batches / args.gradient_accumulation_steps))
+    batches = examples / (args.train_batch_size * max(args.world_size, 1))
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    steps_of_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    return max(1, math.ceil(args.num_train_epochs * steps_of_epoch))
 
 
 def check_discrete(trainer: SupernetTrainer) -> None:
