@@ -87,9 +87,7 @@ class SupernetTrainer(SPTTrainer):
                 "The search makes its own optimizer, with separate learning rates for gates and head; leave "
                 "optimizers= out and choose TrainingArguments(optim=...)."
             )
-        history = SearchHistory(gates=self.gated)
-        history.read_gates = self.gates
-        self.add_callback(history)
+        self.add_callback(SearchHistory(gates=self.gated))
         self._draws = (-1, 0)
         self.held_out = HeldOutLosses(self)
         # Messages to the user about the selection.
@@ -98,7 +96,9 @@ class SupernetTrainer(SPTTrainer):
     @property
     def history(self) -> SearchHistory:
         """The record of the search so far."""
-        return SearchHistory.of(self)
+        history = SearchHistory.of(self)
+        history.read_gates = self.gates  # transformers may have restored another object from a checkpoint
+        return history
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`.
