@@ -20,7 +20,7 @@ from sptune.renamed import warn_renamed
 from sptune.search.bilevel import BilevelStep
 from sptune.search.consistency import draw_layer_masks, predictions_distance, states_distance
 from sptune.search.gate_sampler import GateSampler
-from sptune.search.supernet_trainer import SupernetTrainer
+from sptune.search.supernet_trainer import SupernetTrainer, check_batches
 from sptune.training.loss_items import batch_size
 
 Batch = dict[str, Any]
@@ -238,11 +238,8 @@ class SPTSearchTrainer(SupernetTrainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
-        if len(self._architecture_dataloader) == 0:
-            raise InputError(
-                f"The architecture split has fewer examples than one batch of {self._train_batch_size}; lower the "
-                "batch size, raise gate_fraction, or set dataloader_drop_last=False."
-            )
+        batches = len(self._architecture_dataloader)
+        check_batches(batches, self._train_batch_size, "architecture split", "raise gate_fraction")
         return super().get_train_dataloader()
 
     def get_batch_samples(

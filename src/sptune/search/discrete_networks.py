@@ -19,7 +19,7 @@ from sptune.search.data_split import split_dataset
 from sptune.search.held_out import check_finite
 from sptune.search.layer_selection import LayerSet
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.supernet_trainer import planned_steps
+from sptune.search.supernet_trainer import batches_of_epoch, check_batches, planned_steps
 from sptune.training.trainer import SPTTrainer
 
 
@@ -45,11 +45,15 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
         minus the lowest loss of its sets, when each was last trained. The history has an entry for each rung.
 
     Raises:
+        InputError: the weight split makes no batch.
         SptuneError: all networks of a rung diverged.
     """
     started = time.monotonic()
     splits = split_dataset(problem.train_dataset, problem.search)
-    args = _rung_arguments(problem.args, len(cast(Sized, splits[0])), rungs)
+    size = len(cast(Sized, splits[0]))
+    batches = batches_of_epoch(problem.args, size)
+    check_batches(batches, problem.args.train_batch_size, "weight split", "lower gate_fraction")
+    args = _rung_arguments(problem.args, size, rungs)
     sizes = _rung_sizes(len(sets), rungs, keep)
     problem.tell(f"Training {len(sets)} networks, {sum(sizes) * args.max_steps} steps in all.")
     untrained = _trainable(problem.network)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
@@ -117,6 +117,16 @@ class SupernetTrainer(SPTTrainer):
             logs = {**entry_logs(entries[-1], self.tuner.candidate_layers), **logs}
         super().log(logs, *args, **kwargs)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of the weight split.
+
+        Raises:
+            InputError: there are none.
+        """
+        loader = super().get_train_dataloader()
+        check_batches(len(loader), self._train_batch_size, "weight split", "lower gate_fraction")
+        return loader
+
     def estimate_seconds(self) -> float:
         """The seconds that the training will take, from two timed passes without a trace; called before `train`."""
         model = cast(nn.Module, self.model)
@@ -220,10 +230,27 @@ def planned_steps(args: TrainingArguments, examples: int) -> int:
     """The number of optimizer steps for this many examples; the last step of an epoch may have fewer batches."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = examples / (args.train_batch_size * max(args.world_size, 1))
-    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
-    steps_of_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps_of_epoch = max(1, math.ceil(batches_of_epoch(args, examples) / args.gradient_accumulation_steps))
     return max(1, math.ceil(args.num_train_epochs * steps_of_epoch))
+
+
+def batches_of_epoch(args: TrainingArguments, examples: int) -> int:
+    """The number of batches that each process makes of this many examples."""
+    batches = examples / (args.train_batch_size * max(args.world_size, 1))
+    return math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+
+
+def check_batches(number: int, size: int, split: str, remedy: str) -> None:
+    """Refuse a split of the data that makes no batch.
+
+    Raises:
+        InputError: `number` is 0.
+    """
+    if number == 0:
+        raise InputError(
+            f"The {split} has fewer examples than one batch of {size}; lower the batch size, {remedy}, or set "
+            "dataloader_drop_last=False."
+        )
 
 
 def check_discrete(trainer: SupernetTrainer) -> None:
