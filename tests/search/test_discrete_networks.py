@@ -22,6 +22,44 @@ def test_discrete_networks_leave_the_supernet_as_it_was(search, build_supernet, 
     assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
 
 
+@pytest.fixture
+def search_with_layer_2(build_supernet, build_args, examples, collate):
+    """``search_with_layer_2(searcher, change)``: the scores of the network with layer 2 go through `change`."""
+
+    def run(searcher, change):
+        network = build_supernet()
+        before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+
+        def scores(model, batch):
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            return change(logits) if network.base_model.candidate_layers == [2] else logits
+
+        search = SearchConfig(searcher=searcher, num_prompt_layers=1)
+        try:
+            return search_prompt_layers(
+                network, examples, build_args(), search, class_scores=scores, data_collator=collate
+            )
+        finally:
+            assert all(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+    return run
+
+
+@pytest.mark.parametrize("searcher", ["halving", "exhaustive"])
+def test_one_network_that_diverges_loses_and_the_others_go_on(search_with_layer_2, searcher):
+    result = search_with_layer_2(searcher, lambda logits: logits * math.nan)
+    assert result.prompt_layers != [2]
+    assert [score for score in result.scores if not math.isfinite(score)] == [result.scores[2]] == [-math.inf]
+
+
+def test_an_interrupted_search_leaves_the_supernet_as_it_was(search_with_layer_2):
+    def interrupt(logits):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_with_layer_2("exhaustive", interrupt)
+
+
 def test_halving_drops_the_half_with_the_larger_losses(search):
     result, _ = search("halving", num_prompt_layers=1)
     first, last = (entry["losses"] for entry in result.history)
