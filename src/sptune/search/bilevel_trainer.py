@@ -20,7 +20,7 @@ from sptune.renamed import warn_renamed
 from sptune.search.bilevel import BilevelStep
 from sptune.search.consistency import draw_layer_masks, predictions_distance, states_distance
 from sptune.search.gate_sampler import GateSampler
-from sptune.search.supernet_trainer import SupernetTrainer, check_batches
+from sptune.search.supernet_trainer import SupernetTrainer, check_batches, logits_of
 from sptune.training.loss_items import batch_size
 
 Batch = dict[str, Any]
@@ -188,10 +188,8 @@ class SPTSearchTrainer(SupernetTrainer):
                 final = states[-1]
                 return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
             loss, outputs = self._mean_loss(model, twice)
-        scores = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        problem_type = self.problem_type
-        if self.class_scores is None:  # the model's own loss goes by its configuration
-            problem_type = getattr(self.tuner.model.config, "problem_type", None) or problem_type
+        scores = logits_of(outputs)
+        problem_type = self.scores_type(scores)
         if scores.shape[-1] < 2 and problem_type == SINGLE_LABEL:
             raise InputError("consistency='kl' compares class scores, but the model gives one number; choose 'mse'.")
         first, second = scores[:size], scores[size:]

@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.model import SPTModel
-from sptune.modeling.problem_types import problem_loss
+from sptune.modeling.problem_types import REGRESSION, problem_loss
 from sptune.search.data_split import split_dataset
 from sptune.search.held_out import HeldOutLosses
 from sptune.search.history import SearchHistory, check_search_checkpoint, entry_logs
@@ -209,21 +209,35 @@ class SupernetTrainer(SPTTrainer):
             raise InputError("The batch has no labels, which the search needs.")
         inputs = self.at_labels(model, inputs)
         labels = self.items.labels(inputs)
+        smoothing = self.args.label_smoothing_factor
         if self.class_scores is not None:
-            scores = at_least_float32(self.class_scores(model, inputs))
+            logits = at_least_float32(self.class_scores(model, inputs))
             if self.class_loss is not None:
-                return self.class_loss(scores, labels)
-            return problem_loss(self.problem_type, scores, labels, reduction="none")
-        logits = at_least_float32(model(**inputs).logits)
-        if labels.is_floating_point():  # numbers, or a probability for each class
-            loss_of = F.mse_loss if logits.shape[-1] == 1 else F.binary_cross_entropy_with_logits
-            return loss_of(logits.view_as(labels), labels, reduction="none").view(len(labels), -1).mean(1)
-        if labels.dim() == 1:
-            return F.cross_entropy(logits, labels, reduction="none")
+                return self.class_loss(logits, labels)
+        else:
+            logits = at_least_float32(logits_of(model(**inputs)))
+        if logits.dim() == 2 or labels.is_floating_point():
+            kind = self.scores_type(logits)
+            losses = problem_loss(kind, logits, labels, reduction="none", label_smoothing=smoothing)
+            return losses.view(len(labels), -1).mean(1)
         if self.items.shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", label_smoothing=smoothing)
         return losses.sum(1) / (labels != -100).sum(1).clamp_min(1)
+
+    def scores_type(self, scores: torch.Tensor) -> str:
+        """The problem type of class scores, or of a model's logits after a forward with labels."""
+        if self.class_scores is not None:
+            return self.problem_type
+        # The model's own loss goes by its configuration, where most models note what they take the labels for.
+        noted: str | None = getattr(self.tuner.model.config, "problem_type", None)
+        return noted or (REGRESSION if scores.shape[-1] == 1 else self.problem_type)
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """The logits of a model's outputs that begin with a loss; with `return_dict=False` they are a tuple."""
+    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+    return logits
 
 
 def planned_steps(args: TrainingArguments, examples: int) -> int:
