@@ -11,9 +11,11 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import BertConfig, BertForQuestionAnswering, BertModel, TrainerCallback
 
+from sptune import SPTConfig
 from sptune.errors import InputError
+from sptune.modeling.mean_pooling import MeanPooledClassifier
 from sptune.search import SearchConfig, SPTSearchTrainer
 
 
@@ -418,6 +420,27 @@ def test_kl_of_a_single_score_is_refused(build_supernet, examples, train):
         example["labels"] = 0
     with pytest.raises(InputError, match="choose 'mse'"):
         train(network, examples, SearchConfig("spt_darts"), class_scores=model_scores)
+
+
+def tiny_bert(model_class, **options):
+    shape = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    return model_class(BertConfig(**shape, intermediate_size=32, max_position_embeddings=16, **options))
+
+
+def test_kl_of_a_model_without_logits_is_refused(examples, train):
+    """A model for question answering has two kinds."""
+    network = get_peft_model(tiny_bert(BertForQuestionAnswering), SPTConfig(task_type="QUESTION_ANS"))
+    for example in examples:
+        del example["labels"]
+        example |= {"start_positions": 0, "end_positions": 1}
+    with pytest.raises(InputError, match="gives only loss, start_logits, end_logits; choose 'mse'"):
+        train(network, examples, SearchConfig("spt_darts"))
+
+
+def test_kl_of_a_number_that_a_mean_pooled_model_gives(examples, train):
+    model = MeanPooledClassifier.from_backbone(tiny_bert(BertModel), num_labels=1)
+    trainer, *_ = train(get_peft_model(model, SPTConfig(task_type="SEQ_CLS")), examples, SearchConfig("spt_darts"))
+    assert trainer.history.entries[-1]["consistency"] > 0  # prompts begin with 0
 
 
 def test_an_architecture_split_below_one_batch_is_refused(build_supernet, examples, train):

@@ -188,6 +188,10 @@ class SPTSearchTrainer(SupernetTrainer):
                 final = states[-1]
                 return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
             loss, outputs = self._mean_loss(model, twice)
+        if isinstance(outputs, dict) and "logits" not in outputs:
+            raise InputError(
+                f"consistency='kl' compares class scores, but the model gives only {', '.join(outputs)}; choose 'mse'."
+            )
         scores = logits_of(outputs)
         problem_type = self.scores_type(scores)
         if scores.shape[-1] < 2 and problem_type == SINGLE_LABEL:
