@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional
 from torch.utils.data import IterableDataset
-from transformers import BertConfig, BertForQuestionAnswering, BertModel, TrainerCallback
+from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswering, BertModel, TrainerCallback
 
 from sptune import SPTConfig
 from sptune.errors import InputError
@@ -441,6 +441,36 @@ def test_kl_of_a_number_that_a_mean_pooled_model_gives(examples, train):
     model = MeanPooledClassifier.from_backbone(tiny_bert(BertModel), num_labels=1)
     trainer, *_ = train(get_peft_model(model, SPTConfig(task_type="SEQ_CLS")), examples, SearchConfig("spt_darts"))
     assert trainer.history.entries[-1]["consistency"] > 0  # prompts begin with 0
+
+
+@pytest.mark.parametrize("placement", ["add", "prepend"])
+@pytest.mark.parametrize("consistency", ["kl", "mse"])
+def test_the_choices_of_an_example_share_its_masks(build_args, examples, collate, randomize, placement, consistency):
+    """A model of multiple choice makes a row of each choice."""
+
+    def choices(rows):
+        batch = collate(rows)
+        pairs = {name: torch.stack([batch[name], batch[name].flip(1)], 1) for name in ("input_ids", "attention_mask")}
+        return {**pairs, "labels": batch["labels"] % 2}
+
+    config = SPTConfig(prompt_layers="search", placement=placement, bottleneck_dim=4)
+    network = get_peft_model(tiny_bert(BertForMultipleChoice), config)
+    randomize(network)
+    network.eval()
+    search = SearchConfig("spt_darts", consistency=consistency)
+    trainer = RecordingTrainer(network, build_args(), train_dataset=examples, search=search, data_collator=choices)
+    batch = choices(examples[:3])
+    with torch.no_grad():
+        loss, distance, _ = trainer._masked_loss(network, batch)
+        gates = trainer.alphas.sigmoid() * trainer.masks[0]
+        alone = []
+        for row, gate in enumerate(gates):
+            one = {name: value[row % 3][None] for name, value in batch.items()}
+            with network.base_model.gating(gate[None]):
+                alone.append(network(**one).loss)
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+    assert distance > 0
+    trainer.train()
 
 
 def test_an_architecture_split_below_one_batch_is_refused(build_supernet, examples, train):

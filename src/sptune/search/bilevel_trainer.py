@@ -185,8 +185,11 @@ class SPTSearchTrainer(SupernetTrainer):
             if self.search.consistency == "mse":
                 with self.tuner.record_final_states() as states:
                     loss, outputs = self._mean_loss(model, twice)
-                final = states[-1]
-                return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
+                first, second = states[-1].chunk(2)
+                mask = inputs.get("attention_mask")
+                # Models of multiple choice make one row of each choice.
+                mask = mask if mask is None else mask.flatten(0, -2)
+                return loss, states_distance(first, second, mask), outputs
             loss, outputs = self._mean_loss(model, twice)
         if isinstance(outputs, dict) and "logits" not in outputs:
             raise InputError(
