@@ -507,6 +507,16 @@ def test_pricing_a_search_leaves_no_trace(build_supernet, bert, examples, train,
     assert torch.equal(*gates)
 
 
+def test_pricing_a_search_leaves_a_split_model_where_it_is(build_supernet, build_args, examples, collate, monkeypatch):
+    network = build_supernet()
+    network.hf_device_map = {"embeddings": 0, "encoder": 1}
+    trainer = SPTSearchTrainer(
+        network, build_args(), train_dataset=examples, search=SearchConfig("darts"), data_collator=collate
+    )
+    monkeypatch.setattr(network, "to", lambda *args: pytest.fail("the model was moved"))
+    assert trainer.estimate_seconds() > 0
+
+
 def test_an_optimizer_of_ones_own_is_refused(build_supernet, build_args, examples, collate):
     """It would have no rate for the gates."""
     network = build_supernet()

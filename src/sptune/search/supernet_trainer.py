@@ -135,7 +135,9 @@ class SupernetTrainer(SPTTrainer):
             # With texts grouped by length batches differ much in size, so one of medium size is timed.
             some = sorted(islice(self.get_train_dataloader(), 9), key=_batch_tokens)
             inputs = some[len(some) // 2]
-            model.to(self.args.device).train()
+            if self.place_model_on_device:  # not a model that is split over devices
+                model.to(self.args.device)
+            model.train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
                 with fast_attention(self, inputs):
