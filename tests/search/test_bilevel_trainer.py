@@ -11,9 +11,11 @@ import torch
 from peft import get_peft_model
 from torch.nn import functional
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import BertConfig, BertForMultipleChoice, BertForQuestionAnswering, BertModel, TrainerCallback
 
+from sptune import SPTConfig
 from sptune.errors import InputError
+from sptune.modeling.mean_pooling import MeanPooledClassifier
 from sptune.search import SearchConfig, SPTSearchTrainer
 
 
@@ -420,6 +422,57 @@ def test_kl_of_a_single_score_is_refused(build_supernet, examples, train):
         train(network, examples, SearchConfig("spt_darts"), class_scores=model_scores)
 
 
+def tiny_bert(model_class, **options):
+    shape = {"vocab_size": 100, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
+    return model_class(BertConfig(**shape, intermediate_size=32, max_position_embeddings=16, **options))
+
+
+def test_kl_of_a_model_without_logits_is_refused(examples, train):
+    """A model for question answering has two kinds."""
+    network = get_peft_model(tiny_bert(BertForQuestionAnswering), SPTConfig(task_type="QUESTION_ANS"))
+    for example in examples:
+        del example["labels"]
+        example |= {"start_positions": 0, "end_positions": 1}
+    with pytest.raises(InputError, match="gives only loss, start_logits, end_logits; choose 'mse'"):
+        train(network, examples, SearchConfig("spt_darts"))
+
+
+def test_kl_of_a_number_that_a_mean_pooled_model_gives(examples, train):
+    model = MeanPooledClassifier.from_backbone(tiny_bert(BertModel), num_labels=1)
+    trainer, *_ = train(get_peft_model(model, SPTConfig(task_type="SEQ_CLS")), examples, SearchConfig("spt_darts"))
+    assert trainer.history.entries[-1]["consistency"] > 0  # prompts begin with 0
+
+
+@pytest.mark.parametrize("placement", ["add", "prepend"])
+@pytest.mark.parametrize("consistency", ["kl", "mse"])
+def test_the_choices_of_an_example_share_its_masks(build_args, examples, collate, randomize, placement, consistency):
+    """A model of multiple choice makes a row of each choice."""
+
+    def choices(rows):
+        batch = collate(rows)
+        pairs = {name: torch.stack([batch[name], batch[name].flip(1)], 1) for name in ("input_ids", "attention_mask")}
+        return {**pairs, "labels": batch["labels"] % 2}
+
+    config = SPTConfig(prompt_layers="search", placement=placement, bottleneck_dim=4)
+    network = get_peft_model(tiny_bert(BertForMultipleChoice), config)
+    randomize(network)
+    network.eval()
+    search = SearchConfig("spt_darts", consistency=consistency)
+    trainer = RecordingTrainer(network, build_args(), train_dataset=examples, search=search, data_collator=choices)
+    batch = choices(examples[:3])
+    with torch.no_grad():
+        loss, distance, _ = trainer._masked_loss(network, batch)
+        gates = trainer.alphas.sigmoid() * trainer.masks[0]
+        alone = []
+        for row, gate in enumerate(gates):
+            one = {name: value[row % 3][None] for name, value in batch.items()}
+            with network.base_model.gating(gate[None]):
+                alone.append(network(**one).loss)
+    torch.testing.assert_close(loss, torch.stack(alone).mean())
+    assert distance > 0
+    trainer.train()
+
+
 def test_an_architecture_split_below_one_batch_is_refused(build_supernet, examples, train):
     with pytest.raises(InputError, match="fewer examples than one batch of 8"):
         train(
@@ -452,6 +505,16 @@ def test_pricing_a_search_leaves_no_trace(build_supernet, bert, examples, train,
         gates.append(torch.stack(recorder.gates))
     assert trainer.cost > 0
     assert torch.equal(*gates)
+
+
+def test_pricing_a_search_leaves_a_split_model_where_it_is(build_supernet, build_args, examples, collate, monkeypatch):
+    network = build_supernet()
+    network.hf_device_map = {"embeddings": 0, "encoder": 1}
+    trainer = SPTSearchTrainer(
+        network, build_args(), train_dataset=examples, search=SearchConfig("darts"), data_collator=collate
+    )
+    monkeypatch.setattr(network, "to", lambda *args: pytest.fail("the model was moved"))
+    assert trainer.estimate_seconds() > 0
 
 
 def test_an_optimizer_of_ones_own_is_refused(build_supernet, build_args, examples, collate):

@@ -8,6 +8,7 @@ from peft import get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration, default_data_collator
 
 from sptune import SPTConfig, discretize
+from sptune.errors import InputError
 from sptune.search import SearchConfig, SPTSearchTrainer
 from sptune.search.searchers.fair import FairTrainer
 
@@ -34,6 +35,14 @@ def test_held_out_losses_are_means_over_the_architecture_split(build_trainer, pl
     parts = [trainer.held_out.losses(settings, part, 3) for part in range(3)]
     assert [sum(losses) / 3 for losses in zip(*parts, strict=True)] == pytest.approx(expected, abs=1e-5)
     assert parts[0] != pytest.approx(parts[1], abs=1e-4)
+
+
+def test_held_out_examples_without_labels_are_refused(build_trainer, examples):
+    for example in examples:
+        example["labels"] = -100
+    trainer = build_trainer(FairTrainer, "fair")
+    with pytest.raises(InputError, match="have no labels"):
+        trainer.held_out.losses([lambda: trainer.tuner.prompting_at([1])])
 
 
 def test_layers_below_the_prompts_run_once_for_all_networks_of_a_batch(build_trainer):

@@ -116,11 +116,14 @@ def test_a_checkpoint_is_whole_in_itself(search, tmp_path):
     assert len(resumed.history) == 8
 
 
-def test_the_callbacks_may_be_restored_by_transformers_too(search, tmp_path):
-    folder = str(tmp_path / "broken")
-    search(stop_at=4, output_dir=folder)
-    resumed, _ = search(resume=True, output_dir=folder, restore_callback_states_from_checkpoint=True)
+@pytest.mark.parametrize("searcher", ["spt_darts", "progressive"])
+def test_the_callbacks_may_be_restored_by_transformers_too(search, tmp_path, searcher):
+    how, folder = SearchConfig(searcher, num_prompt_layers=2, warmup_ratio=0.25, seed=2), str(tmp_path / "broken")
+    search(stop_at=4, output_dir=folder, search=how)
+    resumed, _ = search(resume=True, output_dir=folder, search=how, restore_callback_states_from_checkpoint=True)
     assert [entry["step"] for entry in resumed.history] == list(range(1, 9))
+    assert all(len(entry["gates"]) == 4 for entry in resumed.history)
+    assert resumed.history[-1]["gates"] == pytest.approx(resumed.gates)
 
 
 def test_a_checkpoint_of_another_training_is_refused(search, build_supernet, build_args, examples, collate, tmp_path):

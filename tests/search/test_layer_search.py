@@ -100,6 +100,17 @@ def test_columns_that_the_model_does_not_take_are_left_out(build_supernet, build
     assert search_prompt_layers(build_supernet(), named, build_args(), search, data_collator=Strict()).steps == 4
 
 
+def test_evaluation_during_the_search_is_left_out(build_supernet, build_args, examples, collate):
+    """There is no data for it, and users may reuse their arguments of the training."""
+    args = build_args(
+        eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2, eval_on_start=True,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    search = SearchConfig(searcher="fair", num_prompt_layers=1)
+    assert search_prompt_layers(build_supernet(), examples, args, search, data_collator=collate).steps == 4
+    assert args.load_best_model_at_end
+
+
 @pytest.mark.parametrize(("searcher", "layers"), [("all", [1, 2]), ("middle", [2])])
 def test_fixed_settings_keep_to_the_candidates(build_network, build_args, bert, searcher, layers):
     network = build_network(bert, prompt_layers="search", candidate_layers=[1, 2])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sptune import discretize
-from sptune.errors import SptuneError
+from sptune.errors import InputError, SptuneError
 from sptune.search import SearchConfig, search_prompt_layers, searchers
 from sptune.search.searchers import MIN_EXAMPLES, SEARCHERS, SELECTION_CRITERIA
 from sptune.search.selection_criteria import CRITERIA
@@ -95,8 +95,14 @@ def test_random_draws_follow_the_seed(search):
 
 @pytest.mark.parametrize("searcher", ["darts", "fair", "exhaustive"])
 def test_a_search_that_diverges_says_so(search, searcher):
-    with pytest.raises(SptuneError, match=r"diverged.*lower learning_rate"):
+    with pytest.raises(SptuneError, match=r"diverged.*[Ll]ower learning_rate"):
         search(searcher, args={"learning_rate": 1e30, "max_grad_norm": 0.0})
+
+
+@pytest.mark.parametrize("searcher", ["fair", "darts", "halving"])
+def test_a_weight_split_below_one_batch_is_refused(search, searcher):
+    with pytest.raises(InputError, match="weight split has fewer examples than one batch of 8"):
+        search(searcher, gate_fraction=0.75, args={"per_device_train_batch_size": 8, "dataloader_drop_last": True})
 
 
 @pytest.mark.parametrize("searcher", NAMES)

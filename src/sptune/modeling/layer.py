@@ -183,8 +183,8 @@ class SPTLayer(nn.Module, BaseTunerLayer):
             )
         return active[0] if active else None
 
-    def gate(self, adapter: str, settings: AdapterSettings, batch: int) -> torch.Tensor | None:
-        """This layer's gate a_i, (1,) or (batch,); None on a final network.
+    def gate(self, adapter: str, settings: AdapterSettings, states: torch.Tensor) -> torch.Tensor | None:
+        """This layer's gate a_i, (1,) or (batch,), for states (batch, ..., d); None on a final network.
 
         Raises:
             InputError: gate values were given that do not fit the batch and the candidate layers.
@@ -194,6 +194,10 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         values = self.attachment.context.gate_values
         if values is None:
             return torch.sigmoid(at_least_float32(self.spt_gate[adapter]))
+        batch = states.shape[0]
+        # Models of multiple choice make one row of each choice, side by side. Of states (tokens, d) no row is known.
+        if values.dim() == 2 and states.dim() > 2 and 1 < values.shape[0] < batch and batch % values.shape[0] == 0:
+            values = values.repeat_interleave(batch // values.shape[0], dim=0)
         if values.dim() != 2 or values.shape[0] not in (1, batch) or values.shape[1] != len(settings.layers):
             raise InputError(
                 f"Gate values have the shape {tuple(values.shape)}; for this batch of {batch} and "
@@ -220,7 +224,7 @@ class SPTLayer(nn.Module, BaseTunerLayer):
         """The states h, (batch, ..., d), with a_i G_i(h) added to them."""
         generator = self.spt_generator[adapter]
         offset = generator(self._cast_input_dtype(states, next(generator.parameters()).dtype))
-        gate = self.gate(adapter, settings, states.shape[0])
+        gate = self.gate(adapter, settings, states)
         if gate is not None:
             offset = gate.view(-1, *[1] * (states.dim() - 1)).to(offset.dtype) * offset
         return states + offset.to(states.dtype)

@@ -232,7 +232,7 @@ class SPTModel(BaseTuner):
 
         Args:
             values: (batch, candidates), or (1, candidates) for the same gates in every example; in [0, 1]. They get
-                gradients.
+                gradients. Where the model makes several rows of an example, as for multiple choice, all have its gates.
         """
         return self._attachment().context.having(gate_values=values)
 

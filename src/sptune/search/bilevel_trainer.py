@@ -20,7 +20,7 @@ from sptune.renamed import warn_renamed
 from sptune.search.bilevel import BilevelStep
 from sptune.search.consistency import draw_layer_masks, predictions_distance, states_distance
 from sptune.search.gate_sampler import GateSampler
-from sptune.search.supernet_trainer import SupernetTrainer
+from sptune.search.supernet_trainer import SupernetTrainer, check_batches, logits_of
 from sptune.training.loss_items import batch_size
 
 Batch = dict[str, Any]
@@ -185,13 +185,18 @@ class SPTSearchTrainer(SupernetTrainer):
             if self.search.consistency == "mse":
                 with self.tuner.record_final_states() as states:
                     loss, outputs = self._mean_loss(model, twice)
-                final = states[-1]
-                return loss, states_distance(final[:size], final[size:], inputs.get("attention_mask")), outputs
+                first, second = states[-1].chunk(2)
+                mask = inputs.get("attention_mask")
+                # Models of multiple choice make one row of each choice.
+                mask = mask if mask is None else mask.flatten(0, -2)
+                return loss, states_distance(first, second, mask), outputs
             loss, outputs = self._mean_loss(model, twice)
-        scores = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
-        problem_type = self.problem_type
-        if self.class_scores is None:  # the model's own loss goes by its configuration
-            problem_type = getattr(self.tuner.model.config, "problem_type", None) or problem_type
+        if isinstance(outputs, dict) and "logits" not in outputs:
+            raise InputError(
+                f"consistency='kl' compares class scores, but the model gives only {', '.join(outputs)}; choose 'mse'."
+            )
+        scores = logits_of(outputs)
+        problem_type = self.scores_type(scores)
         if scores.shape[-1] < 2 and problem_type == SINGLE_LABEL:
             raise InputError("consistency='kl' compares class scores, but the model gives one number; choose 'mse'.")
         first, second = scores[:size], scores[size:]
@@ -238,11 +243,8 @@ class SPTSearchTrainer(SupernetTrainer):
             sampler_fn=self._get_train_sampler,
             is_training=True,
         )
-        if len(self._architecture_dataloader) == 0:
-            raise InputError(
-                f"The architecture split has fewer examples than one batch of {self._train_batch_size}; lower the "
-                "batch size, raise gate_fraction, or set dataloader_drop_last=False."
-            )
+        batches = len(self._architecture_dataloader)
+        check_batches(batches, self._train_batch_size, "architecture split", "raise gate_fraction")
         return super().get_train_dataloader()
 
     def get_batch_samples(

@@ -19,7 +19,8 @@ from sptune.search.data_split import split_dataset
 from sptune.search.held_out import check_finite
 from sptune.search.layer_selection import LayerSet
 from sptune.search.problem import Findings, SearchProblem
-from sptune.search.supernet_trainer import planned_steps
+from sptune.search.supernet_trainer import batches_of_epoch, check_batches, planned_steps
+from sptune.training.divergence import DivergenceError
 from sptune.training.trainer import SPTTrainer
 
 
@@ -33,6 +34,7 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
 
     Each network has its own generators and head. The rungs share the steps of `problem.args` evenly. Each continues
     from the weights of the rung before with a learning rate that falls to zero, so that networks are compared finished.
+    In the end `problem.network` is as it was, also after an error.
 
     Args:
         problem: the search; it cannot be resumed and starts again.
@@ -45,29 +47,35 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
         minus the lowest loss of its sets, when each was last trained. The history has an entry for each rung.
 
     Raises:
+        InputError: the weight split makes no batch.
         SptuneError: all networks of a rung diverged.
     """
     started = time.monotonic()
     splits = split_dataset(problem.train_dataset, problem.search)
-    args = _rung_arguments(problem.args, len(cast(Sized, splits[0])), rungs)
+    size = len(cast(Sized, splits[0]))
+    batches = batches_of_epoch(problem.args, size)
+    check_batches(batches, problem.args.train_batch_size, "weight split", "lower gate_fraction")
+    args = _rung_arguments(problem.args, size, rungs)
     sizes = _rung_sizes(len(sets), rungs, keep)
     problem.tell(f"Training {len(sets)} networks, {sum(sizes) * args.max_steps} steps in all.")
     untrained = _trainable(problem.network)
     weights = dict.fromkeys(sets, untrained)
     losses: dict[LayerSet, float] = {}
     findings = Findings(scores=[])
-    for size in sizes:
-        sets = sorted(sets, key=lambda layers: losses.get(layers, 0.0))[:size]
-        current: dict[LayerSet, float] = {}
-        for layers in sets:
-            _load(problem.network, weights[layers])
-            current[layers], steps = _train_set(problem, layers, args, splits)
-            weights[layers] = _trainable(problem.network)
-            findings.steps += steps
-        check_finite([min(current.values())])
-        losses |= current
-        findings.history.append({"step": findings.steps, "losses": _lowest(current, problem.candidates)})
-    _load(problem.network, untrained)
+    try:
+        for size in sizes:
+            sets = sorted(sets, key=lambda layers: losses.get(layers, 0.0))[:size]
+            current: dict[LayerSet, float] = {}
+            for layers in sets:
+                _load(problem.network, weights[layers])
+                current[layers], steps = _train_set(problem, layers, args, splits)
+                weights[layers] = _trainable(problem.network)
+                findings.steps += steps
+            check_finite([min(current.values())])
+            losses |= current
+            findings.history.append({"step": findings.steps, "losses": _lowest(current, problem.candidates)})
+    finally:
+        _load(problem.network, untrained)
     winners = sorted(sets, key=lambda layers: losses[layers])[:keep]
     findings.prompt_layers = sorted({layer for layers in winners for layer in layers})
     findings.scores = [-math.inf if loss is None else -loss for loss in _lowest(losses, problem.candidates)]
@@ -90,6 +98,7 @@ def _rung_arguments(args: TrainingArguments, examples: int, rungs: int) -> Train
     if args.warmup_steps >= 1:  # below that it is a share of the steps
         args.warmup_steps = round(args.warmup_steps / rungs)
     args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, args.max_steps
+    args.eval_on_start, args.eval_delay = False, 0
     args.save_strategy, args.load_best_model_at_end = SaveStrategy.NO, False
     return args
 
@@ -97,11 +106,23 @@ def _rung_arguments(args: TrainingArguments, examples: int, rungs: int) -> Train
 def _train_set(
     problem: SearchProblem, layers: LayerSet, args: TrainingArguments, splits: tuple[Dataset, Dataset]
 ) -> tuple[float, int]:
-    """Train the network with prompts at these layers for one rung; gives its held-out loss and the number of steps."""
+    """Train the network with prompts at these layers for one rung.
+
+    Returns:
+        Its held-out loss, infinite if it diverged, and the number of steps.
+    """
     with problem.tuner.prompting_at(layers):
-        trainer = SPTTrainer(problem.network, args, train_dataset=splits[0], eval_dataset=splits[1], **problem.options)
-        trainer.train()
-    loss = next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+        datasets = {"train_dataset": splits[0], "eval_dataset": splits[1]}
+        trainer = SPTTrainer(problem.network, copy.copy(args), **datasets, **problem.options)
+        try:
+            trainer.train()
+        except DivergenceError:
+            return math.inf, trainer.state.global_step
+        losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+        if not losses:  # a callback ended the training, or dataloader_drop_last left no held-out batch
+            trainer.args.dataloader_drop_last = False
+            losses = [trainer.evaluate()["eval_loss"]]
+    loss = losses[-1]
     return loss if math.isfinite(loss) else math.inf, trainer.state.global_step
 
 

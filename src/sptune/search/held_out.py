@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from sptune.errors import SptuneError
+from sptune.errors import InputError, SptuneError
 from sptune.training.activation_caching import compiles
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.state_reader import StateReader
@@ -47,6 +47,7 @@ class HeldOutLosses:
             parts: number of parts, of nearly equal size.
 
         Raises:
+            InputError: no example has a label.
             SptuneError: a loss is not finite.
         """
         trainer = self.trainer
@@ -67,6 +68,11 @@ class HeldOutLosses:
                         sums[place] += count * self._loss(model, inputs).to(sums)
         model.train(was_training)
         gathered = trainer.accelerator.reduce(torch.cat([sums, items[None]]), "sum")
+        if gathered[-1] == 0:
+            raise InputError(
+                "The held-out examples that the search compares layers by have no labels (all are -100). Check that "
+                "texts are not cut before their labels, give more examples, or raise gate_fraction."
+            )
         losses: list[float] = (gathered[:-1] / gathered[-1]).tolist()
         check_finite(losses)
         return losses

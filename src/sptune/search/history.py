@@ -27,7 +27,7 @@ class SearchHistory(TrainerCallback, ExportableState):
 
     def __init__(self, gates: bool) -> None:
         self.gates = gates
-        self.read_gates: Callable[[], list[float] | None] = lambda: None  # the trainer's
+        self.read_gates: Callable[[], list[float] | None] = lambda: None  # the trainer sets its own
         self.entries: list[dict[str, Any]] = []
         self.latest: dict[str, Any] = {}
         self.gate_batches = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from sptune.modeling.model import SPTModel
 from sptune.search.held_out import check_finite
@@ -83,9 +85,10 @@ class SearchProblem:
             **own: further arguments of it.
         """
         options = {**self.options, **own}
-        trainer = trainer_class(
-            self.network, self.args, train_dataset=self.train_dataset, search=self.search, **options
-        )
+        # The searchers read the architecture split themselves, so there is no data to evaluate on.
+        args = copy.copy(self.args)
+        args.eval_strategy, args.eval_on_start, args.load_best_model_at_end = IntervalStrategy.NO, False, False
+        trainer = trainer_class(self.network, args, train_dataset=self.train_dataset, search=self.search, **options)
         self.tell(str(trainer.plan_activation_cache()))
         if not self.resume:
             self.tell(f"Training the supernet will take about {in_words(trainer.estimate_seconds())}.")

@@ -11,14 +11,14 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from sptune.errors import InputError
 from sptune.modeling.gates import at_least_float32
 from sptune.modeling.model import SPTModel
-from sptune.modeling.problem_types import problem_loss
+from sptune.modeling.problem_types import REGRESSION, problem_loss
 from sptune.search.data_split import split_dataset
 from sptune.search.held_out import HeldOutLosses
 from sptune.search.history import SearchHistory, check_search_checkpoint, entry_logs
@@ -87,9 +87,7 @@ class SupernetTrainer(SPTTrainer):
                 "The search makes its own optimizer, with separate learning rates for gates and head; leave "
                 "optimizers= out and choose TrainingArguments(optim=...)."
             )
-        history = SearchHistory(gates=self.gated)
-        history.read_gates = self.gates
-        self.add_callback(history)
+        self.add_callback(SearchHistory(gates=self.gated))
         self._draws = (-1, 0)
         self.held_out = HeldOutLosses(self)
         # Messages to the user about the selection.
@@ -98,7 +96,9 @@ class SupernetTrainer(SPTTrainer):
     @property
     def history(self) -> SearchHistory:
         """The record of the search so far."""
-        return SearchHistory.of(self)
+        history = SearchHistory.of(self)
+        history.read_gates = self.gates  # transformers may have restored another object from a checkpoint
+        return history
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As `transformers.Trainer.train`.
@@ -117,6 +117,16 @@ class SupernetTrainer(SPTTrainer):
             logs = {**entry_logs(entries[-1], self.tuner.candidate_layers), **logs}
         super().log(logs, *args, **kwargs)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of the weight split.
+
+        Raises:
+            InputError: there are none.
+        """
+        loader = super().get_train_dataloader()
+        check_batches(len(loader), self._train_batch_size, "weight split", "lower gate_fraction")
+        return loader
+
     def estimate_seconds(self) -> float:
         """The seconds that the training will take, from two timed passes without a trace; called before `train`."""
         model = cast(nn.Module, self.model)
@@ -125,7 +135,9 @@ class SupernetTrainer(SPTTrainer):
             # With texts grouped by length batches differ much in size, so one of medium size is timed.
             some = sorted(islice(self.get_train_dataloader(), 9), key=_batch_tokens)
             inputs = some[len(some) // 2]
-            model.to(self.args.device).train()
+            if self.place_model_on_device:  # not a model that is split over devices
+                model.to(self.args.device)
+            model.train()
             for _ in range(2):  # the first one warms up
                 started = time.monotonic()
                 with fast_attention(self, inputs):
@@ -199,29 +211,62 @@ class SupernetTrainer(SPTTrainer):
             raise InputError("The batch has no labels, which the search needs.")
         inputs = self.at_labels(model, inputs)
         labels = self.items.labels(inputs)
+        smoothing = self.args.label_smoothing_factor
         if self.class_scores is not None:
-            scores = at_least_float32(self.class_scores(model, inputs))
+            logits = at_least_float32(self.class_scores(model, inputs))
             if self.class_loss is not None:
-                return self.class_loss(scores, labels)
-            return problem_loss(self.problem_type, scores, labels, reduction="none")
-        logits = at_least_float32(model(**inputs).logits)
-        if labels.is_floating_point():  # numbers, or a probability for each class
-            loss_of = F.mse_loss if logits.shape[-1] == 1 else F.binary_cross_entropy_with_logits
-            return loss_of(logits.view_as(labels), labels, reduction="none").view(len(labels), -1).mean(1)
-        if labels.dim() == 1:
-            return F.cross_entropy(logits, labels, reduction="none")
+                return self.class_loss(logits, labels)
+        else:
+            logits = at_least_float32(logits_of(model(**inputs)))
+        if logits.dim() == 2 or labels.is_floating_point():
+            kind = self.scores_type(logits)
+            losses = problem_loss(kind, logits, labels, reduction="none", label_smoothing=smoothing)
+            return losses.view(len(labels), -1).mean(1)
         if self.items.shifted:
             logits, labels = logits[:, :-1], labels[:, 1:]
-        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", ignore_index=-100)
+        losses = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none", label_smoothing=smoothing)
         return losses.sum(1) / (labels != -100).sum(1).clamp_min(1)
+
+    def scores_type(self, scores: torch.Tensor) -> str:
+        """The problem type of class scores, or of a model's logits after a forward with labels."""
+        if self.class_scores is not None:
+            return self.problem_type
+        # The model's own loss goes by its configuration, where most models note what they take the labels for.
+        noted: str | None = getattr(self.tuner.model.config, "problem_type", None)
+        return noted or (REGRESSION if scores.shape[-1] == 1 else self.problem_type)
+
+
+def logits_of(outputs: Any) -> torch.Tensor:
+    """The logits of a model's outputs that begin with a loss; with `return_dict=False` they are a tuple."""
+    logits: torch.Tensor = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+    return logits
 
 
 def planned_steps(args: TrainingArguments, examples: int) -> int:
-    """The number of optimizer steps for this many examples."""
+    """The number of optimizer steps for this many examples; the last step of an epoch may have fewer batches."""
     if args.max_steps > 0:
         return args.max_steps
-    batches = math.ceil(examples / (args.train_batch_size * max(args.world_size, 1)))
-    return max(1, math.ceil(args.num_train_epochs * batches / args.gradient_accumulation_steps))
+    steps_of_epoch = max(1, math.ceil(batches_of_epoch(args, examples) / args.gradient_accumulation_steps))
+    return max(1, math.ceil(args.num_train_epochs * steps_of_epoch))
+
+
+def batches_of_epoch(args: TrainingArguments, examples: int) -> int:
+    """The number of batches that each process makes of this many examples."""
+    batches = examples / (args.train_batch_size * max(args.world_size, 1))
+    return math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+
+
+def check_batches(number: int, size: int, split: str, remedy: str) -> None:
+    """Refuse a split of the data that makes no batch.
+
+    Raises:
+        InputError: `number` is 0.
+    """
+    if number == 0:
+        raise InputError(
+            f"The {split} has fewer examples than one batch of {size}; lower the batch size, {remedy}, or set "
+            "dataloader_drop_last=False."
+        )
 
 
 def check_discrete(trainer: SupernetTrainer) -> None:

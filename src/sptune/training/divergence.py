@@ -12,6 +12,10 @@ from sptune.errors import SptuneError
 logger = logging.getLogger(__name__)
 
 
+class DivergenceError(SptuneError):
+    """Trained weights are not finite any more."""
+
+
 class DivergenceCheck:
     """Warns of the first step whose gradient is not finite, and stops the training if its weights are not, either.
 
@@ -32,14 +36,14 @@ class DivergenceCheck:
             grad_norm: its gradient norm.
 
         Raises:
-            SptuneError: trained weights are not finite any more.
+            DivergenceError: trained weights are not finite any more.
         """
         if math.isfinite(grad_norm):
             return
         trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
         broken = [name for name, p in trained if not p.isfinite().all()]
         if broken:
-            raise SptuneError(
+            raise DivergenceError(
                 f"Training diverged: the gradient norm of step {step} is {grad_norm}, and {len(broken)} tensors "
                 f"are not finite any more ({broken[0]}, ...). Resume from an earlier checkpoint, lower {self.rates}, "
                 "and check that the batch is finite."

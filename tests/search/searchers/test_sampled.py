@@ -57,6 +57,46 @@ def test_row_losses_are_those_of_the_rows_alone(trainer, collate, examples):
             assert together[row] == pytest.approx(float(alone), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "labels", "args"),
+    [
+        ({"num_labels": 1}, [1.0, 2.0, 0.5, 3.0], {}),
+        ({"num_labels": 2, "problem_type": "regression"}, [[1.0, 2.0], [0.5, 3.0], [4.0, 1.0], [0.0, 2.0]], {}),
+        ({"num_labels": 3}, [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]], {}),
+        ({"return_dict": False}, [0, 1, 2, 1], {}),
+        ({}, [0, 1, 2, 1], {"label_smoothing_factor": 0.3}),
+    ],
+    ids=str,
+)
+def test_the_mean_of_the_row_losses_is_the_loss_of_training(
+    build_supernet, build_args, examples, collate, backbone, labels, args
+):
+    search = SearchConfig(searcher="sampled", num_prompt_layers=1)
+    network = build_supernet(backbone=backbone)
+    trainer = SampledTrainer(network, build_args(**args), train_dataset=examples, search=search, data_collator=collate)
+    batch = {**collate(examples[:4]), "labels": torch.tensor(labels)}
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = trainer.row_losses(trainer.model, batch)
+        mean, _ = trainer._mean_loss(trainer.model, batch)
+    assert losses.shape == (4,)
+    torch.testing.assert_close(losses.mean(), mean)
+
+
+def test_whole_numbers_are_numbers_where_the_model_gives_one(build_supernet, build_args, examples, collate):
+    search = SearchConfig(searcher="sampled", num_prompt_layers=1)
+    trainer = SampledTrainer(
+        build_supernet(backbone={"num_labels": 1}), build_args(), train_dataset=examples, search=search,
+        data_collator=collate,
+    )  # fmt: skip
+    batch = collate(examples[:4])
+    trainer.model.eval()
+    with torch.no_grad():
+        losses = trainer.row_losses(trainer.model, batch)
+        expected = (trainer.model(**batch).logits[:, 0] - batch["labels"]).square()
+    torch.testing.assert_close(losses, expected)
+
+
 def test_the_gradient_points_to_the_layers_with_lower_losses(trainer, collate, examples):
     """Over many draws it is the covariance of the sets' losses with the gradient of their log-probability."""
     model, batch = trainer.model.eval(), collate(examples)

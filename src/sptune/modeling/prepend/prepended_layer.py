@@ -88,7 +88,7 @@ class PrependedLayer:
         forward.check_inputs()
         inserting = cache_layer is None or not cache_layer.holds_prompts
         if self.index in settings.layers:
-            gate, below = self._pass_gate(forward, adapter, settings, call["hidden_states"].shape[0])
+            gate, below = self._pass_gate(forward, adapter, settings, call["hidden_states"])
             if inserting:
                 call["hidden_states"] = self._insert(forward, call["hidden_states"], adapter, settings, gate, below)
         return self._run_extended(forward, call, m, cache_layer, gated=settings.gated)
@@ -129,10 +129,10 @@ class PrependedLayer:
         return self._remove_prompts(forward, output, num_prompts if inserting else 0) if last else output
 
     def _pass_gate(
-        self, forward: PromptedForward, adapter: str, settings: AdapterSettings, batch: int
+        self, forward: PromptedForward, adapter: str, settings: AdapterSettings, states: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """This layer's gate and the inclusion probability below it, each (1,) or (batch,); updates the forward's."""
-        gate = self.layer.gate(adapter, settings, batch)
+        gate = self.layer.gate(adapter, settings, states)
         if gate is None:
             return None, None
         below = torch.zeros_like(gate) if forward.inclusion is None else forward.inclusion.to(gate.device)
