@@ -112,8 +112,9 @@ def _train_set(
         Its held-out loss, infinite if it diverged, and the number of steps.
     """
     with problem.tuner.prompting_at(layers):
-        datasets = {"train_dataset": splits[0], "eval_dataset": splits[1]}
-        trainer = SPTTrainer(problem.network, copy.copy(args), **datasets, **problem.options)
+        trainer = SPTTrainer(
+            problem.network, copy.copy(args), train_dataset=splits[0], eval_dataset=splits[1], **problem.options
+        )
         try:
             trainer.train()
         except DivergenceError:
