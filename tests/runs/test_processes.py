@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 import yaml
 from fit_in_processes import fit_all
+from packaging.version import Version
 from transformers import AutoModelForMaskedLM
 
 from sptune.errors import InputError
@@ -20,11 +22,15 @@ SCRIPT = Path(__file__).with_name("fit_in_processes.py")
 Runs = list[tuple[dict[str, Any], int | None]]
 # Steps after which runs are interrupted: after the 20 of the linear probe, and then after the 10 of the search.
 IN_SEARCH, IN_TRAINING = 25, 45
+# Earlier versions cannot resume in several processes on CPUs.
+RESUMES = Version(transformers.__version__) >= Version("5.18")
 # Runs with other losses, smaller batches or another dtype than the first one.
 VARIANTS: dict[str, dict[str, Any]] = {
     "focal loss": {"loss": "focal", "class_weights": {"good": 3.0}, "gradient_accumulation_steps": 2},
     "bf16": {"bf16": True, "max_steps": 8},
 }
+# With transformers 4.57 losses of several processes differ a little from those of one (docs/guides/many-gpus.md).
+TOLERANCE = 1e-4 if RESUMES else 2e-3
 # Matrix products of batches of other sizes are rounded otherwise, in bfloat16 by up to 2^-9 of their values.
 TOLERANCES = {"bf16": 2.0**-8}
 
@@ -70,9 +76,10 @@ def two(tmp_path_factory: pytest.TempPathFactory, options: dict[str, Any]) -> Pa
     shared = {**options, "batch_size": 10}
     runs: Runs = [
         ({**shared, "output_dir": str(folder / "both")}, None),
-        ({"output_dir": str(folder / "by-one"), "resume": True}, None),
         ({**shared, "output_dir": str(folder / "by-two")}, IN_TRAINING),
     ]
+    if RESUMES:
+        runs.append(({"output_dir": str(folder / "by-one"), "resume": True}, None))
     for name, more in VARIANTS.items():
         size = options["batch_size"] // more.get("gradient_accumulation_steps", 1)
         own = {**options, **more, "batch_size": size}
@@ -97,7 +104,7 @@ def results(run: Path) -> dict[str, Any]:
     }
 
 
-def assert_same(run: Path, expected: Path, tolerance: float = 1e-4) -> None:
+def assert_same(run: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
     found = results(run)
     for name, value in results(expected).items():
         same = found[name] == (value if name in ("metrics", "texts") else pytest.approx(value, abs=tolerance))
@@ -106,18 +113,23 @@ def assert_same(run: Path, expected: Path, tolerance: float = 1e-4) -> None:
 
 def test_any_number_of_processes_gives_the_same_run_and_goes_on_with_it(whole: Path, two: Path, tmp_path: Path) -> None:
     assert_same(two / "both", whole)
-    assert_same(two / "by-one", whole)
     by_four = tmp_path / "by-four"
     shutil.copytree(two / "by-two", by_four)
     fit_all([({"output_dir": str(two / "by-two"), "resume": True}, None)])
     assert_same(two / "by-two", whole)
-    fit_in(4, [({"output_dir": str(by_four), "resume": True}, None)], tmp_path)
+    go_on: Runs = [({"output_dir": str(by_four), "resume": True}, None)]
+    if not RESUMES:
+        with pytest.raises(AssertionError, match=r"needs transformers 5\.18.*resume in one process"):
+            fit_in(4, go_on, tmp_path)
+        return
+    fit_in(4, go_on, tmp_path)
     assert_same(by_four, whole)
+    assert_same(two / "by-one", whole)
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_two_processes_share_the_run_of_one_with(two: Path, name: str) -> None:
-    assert_same(two / name, two / f"{name} whole", TOLERANCES.get(name, 1e-4))
+    assert_same(two / name, two / f"{name} whole", TOLERANCES.get(name, TOLERANCE))
 
 
 def test_two_processes_compile_the_run_of_one(whole: Path, options: dict[str, Any], tmp_path: Path) -> None:

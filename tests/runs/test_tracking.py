@@ -93,7 +93,8 @@ def test_every_search_tells_the_scores_of_its_layers(searcher: str, options: dic
         rungs = {entry["step"]: entry["losses"][0] for entry in result["history"] if entry["losses"][0] is not None}
         assert curves["train/search/loss/layer_0"] == pytest.approx(rungs)
     if searcher == "fair":
-        assert curves["train/search/loss"] == pytest.approx({one["step"]: one["loss"] for one in result["history"]})
+        losses = {one["step"]: one["loss"] for one in result["history"]}
+        assert curves["train/search/loss"] == pytest.approx(losses, abs=1e-4)  # transformers 4 rounds what it logs
 
 
 def test_a_repeated_run_leaves_no_curves_of_the_one_before(options: dict[str, Any], tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -62,6 +64,21 @@ def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool |
     if resume_from_checkpoint is True:
         return last_whole_checkpoint(Path(output_dir or "."))
     return str(resume_from_checkpoint) if resume_from_checkpoint else None
+
+
+def check_shared_resume(args: TrainingArguments) -> None:
+    """Refuse to resume in several processes on CPUs where transformers cannot.
+
+    Before 5.18 it reads the optimizer's state to the device "cpu:0", which PyTorch does not know.
+
+    Raises:
+        InputError: the installed version is older.
+    """
+    if args.world_size > 1 and args.device.type == "cpu" and Version(transformers.__version__) < Version("5.18"):
+        raise InputError(
+            "Resuming in several processes on CPUs needs transformers 5.18, and version "
+            f"{transformers.__version__} is installed; upgrade it, or resume in one process."
+        )
 
 
 def check_checkpoint(checkpoint: str | None) -> None:

@@ -27,7 +27,13 @@ from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
 from sptune.training.cache_plan import ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.training.checkpoints import has_all_steps, last_checkpoint, load_finished, trainer_state
+from sptune.training.checkpoints import (
+    check_shared_resume,
+    has_all_steps,
+    last_checkpoint,
+    load_finished,
+    trainer_state,
+)
 from sptune.training.divergence import DivergenceCheck
 from sptune.training.loss_items import LossItems
 from sptune.training.optimizer_groups import split_groups
@@ -116,10 +122,16 @@ class SPTTrainer(OrderedTrainer):
     plan_prefix_cache = renamed_method("plan_prefix_cache", "plan_activation_cache")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `transformers.Trainer`; a checkpoint that has all steps of the arguments is loaded without a step."""
+        """As in `transformers.Trainer`; a checkpoint that has all steps of the arguments is loaded without a step.
+
+        Raises:
+            InputError: several processes on CPUs are to resume, which the installed transformers cannot.
+        """
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         state = trainer_state(checkpoint)
         if checkpoint is None or state is None or not has_all_steps(self, state):
+            if checkpoint is not None:
+                check_shared_resume(self.args)
             return super().train(checkpoint or resume_from_checkpoint, *args, **kwargs)
         return load_finished(self, checkpoint, state)
 
