@@ -186,10 +186,8 @@ class SPTSearchTrainer(SupernetTrainer):
                 with self.tuner.record_final_states() as states:
                     loss, outputs = self._mean_loss(model, twice)
                 first, second = states[-1].chunk(2)
-                mask = inputs.get("attention_mask")
-                # Models of multiple choice make one row of each choice.
-                mask = mask if mask is None else mask.flatten(0, -2)
-                return loss, states_distance(first, second, mask), outputs
+                given = inputs.get("attention_mask")  # of multiple choice (B, choices, T), and each choice is a row
+                return loss, states_distance(first, second, None if given is None else given.flatten(0, -2)), outputs
             loss, outputs = self._mean_loss(model, twice)
         if isinstance(outputs, dict) and "logits" not in outputs:
             raise InputError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import cast
 
 import torch
@@ -52,17 +53,12 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
     """
     started = time.monotonic()
     splits = split_dataset(problem.train_dataset, problem.search)
-    size = len(cast(Sized, splits[0]))
-    batches = batches_of_epoch(problem.args, size)
-    check_batches(batches, problem.args.train_batch_size, "weight split", "lower gate_fraction")
-    args = _rung_arguments(problem.args, size, rungs)
+    args = _rung_arguments(problem.args, len(cast(Sized, splits[0])), rungs)
     sizes = _rung_sizes(len(sets), rungs, keep)
     problem.tell(f"Training {len(sets)} networks, {sum(sizes) * args.max_steps} steps in all.")
-    untrained = _trainable(problem.network)
-    weights = dict.fromkeys(sets, untrained)
-    losses: dict[LayerSet, float] = {}
-    findings = Findings(scores=[])
-    try:
+    losses, findings = dict[LayerSet, float](), Findings(scores=[])
+    with _left_as_it_was(problem.network) as untrained:
+        weights = dict.fromkeys(sets, untrained)
         for size in sizes:
             sets = sorted(sets, key=lambda layers: losses.get(layers, 0.0))[:size]
             current: dict[LayerSet, float] = {}
@@ -74,13 +70,21 @@ def train_sets(problem: SearchProblem, sets: list[LayerSet], rungs: int, keep: i
             check_finite([min(current.values())])
             losses |= current
             findings.history.append({"step": findings.steps, "losses": _lowest(current, problem.candidates)})
-    finally:
-        _load(problem.network, untrained)
     winners = sorted(sets, key=lambda layers: losses[layers])[:keep]
     findings.prompt_layers = sorted({layer for layers in winners for layer in layers})
     findings.scores = [-math.inf if loss is None else -loss for loss in _lowest(losses, problem.candidates)]
     findings.seconds = time.monotonic() - started
     return findings
+
+
+@contextlib.contextmanager
+def _left_as_it_was(network: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """After the block the network has the trained weights of before, which the block is given."""
+    untrained = _trainable(network)
+    try:
+        yield untrained
+    finally:
+        _load(network, untrained)
 
 
 def _rung_sizes(count: int, rungs: int, keep: int) -> list[int]:
@@ -92,7 +96,12 @@ def _rung_sizes(count: int, rungs: int, keep: int) -> list[int]:
 
 
 def _rung_arguments(args: TrainingArguments, examples: int, rungs: int) -> TrainingArguments:
-    """The training arguments of one rung, which evaluates once, at its end."""
+    """The training arguments of one rung, which evaluates once, at its end.
+
+    Raises:
+        InputError: the examples make no batch.
+    """
+    check_batches(batches_of_epoch(args, examples), args.train_batch_size, "weight split", "lower gate_fraction")
     args = copy.copy(args)
     args.max_steps = max(1, planned_steps(args, examples) // rungs)
     if args.warmup_steps >= 1:  # below that it is a share of the steps
