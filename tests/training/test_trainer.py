@@ -437,6 +437,23 @@ def test_trainer_goes_on_from_a_checkpoint_of_ours_and_we_from_its(build_trainer
     torch.testing.assert_close(*networks, atol=1e-5, rtol=1e-4)
 
 
+def test_a_resumed_training_takes_the_batches_of_its_own_arguments(build_trainer):
+    """As when a training of two processes is resumed by one, with batches twice as large."""
+    sizes = []
+
+    def collate(examples):
+        sizes.append(len(examples))
+        return pad_batch(examples)
+
+    same = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    build_trainer(build_examples(16), **{**same, "max_steps": 2}, per_device_train_batch_size=4).train()
+    resumed = build_trainer(build_examples(16), **same, per_device_train_batch_size=8)
+    resumed.data_collator = collate
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    assert set(sizes) == {8}
+
+
 # Language models that learn completions
 
 

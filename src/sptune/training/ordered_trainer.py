@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import TrainOutput
 
 from sptune.training.data_order import (
     EpochSampler,
@@ -29,6 +30,12 @@ class OrderedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._evaluated: dict[str, Any] = {}
         self.add_callback(PersistentWorkers())
+
+    def _inner_training_loop(self, batch_size: int | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        # Transformers 4 resumes with the checkpoint's batch size, which another number of processes had.
+        if not self.args.auto_find_batch_size:
+            batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(batch_size, *args, **kwargs)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """As in transformers, but several processes train on the batches that one process would train on."""
