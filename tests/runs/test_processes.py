@@ -59,10 +59,12 @@ def fit_in(processes: int, runs: Runs, folder: Path, **environment: str) -> None
     """Does the runs, one after another, in several processes."""
     listed = folder / "runs.json"
     listed.write_text(json.dumps(runs))
+    # Transformers 4 leaves the dtype of this process's last training in the environment.
+    own = {"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
         [*launch, str(SCRIPT), str(listed)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, timeout=400,
+        env={**os.environ, **own, **environment}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
