@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from datetime import date
 from itertools import combinations
 from pathlib import Path
@@ -20,7 +21,7 @@ from sptune.compare.pictures import plot_layers, plot_scores
 from sptune.compare.run_log import RunLog
 from sptune.compare.summary import interval, interval_within, mean_of_means, summarize
 from sptune.compare.tables import score_table
-from sptune.errors import InputError
+from sptune.errors import InputError, SptuneError
 from sptune.prompt_config import DEFAULT_BOTTLENECK_DIM
 from sptune.tasks import BENCHMARK_TASKS
 
@@ -653,6 +654,21 @@ def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
     assert RunLog(tmp_path).claim("b") is not None
     own.release()
     assert RunLog(tmp_path).claim("a") is not None
+
+
+@pytest.mark.parametrize("writing", [lambda log: log.claim("a"), lambda log: log.append({"run": "a"})])
+def test_a_folder_that_is_made_again_in_place_of_a_removed_one_is_not_taken_for_it(
+    tmp_path: Path, writing: Callable[[RunLog], Any]
+) -> None:
+    """Taking a lock makes the folder of locks if the study's folder is removed just before."""
+    folder = tmp_path / "study"
+    log = RunLog(folder)
+    folder.rename(tmp_path / "moved")
+    (folder / "locks").mkdir(parents=True)
+    (folder / "locks" / "b.lock").touch()
+    with pytest.raises(SptuneError, match="was removed or moved"):
+        writing(log)
+    assert not folder.exists()
 
 
 def test_names_of_methods_in_a_picture_can_be_read(tmp_path: Path) -> None:

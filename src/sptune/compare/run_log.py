@@ -8,6 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sptune import whole_files
 from sptune.compare.run_spec import Row
 from sptune.compare.study_run import FAILED
 from sptune.errors import InputError, SptuneError
@@ -15,6 +16,8 @@ from sptune.runs import output_folder as outputs
 
 ROWS_FILE = "runs.jsonl"
 LOCKS_FOLDER = "locks"
+# In the folder of locks; a folder that taking a lock has made in place of a removed one lacks it.
+MARKER_FILE = "study"
 # Holds a folder for each run while it is under way.
 RUNS_FOLDER = "runs"
 
@@ -49,6 +52,8 @@ class RunLog:
         self.path = folder / ROWS_FILE
         self._locks = folder / LOCKS_FOLDER
         self._locks.mkdir(parents=True, exist_ok=True)
+        self._marker = self._locks / MARKER_FILE
+        self._marker.touch()
         self.lock = outputs.file_lock(self.path)
 
     def read(self) -> list[Row]:
@@ -75,13 +80,19 @@ class RunLog:
             lock.acquire(blocking=False)
         except Timeout:
             return None
+        try:
+            self._check_folder()
+        except SptuneError:
+            lock.release()
+            raise
         return lock
 
     def _check_folder(self) -> None:
         """Refuse to make a new folder in place of the study's."""
-        if self._locks.is_dir():
+        if self._marker.is_file():
             return
-        # A run that was under way has made the folders that it writes into again.
+        # A lock that was taken, or a run that was under way, has made the folders that it writes into again.
+        whole_files.remove(self._locks)
         for made in (self.folder / RUNS_FOLDER, self.folder):
             with contextlib.suppress(OSError):  # it is not there, or something else is in it
                 made.rmdir()
