@@ -10,9 +10,10 @@ other load affects them equally:
 - PEFT's LoRA (r = 8, query and value), in the same way;
 - LoRA one adapter at a time: `set_adapter` and the rows of that adapter, adapter by adapter.
 
-Adapters have sptune's defaults and random weights, which take as long as trained ones. All models share the weights of
-the backbone. Times are medians over the rounds; a ratio is the median over the rounds of the ratio to the bare backbone
-of the same round. Each row of `memory` comes from a process of its own, which loads an adapter a hundred times.
+Adapters have the defaults of `sptune fit`, of language models those with `--task-kind generate` (r = 64), and random
+weights, which take as long as trained ones. All models share the weights of the backbone. Times are medians over the
+rounds; a ratio is the median over the rounds of the ratio to the bare backbone of the same round. Each row of `memory`
+comes from a process of its own, which loads an adapter a hundred times.
 
 Set OMP_NUM_THREADS=1 on a CPU. With CUDA, everything runs there.
 """
@@ -42,7 +43,7 @@ from resumable_runs import begun_results
 from speed import DEVICE, copy_sharing_weights, machine, minilm, seconds
 from sptune import SPTConfig
 from sptune.config import default_candidates
-from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS, GENERATION_BOTTLENECK_DIM
 from sptune.search.layer_selection import evenly_spaced
 from subsets import smollm2
 
@@ -95,7 +96,7 @@ SETTINGS = {
 
 
 def adapter_config(backbone: Any, method: str) -> Any:
-    """The configuration of an adapter with random weights, at the layers that sptune takes without a search."""
+    """What `fit` takes without a search, for language models to generate text; the weights are random."""
     causal = hasattr(backbone, "lm_head")
     task = TaskType.CAUSAL_LM if causal else TaskType.SEQ_CLS
     if method == "lora":
@@ -103,7 +104,8 @@ def adapter_config(backbone: Any, method: str) -> Any:
         return LoraConfig(task_type=task, r=8, target_modules=targets, init_lora_weights=False)
     candidates = default_candidates(backbone.config.num_hidden_layers, method)
     layers = evenly_spaced(candidates, DEFAULT_NUM_PROMPT_LAYERS[method])
-    return SPTConfig(task_type=task, placement=method, prompt_layers=layers, init_weights=False)
+    width = GENERATION_BOTTLENECK_DIM if causal and method == "add" else None
+    return SPTConfig(task_type=task, placement=method, prompt_layers=layers, bottleneck_dim=width, init_weights=False)
 
 
 def with_adapters(backbone: nn.Module, method: str, number: int) -> PeftModel:

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from instruction import DEVELOPMENT_SEED, SEEDS
+from instruction import DEFAULT, DEVELOPMENT_SEED, LORA, NARROW, SEEDS, Method, method_of
 from markdown_table import markdown_table
 from sptune.runs.output_folder import read_json_lines
 
 ROWS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "instruction.jsonl"
 # By method and kind of trainer; "before" is SPTTrainer when it computed all logits.
+ZERO_SHOT: Method = ("zero-shot", None)
 TITLES = {
-    ("zero-shot", None): "no training",
-    ("lora", "transformers"): "LoRA r=8, `Trainer`",
-    ("lora", "sptune"): "LoRA r=8, `SPTTrainer`",
-    ("spt", "sptune"): "**`spt`**, `SPTTrainer`",
-    ("lora", "before"): "LoRA r=8, all logits",
-    ("spt", "before"): "**`spt`**, all logits",
+    (ZERO_SHOT, None): "no training",
+    (LORA, "transformers"): "LoRA r=8, `Trainer`",
+    (LORA, "sptune"): "LoRA r=8, `SPTTrainer`",
+    (DEFAULT, "sptune"): "**`spt`**, `SPTTrainer`",
+    (NARROW, "sptune"): "`spt` with r=4, `SPTTrainer`",
+    (LORA, "before"): "LoRA r=8, all logits",
+    (NARROW, "before"): "`spt` with r=4, all logits",
 }
 Row = dict[str, Any]
 
@@ -48,20 +50,28 @@ def instruction_table() -> str:
     return markdown_table(columns, lines)
 
 
-def instruction_rates(method: str) -> str:
-    """A method's held-out loss by learning rate, on the development seed."""
-    rows = [row for row in read_json_lines(ROWS) if row["method"] == method and row["seed"] == DEVELOPMENT_SEED]
+def instruction_rates(method: str, width: str | None = None) -> str:
+    """A method's held-out loss by learning rate, on the development seed.
+
+    Args:
+        method: "lora" or "spt".
+        width: r of the latter.
+    """
+    rows = [row for row in read_json_lines(ROWS) if row["seed"] == DEVELOPMENT_SEED]
+    rows = [row for row in rows if method_of(row) == (method, width and int(width))]
     rows.sort(key=lambda row: row["learning_rate"])
     return ", ".join(f"{row['loss']:.3f} with {row['learning_rate']:g}" for row in rows) or "not measured yet"
 
 
-def instruction_difference(kind: str) -> str:
+def instruction_difference(kind: str, width: str = "") -> str:
     """How far spt is from LoRA in held-out loss and training time, over the seeds that both have.
 
     Args:
         kind: of LoRA's trainer.
+        width: r of spt; the default if it is left out.
     """
-    spt, lora = _runs("spt", "before" if kind == "before" else "sptune"), _runs("lora", kind)
+    method: Method = ("spt", int(width)) if width else DEFAULT
+    spt, lora = _runs(method, "before" if kind == "before" else "sptune"), _runs(LORA, kind)
     both = [(spt[seed], lora[seed]) for seed in spt if seed in lora]
     if not both:
         return "not measured yet"
@@ -73,9 +83,9 @@ def instruction_difference(kind: str) -> str:
     return f"{np.mean(losses):+.3f}{interval} nats, {ratio:.2f} times the training time ({number})"
 
 
-def _runs(method: str, kind: str | None) -> dict[int, Row]:
+def _runs(method: Method, kind: str | None) -> dict[int, Row]:
     """The rows of a method and a kind of trainer by seed, without those of the development seed."""
-    rows = [row for row in read_json_lines(ROWS) if row["method"] == method and row["seed"] in SEEDS]
+    rows = [row for row in read_json_lines(ROWS) if method_of(row) == method and row["seed"] in SEEDS]
     return {row["seed"]: row for row in rows if kind is None or row.get("trainer", "before") == kind}
 
 

@@ -32,6 +32,8 @@ PREPEND_DEFAULTS: dict[str, Any] = {
 # By placement: r, and how many layers a search takes. With about as many parameters, four narrow bottlenecks do better
 # than two wide ones (benchmarks/defaults.py).
 DEFAULT_BOTTLENECK_DIM = {"add": 4, "prepend": 8}
+# r of added prompts in runs whose task is to generate text, which learn more (benchmarks/instruction.py).
+GENERATION_BOTTLENECK_DIM = 64
 DEFAULT_NUM_PROMPT_LAYERS = {"add": 4, "prepend": 2}
 
 
@@ -80,7 +82,8 @@ class PromptConfig:
         default=None,  # type: ignore[assignment]
         metadata={
             "help": "r, the width between the generator's projections. "
-            f"Default: {DEFAULT_BOTTLENECK_DIM['add']}; prepend: {DEFAULT_BOTTLENECK_DIM['prepend']}."
+            f"Default: {DEFAULT_BOTTLENECK_DIM['add']}, in runs with task_kind='generate' {GENERATION_BOTTLENECK_DIM}; "
+            f"prepend: {DEFAULT_BOTTLENECK_DIM['prepend']}."
         },
     )
     projection: str = field(

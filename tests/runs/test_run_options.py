@@ -231,6 +231,24 @@ def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
     assert (made.prompts.placement, made.prompts.generator, made.search.searcher) == ("add", "bottleneck", "spt_darts")
 
 
+@pytest.mark.parametrize(
+    ("given", "width"),
+    [
+        ({}, 64),
+        ({"bottleneck_dim": 4}, 4),
+        ({"prompts": PromptConfig(bottleneck_dim=4)}, 4),
+        ({"placement": "prepend"}, 8),
+        ({"preset": "paper"}, RunOptions(preset="paper").prompts.bottleneck_dim),
+    ],
+)
+def test_a_task_that_generates_text_has_wider_prompts(given: dict[str, Any], width: int) -> None:
+    made = RunOptions(task_kind="generate", **given)
+    assert made.prompts.bottleneck_dim == width
+    again = RunOptions.from_mapping({**made.lasting(), "versions": {"sptune": "0.1"}}, "config.yaml")
+    assert again.prompts == made.prompts
+    assert RunOptions(**given).prompts.bottleneck_dim == (width if given else 4)
+
+
 MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}
 
 

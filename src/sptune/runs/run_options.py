@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.prompt_config import PAPER_FIELDS, PromptConfig
+from sptune.prompt_config import GENERATION_BOTTLENECK_DIM, PAPER_FIELDS, PromptConfig
 from sptune.runs.option_checks import check_combinations, check_ranges
 from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.option_mappings import (
@@ -86,6 +86,9 @@ class RunOptions(OptionFields):
         if values.get("prompts") is not None:
             return dataclasses.replace(checked_group(values, "prompts", PromptConfig), **given)
         preset = PAPER_FIELDS if self.preset == "paper" else {}
+        added = given.get("placement", "add") == "add" and given.get("generator", "bottleneck") == "bottleneck"
+        if self.task_kind == "generate" and added and not preset:
+            preset = {"bottleneck_dim": GENERATION_BOTTLENECK_DIM}
         return PromptConfig(**{**preset, **given})
 
     def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
