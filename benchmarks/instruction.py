@@ -8,7 +8,7 @@ search) and r = 64; beside it stands r = 4, the default of tasks with classes. L
 and learning rates are the best of those tried on other conversations, drawn with a development seed. All take 60 steps
 of batch 16. `spt` trains with sptune's SPTTrainer, which caches the frozen lower layers and computes logits only where
 a label is predicted. LoRA trains twice: with transformers' Trainer, as its users do, and with SPTTrainer, which can
-save it the logits but no layers. A seed draws the conversations, their order and the initialization. Times are of the
+save it the logits but no layers. A seed draws the conversations and the initialization. Times are of the
 processor, of one thread, so that other processes hardly change them. Each run is one line of the output and is never
 repeated.
 
@@ -58,6 +58,7 @@ RATES: dict[Method, tuple[float, ...]] = {
     ("spt", 16): (5e-3, 1e-2),
     ("spt", 32): (5e-3,),
     DEFAULT: (2.5e-3, 5e-3, 1e-2),
+    ("spt", 128): (5e-3,),
     LORA: (1e-3, 3e-3, 6e-3),
 }
 TRAINERS: dict[str, type[Trainer]] = {"sptune": SPTTrainer, "transformers": Trainer}

@@ -665,7 +665,6 @@ def test_a_folder_that_is_made_again_in_place_of_a_removed_one_is_not_taken_for_
     log = RunLog(folder)
     folder.rename(tmp_path / "moved")
     (folder / "locks").mkdir(parents=True)
-    (folder / "locks" / "b.lock").touch()
     with pytest.raises(SptuneError, match="was removed or moved"):
         writing(log)
     assert not folder.exists()

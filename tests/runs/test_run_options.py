@@ -249,6 +249,28 @@ def test_a_task_that_generates_text_has_wider_prompts(given: dict[str, Any], wid
     assert RunOptions(**given).prompts.bottleneck_dim == (width if given else 4)
 
 
+@pytest.mark.parametrize(
+    ("written", "given", "width"),
+    [
+        ({"task_kind": "generate"}, {"placement": "prepend"}, 8),
+        ({"task_kind": "generate"}, {"preset": "paper"}, 8),
+        ({"task_kind": "generate"}, {"task_kind": "classifier"}, 4),
+        ({"task_kind": "generate"}, {"max_steps": 5}, 64),
+        ({"task_kind": "generate", "bottleneck_dim": 16}, {"task_kind": "classifier"}, 16),
+        ({"task_kind": "generate", "generator": "static"}, {"generator": "bottleneck"}, 64),
+        ({"task_kind": "generate", "placement": "prepend"}, {"placement": "add"}, 64),
+        ({"task_kind": "generate", "preset": "paper"}, {"placement": "add"}, 64),
+        ({"task_kind": "classifier"}, {"task_kind": "generate"}, 64),
+        ({"task_kind": "classifier"}, {"task_kind": "generate", "bottleneck_dim": 4}, 4),
+    ],
+)
+def test_another_kind_of_prompts_over_a_runs_file_has_its_own_width(
+    written: dict[str, Any], given: dict[str, Any], width: int
+) -> None:
+    made = RunOptions.from_mapping(merged(as_a_run_writes(**written), given), "again")
+    assert made.prompts.bottleneck_dim == width
+
+
 MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}
 
 

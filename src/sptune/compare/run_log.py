@@ -80,20 +80,22 @@ class RunLog:
             lock.acquire(blocking=False)
         except Timeout:
             return None
-        try:
-            self._check_folder()
-        except SptuneError:
+        if not self._is_there():
             lock.release()
-            raise
+            whole_files.remove(Path(lock.lock_file))
+        self._check_folder()
         return lock
+
+    def _is_there(self) -> bool:
+        """Whether the folder is that of the study, and none that was made in its place."""
+        return self._marker.is_file() or self.path.is_file()
 
     def _check_folder(self) -> None:
         """Refuse to make a new folder in place of the study's."""
-        if self._marker.is_file():
+        if self._is_there():
             return
         # A lock that was taken, or a run that was under way, has made the folders that it writes into again.
-        whole_files.remove(self._locks)
-        for made in (self.folder / RUNS_FOLDER, self.folder):
+        for made in (self._locks, self.folder / RUNS_FOLDER, self.folder):
             with contextlib.suppress(OSError):  # it is not there, or something else is in it
                 made.rmdir()
         raise SptuneError(

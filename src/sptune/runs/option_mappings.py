@@ -9,7 +9,14 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sptune.errors import InputError
-from sptune.prompt_config import GENERATORS, PAPER_FIELDS, PREPEND_DEFAULTS, PromptConfig
+from sptune.prompt_config import (
+    DEFAULT_BOTTLENECK_DIM,
+    GENERATION_BOTTLENECK_DIM,
+    GENERATORS,
+    PAPER_FIELDS,
+    PREPEND_DEFAULTS,
+    PromptConfig,
+)
 from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
 from sptune.search.searchers import SEARCHERS
 from sptune.whole_files import expanded
@@ -108,6 +115,16 @@ def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kept.items() if name not in unused}
 
 
+def default_bottleneck_dim(options: Mapping[str, Any]) -> int:
+    """The width r that the prompts of a run with these options have if none is given."""
+    usual = PAPER_FIELDS["placement"] if options.get("preset") == "paper" else "add"
+    placement = str(options.get("placement") or usual)
+    bottleneck = (options.get("generator") or "bottleneck") == "bottleneck"
+    if placement == "add" and bottleneck and options.get("task_kind") == "generate":
+        return GENERATION_BOTTLENECK_DIM
+    return DEFAULT_BOTTLENECK_DIM.get(placement, 0)
+
+
 def _trains(searcher: Any) -> bool:
     """Whether a searcher may train networks; one that is unknown is refused elsewhere."""
     return str(searcher) not in SEARCHERS or SEARCHERS[str(searcher)].trained
@@ -137,9 +154,14 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
     """
     written, given = flattened(written), flattened(given)
     said = {name for name, value in given.items() if value is not None}
-    if said & {"placement", "preset"}:
-        replaced = _replaced_prompts(written, given)
-        written = {name: value for name, value in written.items() if name not in replaced}
+    replaced = _replaced_prompts(written, given) if said & {"placement", "preset"} else set()
+    if "versions" in written:
+        before = without_records(written)
+        kept = {name: value for name, value in before.items() if name not in replaced}
+        now = default_bottleneck_dim({**kept, **{name: given[name] for name in said}})
+        if written.get("bottleneck_dim") == default_bottleneck_dim(before) != now:
+            replaced.add("bottleneck_dim")
+    written = {name: value for name, value in written.items() if name not in replaced}
     excluded = _excluded(written, {name: given[name] for name in said})
     return {**{name: value for name, value in without_records(written).items() if name not in excluded}, **given}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.prompt_config import GENERATION_BOTTLENECK_DIM, PAPER_FIELDS, PromptConfig
+from sptune.prompt_config import PAPER_FIELDS, PromptConfig
 from sptune.runs.option_checks import check_combinations, check_ranges
 from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.option_mappings import (
@@ -23,6 +23,7 @@ from sptune.runs.option_mappings import (
     RENAMED,
     SEARCH_FIELDS,
     checked_group,
+    default_bottleneck_dim,
     flattened,
     with_new_names,
     without_records,
@@ -85,11 +86,9 @@ class RunOptions(OptionFields):
             given.pop("candidate_layers", None)  # a file of a run that searched names them
         if values.get("prompts") is not None:
             return dataclasses.replace(checked_group(values, "prompts", PromptConfig), **given)
-        preset = PAPER_FIELDS if self.preset == "paper" else {}
-        added = given.get("placement", "add") == "add" and given.get("generator", "bottleneck") == "bottleneck"
-        if self.task_kind == "generate" and added and not preset:
-            preset = {"bottleneck_dim": GENERATION_BOTTLENECK_DIM}
-        return PromptConfig(**{**preset, **given})
+        given = {**(PAPER_FIELDS if self.preset == "paper" else {}), **given}
+        width = default_bottleneck_dim({**given, "task_kind": self.task_kind})
+        return PromptConfig(**{"bottleneck_dim": width or None, **given})
 
     def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
         given = {name: values[name] for name in SEARCH_FIELDS if values.get(name) is not None}
