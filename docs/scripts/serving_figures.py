@@ -46,6 +46,11 @@ def serving_ratio(method: str, *words: str) -> str:
     return f"{_with_all(method, ' '.join(words))['by_backbone']:.2f}"
 
 
+def serving_rate(method: str, *words: str) -> str:
+    """A method's tokens a second with as many adapters as rows by the bare backbone's."""
+    return f"{1 / _with_all(method, ' '.join(words))['by_backbone']:.2f}"
+
+
 def serving_times(method: str, other: str, *words: str) -> str:
     """A method's time with as many adapters as rows by another method's; `one-at-a-time` is LoRA's."""
     first, second = (
@@ -107,6 +112,7 @@ FIGURES: dict[str, Callable[..., str]] = {
     "serving_machine": serving_machine,
     "serving_memory": serving_memory,
     "serving_missing": serving_missing,
+    "serving_rate": serving_rate,
     "serving_ratio": serving_ratio,
     "serving_times": serving_times,
 }
