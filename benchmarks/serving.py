@@ -59,10 +59,14 @@ def smollm2_writer() -> nn.Module:
 
 
 def llama_shape() -> nn.Module:
-    """The shape of Llama-3.2-1B (16 layers, d = 2048) in bfloat16 with random weights."""
+    """The shape of Llama-3.2-1B (16 layers, d = 2048) with random weights.
+
+    In float32 on CPUs: many of them need several times the weights' memory to multiply by a head of 128,256 words in
+    bfloat16.
+    """
     shape = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(vocab_size=128256, intermediate_size=8192, tie_word_embeddings=True, **shape)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if DEVICE == "cpu" else torch.bfloat16)
 
 
 @dataclass(frozen=True)
