@@ -66,7 +66,7 @@ def llama_shape() -> nn.Module:
     """
     shape = {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(vocab_size=128256, intermediate_size=8192, tie_word_embeddings=True, **shape)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if DEVICE == "cpu" else torch.bfloat16)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32 if DEVICE.type == "cpu" else torch.bfloat16)
 
 
 @dataclass(frozen=True)
