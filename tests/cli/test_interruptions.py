@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from sptune.cli.app import running
 from sptune.cli.commands import main
 from sptune.cli.system_errors import in_words
 
@@ -84,6 +86,24 @@ def test_a_signal_loses_nothing(
     assert "Traceback" not in told
     resume(folder)
     assert_same_result(folder, whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_told_by_its_exit_code_if_a_library_raises_its_own_interrupt(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Ray does."""
+
+    def call_library() -> None:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(typer.Exit) as left, running():
+        call_library()
+    assert left.value.exit_code == code
+    assert {130: "Interrupted", 143: "Terminated"}[code] in capsys.readouterr().err
 
 
 def _limit_files() -> None:

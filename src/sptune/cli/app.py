@@ -159,13 +159,21 @@ def _terminated_as_interrupted() -> Iterator[None]:
         yield
         return
 
+    received = threading.Event()
+
     def stop(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        received.set()
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
+    except KeyboardInterrupt as error:
+        # Ray raises one of its own in place of the handler's.
+        if received.is_set() and not isinstance(error, Terminated):
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
