@@ -657,14 +657,16 @@ def test_a_run_has_one_worker_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writing", [lambda log: log.claim("a"), lambda log: log.append({"run": "a"})])
+@pytest.mark.parametrize("made_again", [False, True])
 def test_a_folder_that_is_made_again_in_place_of_a_removed_one_is_not_taken_for_it(
-    tmp_path: Path, writing: Callable[[RunLog], Any]
+    tmp_path: Path, writing: Callable[[RunLog], Any], made_again: bool
 ) -> None:
-    """Taking a lock makes the folder of locks if the study's folder is removed just before."""
+    """Taking a lock makes the folder of locks."""
     folder = tmp_path / "study"
     log = RunLog(folder)
     folder.rename(tmp_path / "moved")
-    (folder / "locks").mkdir(parents=True)
+    if made_again:
+        (folder / "locks").mkdir(parents=True)
     with pytest.raises(SptuneError, match="was removed or moved"):
         writing(log)
     assert not folder.exists()

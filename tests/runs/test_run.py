@@ -232,9 +232,8 @@ def test_config_fed_back_repeats_the_run(options: dict[str, Any], tmp_path: Path
     config = yaml.safe_load((first.output_dir / "config.yaml").read_text())
     assert config["learning_rate"] == 5e-3
     assert config["head_pooling"] == "mean"
-    assert config["versions"]["torch"] == importlib.metadata.version(
-        "torch"
-    )  # builds for CUDA call themselves otherwise
+    # PyTorch's builds for CUDA give another version of themselves.
+    assert config["versions"]["torch"] == importlib.metadata.version("torch")
     second = fit(**config, output_dir=tmp_path / "second")
     assert (second.output_dir / "predictions.jsonl").read_text() == (first.output_dir / "predictions.jsonl").read_text()
     assert second.prompt_layers == first.prompt_layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
@@ -74,16 +75,15 @@ class RunLog:
 
     def claim(self, run: str) -> FileLock | None:
         """The lock of a run, to be released by the caller; None if another process is at work on it."""
-        self._check_folder()
         lock = FileLock(self._locks / f"{run}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
             return None
-        if not self._is_there():
+        if not self._is_there():  # checked now, because taking the lock makes the folder
             lock.release()
             whole_files.remove(Path(lock.lock_file))
-        self._check_folder()
+            self._refuse()
         return lock
 
     def _is_there(self) -> bool:
@@ -91,9 +91,11 @@ class RunLog:
         return self._marker.is_file() or self.path.is_file()
 
     def _check_folder(self) -> None:
-        """Refuse to make a new folder in place of the study's."""
-        if self._is_there():
-            return
+        if not self._is_there():
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        """Refuse to go on in a new folder in place of the study's."""
         # A lock that was taken, or a run that was under way, has made the folders that it writes into again.
         for made in (self._locks, self.folder / RUNS_FOLDER, self.folder):
             with contextlib.suppress(OSError):  # it is not there, or something else is in it
