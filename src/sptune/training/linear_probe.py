@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -65,21 +66,24 @@ class LinearProbe(nn.Module):
     ) -> Dataset:
         """The dataset with one vector for each example, in the column `pooled`, and its label.
 
-        Each process runs the backbone on its share of the batches, and all get the vectors of all.
+        Texts of like length share a batch, which needs little padding. Each process runs the backbone on its share of
+        the batches, and all get the vectors of all.
         """
         model, state = self._whole[0].to(device), PartialState()
+        by_length = np.argsort([len(tokens) for tokens in dataset["input_ids"]], kind="stable").tolist()
         starts = range(0, len(dataset), batch_size)[state.process_index :: state.num_processes]
-        batches = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+        batches = [by_length[start : start + batch_size] for start in starts]
         pooled = []
-        for start, batch in zip(starts, DataLoader(dataset, batch_sampler=batches, collate_fn=collator), strict=True):
+        for rows, batch in zip(batches, DataLoader(dataset, batch_sampler=batches, collate_fn=collator), strict=True):
             labels = batch.pop("labels")
             with torch.no_grad():
                 vectors = model.pool(**{name: value.to(device) for name, value in batch.items()}).float().cpu()
-            pooled.append((start, vectors, labels))
-        pooled = sorted(gather_object(pooled), key=lambda one: one[0])
+            pooled.append((rows, vectors, labels))
+        pooled = gather_object(pooled)
+        in_order = np.argsort([row for rows, _, _ in pooled for row in rows])
         columns = {
-            "pooled": torch.cat([vectors for _, vectors, _ in pooled]).numpy(),
-            "labels": torch.cat([labels for _, _, labels in pooled]).numpy(),
+            "pooled": torch.cat([vectors for _, vectors, _ in pooled]).numpy()[in_order],
+            "labels": torch.cat([labels for _, _, labels in pooled]).numpy()[in_order],
         }
         return Dataset.from_dict(columns).with_format("torch")
 
