@@ -15,7 +15,7 @@ from sptune.errors import InputError
 PARTIAL = ".partial-"
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """The path with the user's folder in place of "~", which shells leave as it is after "=" and in quotation marks."""
     return Path(os.path.expanduser(path))  # Path.expanduser fails where there is no such user
 

@@ -125,10 +125,13 @@ def test_a_study_writes_a_row_a_run_a_summary_and_pictures(parts: dict[str, Any]
     assert {path.name for path in tmp_path.iterdir()} == kept - {"layers.png"}, "this study chooses no layers"
 
 
-def test_what_is_done_is_not_repeated_and_more_seeds_only_add(parts: dict[str, Any], tmp_path: Path) -> None:
+def test_what_is_done_is_not_repeated_and_more_seeds_only_add(
+    parts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compare(parts, tmp_path)
     before = (tmp_path / "runs.jsonl").read_text()
-    compare(parts, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    compare(parts, f"~/{tmp_path.name}")
     assert (tmp_path / "runs.jsonl").read_text() == before
     compare({**parts, "seeds": [0, 1, 2]}, tmp_path)
     after = (tmp_path / "runs.jsonl").read_text()

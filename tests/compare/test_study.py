@@ -184,6 +184,17 @@ def test_paths_may_be_paths(parts: dict[str, Any], data: dict[str, str]) -> None
     assert yaml.safe_dump(study.to_dict()) == yaml.safe_dump(Study.from_mapping(parts, "study").to_dict())
 
 
+def test_the_users_folder_stands_for_its_sign_in_a_study(
+    parts: dict[str, Any], data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(Path(data["train_file"]).parent))
+    signed = {key: f"~/{Path(file).name}" for key, file in data.items()}
+    assert Study.from_mapping({**parts, "tasks": {"words": signed}}, "study") == Study.from_mapping(parts, "study")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(parts))
+    assert Study.read("~/study.yaml") == Study.from_mapping(parts, "study")
+
+
 def test_an_empty_name_of_a_file_is_none(parts: dict[str, Any], data: dict[str, str]) -> None:
     train = {"train_file": data["train_file"]}
     empty = {"validation_file": "", "dataset": "", "gguf_file": ""}  # the task does without what holds for others

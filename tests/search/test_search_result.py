@@ -35,6 +35,14 @@ def test_what_is_saved_is_loaded(result, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["search.json"], "nothing is left beside the file"
 
 
+def test_the_users_folder_stands_for_its_sign(result, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result.save("~/search.json")
+    assert SearchResult.load("~/search.json") == SearchResult.load(tmp_path / "search.json") == result
+    result.plot("~/search.png")
+    assert (tmp_path / "search.png").exists()
+
+
 def test_what_diverged_is_saved_as_json(result, tmp_path):
     path = tmp_path / "search.json"
     diverged = replace(result, scores=[-0.5, -math.inf], gates=None, history=[{"step": 2, "losses": [0.5, math.inf]}])

@@ -48,8 +48,9 @@ def test_an_interrupted_training_resumes_with_its_file(build_trainer, bert, tmp_
     )  # fmt: skip
 
 
-def test_a_kept_file_serves_the_next_training(build_trainer, bert, tmp_path):
-    settings, values = ActivationCacheSettings(memory=0, folder=str(tmp_path / "shared"), keep=True), []
+def test_a_kept_file_serves_the_next_training(build_trainer, bert, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings, values = ActivationCacheSettings(memory=0, folder="~/shared", keep=True), []
     for _ in range(2):
         trainer = build_trainer(bert, settings)
         runs = BlocksRun(trainer.model)
@@ -57,6 +58,7 @@ def test_a_kept_file_serves_the_next_training(build_trainer, bert, tmp_path):
         trainer.train()
         values.append(trainer.losses.values)
     assert sum(runs.by_epoch) <= 2, "only the check of the first batch runs the lower layers"
+    assert any((tmp_path / "shared").iterdir())
     torch.testing.assert_close(torch.tensor(values[0]), torch.tensor(values[1]), rtol=1e-5, atol=0)
 
 

@@ -30,6 +30,7 @@ from sptune.runs.output_folder import REPORT_FILE
 from sptune.runs.progress import processes
 from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.task_data import read_data
+from sptune.whole_files import expanded
 
 TABLES_FILE = "summary.md"
 PICTURES = BY_PARAMETERS, BY_TIME, LAYERS = "accuracy_by_parameters.png", "accuracy_by_time.png", "layers.png"
@@ -81,7 +82,7 @@ def compare(
         SptuneError: the folder was removed meanwhile, or, as InputError, the study or its data cannot be right.
     """
     study = dataclasses.replace(as_study(study))  # its runs are of the files as they are now
-    folder, watcher, only = Path(output_dir), watcher or Watcher(), methods_of(study, only)
+    folder, watcher, only = expanded(output_dir), watcher or Watcher(), methods_of(study, only)
     _check_call(study, folder)
     begun = read_rows(folder)
     failed = {row["run"] for row in study.own(begun, only) if row["state"] == FAILED and retry_failed}

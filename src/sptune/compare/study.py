@@ -20,6 +20,7 @@ from sptune.runs.run_options import (
     SHARED_OPTIONS,
     RunOptions,
 )
+from sptune.whole_files import expanded
 
 DEFAULT_SEEDS = (0, 1, 2)
 # Learning rates are chosen on a draw of the data that no result is reported on.
@@ -55,7 +56,7 @@ class Study:
         Raises:
             InputError: the file cannot be read, or what `from_mapping` raises.
         """
-        return cls.from_mapping(outputs.read_config(Path(path)), str(path))
+        return cls.from_mapping(outputs.read_config(expanded(path)), str(path))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> Study:
@@ -285,8 +286,8 @@ def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
     """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
     options = {key: value for key, value in options.items() if key not in PLACES or value != ""}
-    local = {key: value for key in PLACES if isinstance(value := options.get(key), str) and Path(value).exists()}
-    return {**options, **{key: str(Path(value).resolve()) for key, value in local.items()}}
+    places = {key: expanded(value) for key in PLACES if isinstance(value := options.get(key), str)}
+    return {**options, **{key: str(place.resolve()) for key, place in places.items() if place.exists()}}
 
 
 def _methods(given: Any, where: str) -> dict[str, Method]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,6 +14,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from sptune.errors import InputError
+from sptune.whole_files import expanded
 
 FORMATS = (".png", ".svg")
 PASSED_OVER = "#9aa0a6"
@@ -49,7 +49,8 @@ def plot_search(
     """
     if not history:
         raise InputError("There is nothing to draw: the history of the search is empty.")
-    if path is not None and Path(path).suffix.lower() not in FORMATS:
+    place = None if path is None else expanded(path)
+    if place is not None and place.suffix.lower() not in FORMATS:
         raise InputError(f"{path}: pictures are written as {' or '.join(FORMATS)}; give a path that ends so.")
     colors = _layer_colors(candidate_layers, prompt_layers)
     figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained", facecolor="white")
@@ -60,9 +61,9 @@ def plot_search(
     else:
         _draw_lines(over_time, history, candidate_layers, prompt_layers, colors)
     _draw_scores(at_the_end, scores, score_name, candidate_layers, prompt_layers, colors)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(place)
     return figure
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sptune.config import SPTConfig
 from sptune.errors import InputError
 from sptune.search.search_config import SearchConfig
-from sptune.whole_files import read_json, write_json
+from sptune.whole_files import expanded, read_json, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +57,7 @@ class SearchResult:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON; the file appears whole or not at all."""
-        write_json(Path(path), self.to_dict())
+        write_json(expanded(path), self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SearchResult:
@@ -67,7 +66,7 @@ class SearchResult:
         Raises:
             InputError: the file is missing, or not a search result.
         """
-        values = read_json(Path(path))
+        values = read_json(expanded(path))
         names = [one.name for one in fields(cls)]
         required = [one.name for one in fields(cls) if one.default_factory is MISSING]
         missing = [name for name in required if not isinstance(values, dict) or name not in values]

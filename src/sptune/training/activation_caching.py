@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -33,6 +32,7 @@ from sptune.training.frozen_layers import dtype_below, first_trained_layer, with
 from sptune.training.state_reader import StateReader
 from sptune.training.state_sources import CachedTexts
 from sptune.training.token_table import TokenTable
+from sptune.whole_files import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class ActivationCaching:
         size = len(tokens.tokens) * backbone.hidden_size * dtype.itemsize
         # With several processes an example may be another process's in the next epoch, so they share a file.
         in_memory = size <= settings.memory * GIB and args.world_size == 1
-        folder = None if in_memory else Path(settings.folder or args.output_dir or ".")
+        folder = None if in_memory else expanded(settings.folder or args.output_dir or ".")
         return ActivationCachePlan(layer, backbone.hidden_size, dtype, size, folder), tokens
 
     def _why_not(self, backbone: Backbone | None, layer: int | None) -> str | None:
