@@ -275,7 +275,8 @@ def report(given: argparse.Namespace, settings: Settings) -> None:
         singles = sorted(table.accuracies(task, 1).items())
         console.print(f"{task}, one layer: " + ", ".join(f"{layers[0]} {accuracy:.1f}" for layers, accuracy in singles))
     sizes = range(1, len(table.candidates) + 1)
-    if all(len(table.draws(task, *sizes)) > 1 for task in tasks):
+    known = all(table.accuracies(task, size) for task in tasks for size in sizes)
+    if known and all(len(table.draws(task, *sizes)) > 1 for task in tasks):
         console.print(_numbers_of_layers(table, tasks, sizes))
     rows = read_json_lines(given.output)
     for size in SIZES[given.backbone] if rows else ():

@@ -25,6 +25,7 @@ TASKS = {"trec": "TREC", "sst2": "SST-2", "mr": "MR", "mrpc": "MRPC"}
 SEARCHERS = {
     "subsets_prepend": ("searchers_prepend", "searchers"),
     "subsets_smollm2_prepend": ("searchers_smollm2_prepend", "searchers_smollm2"),
+    "subsets_smollm2": ("searchers_smollm2", "searchers_smollm2"),
 }
 
 # What ablation.py correlates.
@@ -47,14 +48,15 @@ def _table(name: str) -> SubsetTable:
     return SubsetTable(searchers.read_json_lines(RESULTS / f"{name}.jsonl"))
 
 
-def single_layers(name: str) -> str:
+def single_layers(name: str, *tasks: str) -> str:
     """Accuracy of a prompt at one layer alone, by task; the best layer in bold.
 
     Args:
         name: of the table's file, such as "subsets_prepend".
+        tasks: of a table that is not complete, those that it has all single layers of.
     """
     table, rows = _table(name), []
-    for task in (one for one in TASKS if one in table.tasks):
+    for task in (one for one in TASKS if one in (tasks or table.tasks)):
         found = {layers[0]: accuracy for layers, accuracy in sorted(table.accuracies(task, 1).items())}
         best = f"{max(found.values()):.1f}"
         cells = [f"**{best}**" if f"{value:.1f}" == best else f"{value:.1f}" for value in found.values()]

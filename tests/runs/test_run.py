@@ -570,6 +570,40 @@ def test_a_configuration_that_no_run_wrote_is_left_alone(options: dict[str, Any]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"config.yaml": "max_steps: 3\n"}
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "adapter", "report.html", "metrics.json"])
+def test_what_no_run_wrote_is_not_replaced(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    own = tmp_path / name if "." in name else tmp_path / name / "mine.txt"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("mine")
+    for how in ({}, {"overwrite": True}):
+        with pytest.raises(InputError, match=rf"holds {name}, not written by a run .*name another output folder"):
+            train(**options, prompt_layers=[0], output_dir=tmp_path, **how)
+    assert own.read_text() == "mine"
+
+
+@pytest.mark.parametrize(("accumulation", "steps"), [(1, 9), (2, 6)])
+def test_every_epoch_is_whole(accumulation: int, steps: int, options: dict[str, Any], tmp_path: Path) -> None:
+    """Also where the last batch of an epoch, or the last step's number of batches, is smaller: 48 examples in 20s."""
+    options |= {"max_steps": None, "epochs": 3, "batch_size": 20, "gradient_accumulation_steps": accumulation}
+    train(**options, prompt_layers=[0], linear_probe=False, output_dir=tmp_path)
+    history = json.loads((tmp_path / "training_history.json").read_text())
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["max_steps"] == steps
+    assert max(entry["epoch"] for entry in history) == 3
+
+
+def test_a_run_is_repeated_with_another_searcher(masked_lm: str, finished: Any, tmp_path: Path) -> None:
+    """The file of a run holds its defaults, too; those that belong to its searcher do not go with another one."""
+    config = finished.output_dir / "config.yaml"
+    given = yaml.safe_load(config.read_text())["given"]
+    assert {"model", "train_file", "max_steps"} <= set(given)
+    assert not {"weight_decay", "head_pooling", "output_dir"} & set(given)
+    run_files = ["--config", str(config), "--searcher", "middle", "--output", str(tmp_path / "again")]
+    assert main(["fit", *run_files]) == 0
+    again = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert (again["searcher"], again["model"]) == ("middle", masked_lm)
+    assert set(again["given"]) - {"searcher"} <= set(given)
+
+
 def test_a_run_does_not_replace_what_it_reads(options: dict[str, Any], tmp_path: Path) -> None:
     """Such as its own predictions, to train on them."""
     folder = tmp_path / "run"

@@ -219,7 +219,8 @@ def test_a_searcher_that_is_named_goes_before_the_preset() -> None:
 
 def as_a_run_writes(**options: Any) -> dict[str, Any]:
     """What config.yaml holds of a run with these options."""
-    return {**RunOptions(**options).lasting(), "versions": {"sptune": "0.1"}}
+    made = RunOptions(**options)
+    return {**made.lasting(), "given": sorted(made.given), "versions": {"sptune": "0.1"}}
 
 
 def test_another_placement_over_a_runs_file_brings_its_own_defaults() -> None:
@@ -269,6 +270,82 @@ def test_another_kind_of_prompts_over_a_runs_file_has_its_own_width(
 ) -> None:
     made = RunOptions.from_mapping(merged(as_a_run_writes(**written), given), "again")
     assert made.prompts.bottleneck_dim == width
+
+
+def as_the_demo_writes(**asked: Any) -> dict[str, Any]:
+    """What config.yaml holds of a run that chose all but what was asked for."""
+    chosen = {"model": "a/b", "train_file": "/data/a.csv", "text_columns": ["text"], "task_kind": "classifier",
+              "head_pooling": "mean", "candidate_layers": [1, 2, 3, 4], "num_prompt_layers": 4, "selection": "sets",
+              "learning_rate": 5e-3, "head_learning_rate": 1e-2, "max_steps": 157, "max_length": 512}  # fmt: skip
+    return {**as_a_run_writes(**{**chosen, **asked}), "given": ["model", "train_file", *asked]}
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen_anew"),
+    [
+        ({"searcher": "spaced"}, {"selection", "num_prompt_layers"}),
+        ({"searcher": "middle"}, {"selection", "num_prompt_layers"}),
+        ({"searcher": "darts"}, {"selection", "num_prompt_layers"}),
+        ({"searcher": "darts", "threshold": 0.5}, {"selection", "num_prompt_layers"}),
+        ({"placement": "prepend"}, {"candidate_layers", "num_prompt_layers", "learning_rate"}),
+        ({"generator": "static"}, {"learning_rate"}),
+        ({"model": "c/d"}, {"candidate_layers", "num_prompt_layers", "max_length", "head_learning_rate"}),
+        ({"train_file": "b.csv"}, {"max_steps", "text_columns"}),
+        ({"batch_size": 32}, {"max_steps"}),
+        ({"epochs": 2.0}, {"max_steps"}),
+        ({"model": "a/b", "seed": 3}, set()),
+    ],
+)
+def test_defaults_of_a_run_that_depend_on_a_change_are_chosen_anew(
+    given: dict[str, Any], chosen_anew: set[str]
+) -> None:
+    before, now = as_the_demo_writes(), merged(as_the_demo_writes(), given)
+    assert chosen_anew.isdisjoint(now)
+    kept = {name for name, value in now.items() if value == before.get(name)}
+    assert {"seed", "weight_decay", "activation"} - set(given) <= kept
+    made = RunOptions.from_mapping(now, "again")
+    assert made.given == {"model", "train_file", *given}
+    if given.get("searcher") == "darts":
+        assert made.search.criterion == "gates"
+
+
+def test_what_was_asked_for_is_kept_beside_a_change_of_what_its_default_depends_on() -> None:
+    written = as_the_demo_writes(num_prompt_layers=2, learning_rate=1e-3, max_steps=40)
+    now = merged(written, {"model": "c/d", "generator": "static", "batch_size": 4})
+    assert (now["num_prompt_layers"], now["learning_rate"], now["max_steps"]) == (2, 1e-3, 40)
+    assert "candidate_layers" not in now
+    again = merged({**as_a_run_writes(**now), "given": now["given"]}, {"searcher": "darts"})
+    assert again["num_prompt_layers"] == 2
+
+
+def test_a_run_that_is_resumed_keeps_all_that_it_chose() -> None:
+    written = as_the_demo_writes()
+    now = merged(written, {"searcher": "spaced", "resume": True, "output_dir": "x"})
+    assert (now["selection"], now["candidate_layers"]) == ("sets", [1, 2, 3, 4])
+    assert RunOptions.from_mapping(merged(written, {"resume": True}), "x").given == {"model", "train_file"}
+
+
+@pytest.mark.parametrize("record", [5, None, [["model"]], {"model": 1}, "model"])
+def test_a_record_of_what_was_asked_for_that_cannot_be_read_does_no_harm(record: Any) -> None:
+    written = {**as_the_demo_writes(), "given": record}
+    assert RunOptions.from_mapping(written, "config.yaml").max_steps == 157
+    assert RunOptions.from_mapping(merged(written, {"seed": 3}), "again").seed == 3
+
+
+def test_a_configuration_beside_a_file_goes_before_it() -> None:
+    written = {**as_a_run_writes(bottleneck_dim=4, searcher="darts"), "given": []}
+    now = merged(written, {"prompts": PromptConfig(bottleneck_dim=16), "resume": True, "output_dir": "x"})
+    made = RunOptions.from_mapping(now, "again")
+    assert (made.prompts.bottleneck_dim, made.search.searcher) == (16, "darts")
+    assert RunOptions(prompts=PromptConfig(bottleneck_dim=16)).given >= {"bottleneck_dim"}
+
+
+def test_configurations_do_not_silently_lose_to_other_options() -> None:
+    with pytest.raises(InputError, match=r"search\.seed=7: the search has the seed of its run; give seed=7"):
+        RunOptions(search=SearchConfig(seed=7))
+    assert RunOptions(search=SearchConfig(seed=7), seed=7).search.seed == 7
+    with pytest.raises(InputError, match="preset='paper' and prompts exclude each other"):
+        RunOptions.from_mapping({"preset": "paper", "prompts": PromptConfig(bottleneck_dim=16)}, "options")
 
 
 MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}

@@ -74,6 +74,24 @@ def test_losses_are_drawn_up_to_where_a_layer_was_dropped():
     assert at_the_end.collections[0].get_offsets()[:, 1].tolist() == [-0.5, -0.75, -2.0]
 
 
+def test_held_out_losses_are_drawn_as_they_are():
+    losses = [[1.0 + step % 2] for step in range(40)]
+    history = [{"step": step, "losses": row} for step, row in enumerate(losses, start=1)]
+    over_time = plot_search(history, [2], [2], [-1.0], "minus the loss").axes[0]
+    assert list(over_time.lines[0].get_ydata())[1:] == [row[0] for row in losses]
+    assert over_time.get_title(loc="left") == "Held-out loss by layer"
+
+
+def test_only_the_first_steps_without_a_gate_loss_are_the_warmup():
+    """With a gate_interval later steps have none, either."""
+    history = walk(3, steps=20, warmup=6)
+    for entry in history[6::2]:
+        entry["gate_loss"] = None
+    figure = plot_search(history, [0, 1, 2], [1], [0.5] * 3, "final gate")
+    (band,) = figure.axes[0].patches
+    assert (band.get_x(), band.get_width()) == (0, 7)
+
+
 def test_one_loss_of_all_layers_is_one_line():
     history = [{"step": step, "loss": 2.0 / step} for step in range(1, 6)]
     over_time, at_the_end = plot_search(history, [0, 1], [1], [-0.5, -0.25], "minus the loss").axes

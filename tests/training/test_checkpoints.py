@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from sptune.errors import InputError
 from sptune.training.checkpoints import KeepLastCheckpoint
 
 SAVING = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "seed": 1}
@@ -36,6 +37,15 @@ def test_a_checkpoint_that_was_not_written_to_its_end_is_passed_over(build_train
     resumed.train(resume_from_checkpoint=True)
     assert len(resumed.losses.values) == 3, "two steps and an evaluation"
     torch.testing.assert_close(torch.tensor(resumed.losses.values), torch.tensor(whole.losses.values[-3:]))
+
+
+def test_without_any_other_checkpoint_a_damaged_one_is_named(build_trainer, bert, tmp_path):
+    trainer = build_trainer(bert, None, **SAVING)
+    trainer.train()
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        _remove_state(checkpoint)
+    with pytest.raises(InputError, match=r"checkpoint-12: was not written to its end.*resume_from_checkpoint"):
+        build_trainer(bert, None, **SAVING).train(resume_from_checkpoint=True)
 
 
 class ClockSetBack(TrainerCallback):

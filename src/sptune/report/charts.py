@@ -76,7 +76,7 @@ def search_curves(search: Mapping[str, Any]) -> Figure | None:
         title, layers = "training loss", ["all"]
         points = [_point(entry["step"], "all", entry["loss"]) for entry in shown]
     else:
-        title = "gate" if kind == "gates" else "training loss"
+        title = "gate" if kind == "gates" else "held-out loss"
         points = [
             _point(entry["step"], layer, entry[kind][place]) for place, layer in enumerate(layers) for entry in shown
         ]
@@ -85,8 +85,7 @@ def search_curves(search: Mapping[str, Any]) -> Figure | None:
     colors = layer_colors(layers, chosen if kind != "loss" else layers)
     color = alt.Color("layer:N", title=None).scale(domain=names, range=colors)
     chart = _lines(points, "value:Q", title, color, [_tip("layer"), _tip("step"), _tip("value", ".4f", title)])
-    of = "gate" if kind == "gates" else "training loss"
-    caption = f"The {of} of each candidate layer over the steps of the search; layers that were not chosen are gray."
+    caption = f"The {title} of each candidate layer over the steps of the search; layers that were not chosen are gray."
     if kind == "loss":
         caption = "Training loss of all layers over the steps of the search."
     last = {point["layer"]: point["value"] for point in points}

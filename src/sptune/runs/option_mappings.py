@@ -12,12 +12,11 @@ from sptune.errors import InputError
 from sptune.prompt_config import (
     DEFAULT_BOTTLENECK_DIM,
     GENERATION_BOTTLENECK_DIM,
-    GENERATORS,
     PAPER_FIELDS,
     PREPEND_DEFAULTS,
     PromptConfig,
 )
-from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
+from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
 from sptune.whole_files import expanded
 
@@ -44,13 +43,37 @@ PROMPT_FIELDS = tuple(one.name for one in dataclasses.fields(PromptConfig))
 SEARCH_FIELDS = tuple(one.name for one in dataclasses.fields(SearchConfig) if one.name != "seed")
 
 # What config.yaml holds besides options: records of the run, not read back.
-RECORDS = ("command", "processes", "versions", "data_files")
+GIVEN = "given"  # the names of the options that were asked for; the others are defaults
+RECORDS = ("command", "processes", "versions", "data_files", GIVEN)
 
 # Options that exclude each other.
 LENGTHS = ("epochs", "max_steps")
 CRITERIA = ("num_prompt_layers", "threshold", "parameter_budget")
 # Options that have no effect with a kind of task.
 OF_OTHER_KINDS = {"classifier": ("template", "label_words"), "verbalizer": ("head_pooling", "head_learning_rate")}
+# On what the default of an option depends.
+BACKBONE, DATA = ("model", "gguf_file"), ("task", "train_file", "dataset", "dataset_config")
+PROMPTS = ("preset", "placement")
+DEPENDS_ON = {
+    **dict.fromkeys(SEARCH_FIELDS, ("preset", "searcher")),
+    **dict.fromkeys((*PREPEND_DEFAULTS, "generator"), PROMPTS),
+    "placement": ("preset",),
+    "searcher": ("preset",),
+    "bottleneck_dim": (*PROMPTS, "generator", "task_kind"),
+    "candidate_layers": (*PROMPTS, *BACKBONE),
+    "num_prompt_layers": (*PROMPTS, *BACKBONE, "searcher", "candidate_layers"),
+    "search_steps": ("preset", "searcher", *LENGTHS),
+    "learning_rate": (*PROMPTS, "generator"),
+    "max_steps": ("epochs", "batch_size", "gradient_accumulation_steps", "few_shot", *DATA),
+    "max_length": BACKBONE,
+    "gguf_file": ("model",),
+    "head_pooling": (*BACKBONE, "task_kind"),
+    "head_learning_rate": (*BACKBONE, "task_kind", "head_pooling"),
+    "task_kind": (*BACKBONE, *DATA, "template"),
+    **dict.fromkeys(("text_columns", "label_column"), (*DATA, "task_kind")),
+    **dict.fromkeys(("prompt_column", "completion_column", "messages_column"), (*DATA, "task_kind")),
+    **dict.fromkeys(("max_new_tokens", "generated_examples", "label_threshold", "label_separator"), ("task_kind",)),
+}
 # Options of the activation cache.
 CACHE_OPTIONS = ("activation_cache_memory", "activation_cache_dtype")
 
@@ -148,22 +171,41 @@ def checked_group(values: Mapping[str, Any], group: str, kind: type[Config]) -> 
 def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a file, replaced by those that are given beside it, without those that these exclude.
 
+    Of a run's config.yaml the defaults that depend on an option that is now another go, too, so that they are chosen
+    anew: what the user asked for is in its record `given`.
+
     Args:
         written: options by name, such as those of a run's config.yaml.
         given: options by name.
     """
-    written, given = flattened(written), flattened(given)
-    said = {name for name, value in given.items() if value is not None}
-    replaced = _replaced_prompts(written, given) if said & {"placement", "preset"} else set()
-    if "versions" in written:
-        before = without_records(written)
-        kept = {name: value for name, value in before.items() if name not in replaced}
-        now = default_bottleneck_dim({**kept, **{name: given[name] for name in said}})
-        if written.get("bottleneck_dim") == default_bottleneck_dim(before) != now:
-            replaced.add("bottleneck_dim")
-    written = {name: value for name, value in written.items() if name not in replaced}
-    excluded = _excluded(written, {name: given[name] for name in said})
-    return {**{name: value for name, value in without_records(written).items() if name not in excluded}, **given}
+    written, given = flattened(written), spelled_out(flattened(given))
+    said = {name: value for name, value in given.items() if value is not None and name != GIVEN}
+    dropped = _excluded(written, said)
+    asked = asked_for(written)
+    if asked is None or said.get("resume"):
+        asked_now = {} if asked is None else {GIVEN: sorted(asked)}
+    else:
+        changed = {name for name, value in said.items() if value != written.get(name)}
+        dropped |= {name for name, on in DEPENDS_ON.items() if name not in asked and not changed.isdisjoint(on)}
+        asked_now = {GIVEN: sorted(asked - dropped | said.keys())}
+    kept = {name: value for name, value in without_records(written).items() if name not in dropped}
+    return {**kept, **asked_now, **given}
+
+
+def asked_for(written: Mapping[str, Any]) -> set[str] | None:
+    """The names of the options that the user of a run asked for, by its config.yaml; None where it does not say."""
+    names = written.get(GIVEN)
+    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else None
+
+
+def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with the fields of a PromptConfig or a SearchConfig by name."""
+    fields: dict[str, Any] = {}
+    for group, names in zip(NESTED, (PROMPT_FIELDS, SEARCH_FIELDS), strict=True):
+        if isinstance(given.get(group), PromptConfig | SearchConfig):
+            fields |= {name: value for name in names if (value := getattr(given[group], name, None)) is not None}
+    kept = {name: value for name, value in given.items() if not (name in NESTED and fields)}
+    return {**fields, **kept}
 
 
 def _excluded(written: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
@@ -176,26 +218,6 @@ def _excluded(written: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
         excluded.update(CACHE_OPTIONS)
     if said.get("model", written.get("model")) != written.get("model"):
         excluded.add("revision")
+    if said.get("placement", written.get("placement")) != written.get("placement"):
+        excluded.add("preset")
     return excluded
-
-
-def _replaced_prompts(written: Mapping[str, Any], given: Mapping[str, Any]) -> set[str]:
-    """The options of a run's file that go with its placement or come from no preset, where `given` names others.
-
-    A run writes its own choices, too. Of another file all that stands in it was asked for.
-    """
-    if "versions" not in written:
-        return set()
-    preset = given.get("preset") is not None and given["preset"] != written.get("preset")
-    old = str(written.get("placement") or "prepend")  # a file from before there was another does not say it
-    new = str(given.get("placement") or (PAPER_FIELDS["placement"] if preset else old))
-    replaced = {"placement", "preset", *PREPEND_DEFAULTS} if new != old else set()
-    if written.get("generator") not in GENERATORS.get(new, ()):
-        replaced.add("generator")
-    if preset:
-        # Of what a preset sets, the defaults need not have been asked for; the rest was.
-        defaults = {"generator": GENERATORS.get(old, (None,))[0], "residual": PREPEND_DEFAULTS["residual"]}
-        if written.get("searcher") == DEFAULT_SEARCHER:
-            defaults |= {"searcher": DEFAULT_SEARCHER, "selection": SearchConfig().criterion}
-        replaced |= {name for name, value in defaults.items() if written.get(name) == value}
-    return replaced

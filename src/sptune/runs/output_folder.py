@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
+from sptune.runs.option_mappings import GIVEN
 from sptune.whole_files import PARTIAL, expanded, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
@@ -40,17 +41,19 @@ MAX_LINE = 2**24
 # In config.yaml: the record of the command that wrote it.
 COMMAND = re.compile(r"^command: (\w+)$", re.MULTILINE)
 
+# In the order in which a run that is replaced is removed: first what tells that it is finished, last what tells that
+# there is one.
 RUN_FILES = (
-    CONFIG_FILE,
-    ADAPTER_FOLDER,
-    SEARCH_FILE,
     METRICS_FILE,
+    SEARCH_FILE,
+    ADAPTER_FOLDER,
     PREDICTIONS_FILE,
     HISTORY_FILE,
     REPORT_FILE,
     *SEARCH_PICTURES,
     CHECKPOINTS_FOLDER,
     TENSORBOARD_FOLDER,
+    CONFIG_FILE,
 )
 
 
@@ -99,17 +102,19 @@ def _is_whole(last: bytes) -> bool:
         return False
 
 
-def write_config(path: Path, command: str, options: dict[str, Any], processes: int = 1) -> None:
+def write_config(path: Path, command: str, options: dict[str, Any], given: Collection[str], processes: int = 1) -> None:
     """Writes config.yaml: the resolved options, which --config reads back, and a record of versions and data.
 
     Args:
         path: the file.
         command: of the run.
         options: the resolved options.
+        given: the names of those that the user asked for.
         processes: the number of processes that share the run.
     """
     records = {
         "command": command,
+        GIVEN: [name for name in options if name in given],
         "processes": processes,
         "versions": versions(),
         "data_files": {
@@ -174,8 +179,8 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that a run must not write into; touches nothing.
 
     Raises:
-        InputError: the folder holds a run and neither is set, there is no run to resume, or its config.yaml is not of
-            a run.
+        InputError: the folder holds a run and neither is set, there is no run to resume, or what it holds is not of a
+            run.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; name a folder for what the run writes.")
@@ -187,6 +192,11 @@ def check_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
             "or name another output folder."
         )
     held = [name for name in RUN_FILES if (folder / name).exists()]
+    if held and CONFIG_FILE not in held:
+        raise InputError(
+            f"{folder}: holds {', '.join(held)}, not written by a run ({CONFIG_FILE} is missing), and a run would "
+            "write its own there; move what is in the folder, or name another output folder."
+        )
     if held and not (resume or overwrite):
         raise InputError(
             f"{folder}: holds a run already ({', '.join(held)}); continue it with --resume, replace it with "

@@ -243,7 +243,7 @@ def begin(verb: str, plan: Plan) -> None:
             plan.claim.clear()
         if not options.resume or _has_moved_data(folder, options):
             path = folder / outputs.CONFIG_FILE
-            outputs.write_config(path, verb, options.lasting(), processes().num_processes)
+            outputs.write_config(path, verb, options.lasting(), options.given, processes().num_processes)
         plan.clock.keep(plan.checkpoints / "seconds.json", options.resume)
     processes().wait_for_everyone()  # no process may find checkpoints of the run before
 

@@ -17,6 +17,7 @@ from sptune.runs.prompt_checks import candidate_layers
 from sptune.runs.run_options import RunOptions
 from sptune.runs.task_kinds import AnyTask, resolved_task
 from sptune.search.searchers import FIXED_SETTINGS, SEARCHERS
+from sptune.training.data_order import steps_of_epoch
 
 DEFAULT_RATE, DEFAULT_STATIC_RATE = 5e-3, 5e-2
 DEFAULT_HEAD_RATE, DEFAULT_OWN_HEAD_RATE = 1e-2, 1e-3
@@ -40,8 +41,7 @@ def resolved(
         max_length: the maximum input length in tokens.
         examples: the number of training examples.
     """
-    batch = options.batch_size * options.gradient_accumulation_steps * processes().num_processes
-    steps = options.max_steps or _final_steps(options.epochs, examples / batch)
+    steps = options.max_steps or _final_steps(options, examples)
     chosen: dict[str, Any] = {
         "model": spec.source.model,
         "gguf_file": spec.source.gguf_file,
@@ -63,7 +63,9 @@ def resolved(
             chosen[name] = str(Path(path).resolve())
     if options.prompts.searching:
         chosen |= _resolved_search(options, config, steps)
-    return dataclasses.replace(options, **chosen)
+    made = dataclasses.replace(options, **chosen)
+    made.given = options.given
+    return made
 
 
 def _resolved_search(options: RunOptions, config: PretrainedConfig, steps: int) -> dict[str, Any]:
@@ -103,8 +105,10 @@ def check_early_stopping(options: RunOptions) -> None:
         )
 
 
-def _final_steps(epochs: float | None, batches: float) -> int:
-    """Steps of the final training; `batches` make an epoch."""
-    if epochs is not None:
-        return max(1, math.ceil(epochs * batches))
-    return min(max(FINAL_STEPS[0], math.ceil(FINAL_EPOCHS * batches)), FINAL_STEPS[1])
+def _final_steps(options: RunOptions, examples: int) -> int:
+    """Steps of the final training on this many examples."""
+    batches = examples / (options.batch_size * processes().num_processes)
+    if options.epochs is not None:
+        return math.ceil(options.epochs * steps_of_epoch(math.ceil(batches), options.gradient_accumulation_steps))
+    steps = math.ceil(FINAL_EPOCHS * batches / options.gradient_accumulation_steps)
+    return min(max(FINAL_STEPS[0], steps), FINAL_STEPS[1])

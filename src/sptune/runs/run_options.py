@@ -22,9 +22,11 @@ from sptune.runs.option_mappings import (
     RECORDS,
     RENAMED,
     SEARCH_FIELDS,
+    asked_for,
     checked_group,
     default_bottleneck_dim,
     flattened,
+    spelled_out,
     with_new_names,
     without_records,
 )
@@ -59,6 +61,9 @@ class RunOptions(OptionFields):
     The fields of `prompts` and `search` may be given by their own names: `RunOptions(bottleneck_dim=4)` is
     `RunOptions(prompts=PromptConfig(bottleneck_dim=4))`.
 
+    Attributes:
+        given: the names of the options that the user asked for; the others are defaults.
+
     Raises:
         InputError: an unknown option, a value of the wrong type or outside its choices, or options that exclude
             each other.
@@ -75,6 +80,7 @@ class RunOptions(OptionFields):
             default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
             setattr(self, one.name, values.get(one.name, default))
             options[one.name].check_choice(getattr(self, one.name))
+        self.given = frozenset(name for name, value in spelled_out(values).items() if value is not None)
         self.prompts = self._prompts_of(values)
         self.search = self._search_of(values)
         check_ranges(self)
@@ -93,7 +99,12 @@ class RunOptions(OptionFields):
     def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
         given = {name: values[name] for name in SEARCH_FIELDS if values.get(name) is not None}
         if values.get("search") is not None:
-            return dataclasses.replace(checked_group(values, "search", SearchConfig), **given, seed=self.seed)
+            whole = checked_group(values, "search", SearchConfig)
+            if whole.seed not in (SearchConfig().seed, self.seed):
+                raise InputError(
+                    f"search.seed={whole.seed}: the search has the seed of its run; give seed={whole.seed}."
+                )
+            return dataclasses.replace(whole, **given, seed=self.seed)
         preset = {"searcher": SearchConfig.paper().searcher} if self.preset == "paper" else {}
         return SearchConfig(**{**preset, **given, "seed": self.seed})
 
@@ -116,7 +127,16 @@ class RunOptions(OptionFields):
         try:
             values = flattened(values)
             cls.check_names(values, where)
-            return cls(**without_records(values))
+            groups = [name for name in NESTED if values.get(name) is not None]
+            if groups and values.get("preset") is not None:
+                raise InputError(
+                    f"preset={values['preset']!r} and {groups[0]} exclude each other; give the options of {groups[0]} "
+                    "by their own names."
+                )
+            made = cls(**without_records(values))
+            asked = asked_for(values)
+            made.given = made.given if asked is None else made.given & asked
+            return made
         except InputError as error:
             message = str(error)
             raise InputError(message if message.startswith(f"{where}: ") else f"{where}: {message}") from None

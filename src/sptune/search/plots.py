@@ -37,7 +37,8 @@ def plot_search(
 
     Args:
         history: entries in order of steps, with "step" and either "gates" (one for each candidate) and "gate_loss"
-            (None while the weights warm up), or "losses" (one for each candidate, None if not trained), or "loss".
+            (None in steps that update no gate), or "losses" (held-out, one for each candidate, None if not trained),
+            or "loss" (of the training).
         candidate_layers: layer index of each gate or loss.
         prompt_layers: the layers chosen.
         scores: one for each candidate, by which the layers were selected.
@@ -98,18 +99,19 @@ def _draw_lines(
     for place, layer in enumerate(candidate_layers):
         values = [(entry["step"], entry["gates" if gated else "losses"][place]) for entry in history]
         points = [(step, value) for step, value in values if value is not None]
-        smooth = [value for _, value in points] if gated else _running_means([value for _, value in points])
-        lines.append(smooth)
+        line = [value for _, value in points]
+        lines.append(line)
         chosen = layer in prompt_layers
         axes.plot(
             [0, *(step for step, _ in points)],
-            [*smooth[:1], *smooth] or [math.nan],
+            [*line[:1], *line] or [math.nan],
             color=colors[layer],
             linewidth=2.6 if chosen else 1.1,
             alpha=1.0 if chosen else 0.75,
             zorder=3 if chosen else 2,
         )
-    warmup = sum(entry.get("gate_loss") is None for entry in history)
+    # Gates may learn only every few steps, so later steps may have no such loss, either.
+    warmup = next((at for at, entry in enumerate(history) if entry.get("gate_loss") is not None), len(history))
     low, high = _limits([value for line in lines for value in line], 1.0 if gated else math.inf)
     if gated and 0 < warmup < len(history):
         axes.axvspan(0, history[warmup - 1]["step"], color="#f1f3f4", zorder=0)
@@ -122,8 +124,8 @@ def _draw_lines(
         places = {layer: list(candidate_layers).index(layer) for layer in named}
         ends = {layer: lines[place][-1] for layer, place in places.items() if lines[place]}
         _name_lines(axes, ends, last_step, (low, high), prompt_layers, colors)
-    axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "training loss")
-    title = "Gates over time" if gated else "Training loss by layer"
+    axes.set(xlim=(0, last_step), ylim=(low, high), xlabel="search step", ylabel="gate" if gated else "held-out loss")
+    title = "Gates over time" if gated else "Held-out loss by layer"
     axes.set_title(title, loc="left", color=INK, fontsize=12)
     tidy(axes)
 

@@ -29,8 +29,8 @@ class SearchResult:
         history: one entry for each step, in order, with "step" (from 1). With trained gates: "gates" (values after the
             step), and the losses of the step, None where there was none: "weight_loss" (weight split), "gate_loss"
             (architecture split) and "consistency". With discrete networks that share weights: "loss". With discrete
-            networks that have their own weights: "losses", the lowest loss of the sets with each candidate (None
-            without such a set). Empty if nothing was trained.
+            networks that have their own weights: "losses", the lowest held-out loss of the sets with each candidate
+            (None without such a set). Empty if nothing was trained.
         config: configuration of the final network.
         search: how the search was done.
         seconds: time of the search.

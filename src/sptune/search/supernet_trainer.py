@@ -24,6 +24,7 @@ from sptune.search.held_out import HeldOutLosses
 from sptune.search.history import SearchHistory, check_search_checkpoint, entry_logs
 from sptune.search.search_config import SearchConfig
 from sptune.training.attention_kernel import fast_attention
+from sptune.training.data_order import steps_of_epoch
 from sptune.training.trainer import SPTTrainer
 
 Batch = dict[str, Any]
@@ -243,11 +244,11 @@ def logits_of(outputs: Any) -> torch.Tensor:
 
 
 def planned_steps(args: TrainingArguments, examples: int) -> int:
-    """The number of optimizer steps for this many examples; the last step of an epoch may have fewer batches."""
+    """The number of optimizer steps for this many examples."""
     if args.max_steps > 0:
         return args.max_steps
-    steps_of_epoch = max(1, math.ceil(batches_of_epoch(args, examples) / args.gradient_accumulation_steps))
-    return max(1, math.ceil(args.num_train_epochs * steps_of_epoch))
+    steps = steps_of_epoch(batches_of_epoch(args, examples), args.gradient_accumulation_steps)
+    return max(1, math.ceil(args.num_train_epochs * steps))
 
 
 def batches_of_epoch(args: TrainingArguments, examples: int) -> int:

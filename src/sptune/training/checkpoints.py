@@ -14,6 +14,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from sptune import whole_files
 from sptune.errors import InputError
+from sptune.training.data_order import steps_of_epoch
 from sptune.training.early_stopping import has_stopped
 
 # Files that transformers and PEFT fall back to, and those that they look for first.
@@ -60,9 +61,19 @@ def last_checkpoint(output_dir: str | None, resume_from_checkpoint: str | bool |
     Args:
         output_dir: where the last checkpoint is, if `resume_from_checkpoint` is True.
         resume_from_checkpoint: as in `transformers.Trainer.train`.
+
+    Raises:
+        InputError: the last one is asked for, and none was written to its end.
     """
     if resume_from_checkpoint is True:
-        return last_whole_checkpoint(Path(output_dir or "."))
+        folder = Path(output_dir or ".")
+        last = last_whole_checkpoint(folder)
+        if last is None and (damaged := _checkpoints(folder)):
+            raise InputError(
+                f"{damaged[-1]}: was not written to its end, and there is no other checkpoint; remove it, and train "
+                "without resume_from_checkpoint."
+            )
+        return last
     return str(resume_from_checkpoint) if resume_from_checkpoint else None
 
 
@@ -113,8 +124,8 @@ def has_all_steps(trainer: Trainer, state: TrainerState) -> bool:
         return state.global_step >= args.max_steps
     if args.auto_find_batch_size and state.train_batch_size is not None:
         trainer._train_batch_size = state.train_batch_size
-    steps_in_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
-    return state.global_step >= math.ceil(args.num_train_epochs * steps_in_epoch)
+    steps = steps_of_epoch(len(trainer.get_train_dataloader()), args.gradient_accumulation_steps)
+    return state.global_step >= math.ceil(args.num_train_epochs * steps)
 
 
 def load_finished(trainer: Trainer, checkpoint: str, state: TrainerState) -> TrainOutput:

@@ -23,6 +23,11 @@ def grouping_by_length() -> dict[str, Any]:
     return {"train_sampling_strategy": "group_by_length"}
 
 
+def steps_of_epoch(batches: int, accumulation: int) -> int:
+    """The optimizer steps of an epoch of so many batches; the last one may accumulate fewer."""
+    return max(1, math.ceil(batches / accumulation))
+
+
 class PersistentWorkers(TrainerCallback):
     """Gives training with persistent workers the same random draws as without."""
 
