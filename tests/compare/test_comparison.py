@@ -473,7 +473,9 @@ def test_some_methods_of_a_study_can_be_done_elsewhere(parts: dict[str, Any], tm
     part = compare(parts, tmp_path, only=["linear-probe"])
     assert [line.runs for line in part.summary] == [0, 2, 0]
     assert [line.runs for line in compare(parts, tmp_path, only=["spt"]).summary] == [2, 2, 0]
-    with pytest.raises(InputError, match="'lora' is none of the study's methods, which are spt, linear-probe, houlsby"):
+    with pytest.raises(
+        InputError, match="'lora' is not a method of the study, whose methods are spt, linear-probe, houlsby"
+    ):
         compare(parts, tmp_path, only=["lora"])
 
 
@@ -556,13 +558,13 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     assert "words: The class 'godo' has 1" in first
     row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "linear-probe")
     assert f"Test examples: words {row['test']['examples']}." in first
-    assert "is left to do" not in first
+    assert "are done." not in first
     again = told()
-    assert "Nothing is left to do." in again
+    assert "All runs are done." in again
     assert "zero-shot needs label words" in again
     assert "Other runs in the folder" not in again
     assert "words: The class" not in again
-    assert "Nothing of linear-probe is left to do." in told("--methods", "linear-probe")
+    assert "All runs of linear-probe are done." in told("--methods", "linear-probe")
     study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
     assert re.search(r"Other runs in the folder.*: 2;", told())
 

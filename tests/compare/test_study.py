@@ -100,10 +100,10 @@ def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, An
     [
         ({"methods": ["lora", "lroa"]}, "'lroa' is an unknown method. Did you mean 'lora'?"),
         ({"methods": {"mine": {"method": "nothing"}}}, "'nothing' is an unknown method"),
-        ({"methods": {"spt": {"rank": 3}}}, "'rank' is no setting of 'spt'"),
-        ({"methods": {"linear-probe": {"rank": 3}}}, "'rank' is no setting of 'linear-probe'"),
-        ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is no setting of 'full'"),
-        ({"methods": {"lora": {"lora_alfa": 3}}}, "'lora_alfa' is no setting of 'lora'. Did you mean 'lora_alpha'?"),
+        ({"methods": {"spt": {"rank": 3}}}, "'rank' is not a setting of 'spt'"),
+        ({"methods": {"linear-probe": {"rank": 3}}}, "'rank' is not a setting of 'linear-probe'"),
+        ({"methods": {"full": {"learning_rate": 3}}}, "'learning_rate' is not a setting of 'full'"),
+        ({"methods": {"lora": {"lora_alfa": 3}}}, "'lora_alfa' is not a setting of 'lora'. Did you mean 'lora_alpha'?"),
         ({"methods": [{"lora": {"r": 4}}]}, "list names, or map names to their settings"),
         ({"methods": {"spt, twice": {"method": "spt"}}}, "the name 'spt, twice' has a comma"),
         ({"seeds": [0, 1000]}, "change one of them"),
@@ -118,7 +118,7 @@ def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, An
         ({"methods": {"lora": {"from_layer": "upper"}}}, "from_layer='upper' is not allowed"),
         ({"methods": {"lora": {"from_layer": -1}}}, "from_layer=-1 is not allowed"),
         ({"methods": {"lora-upper": {"layers_to_transform": [1]}}}, "both say which layers are changed"),
-        ({"methods": {"ia3": {"from_layer": 1}}}, "'from_layer' is no setting of 'ia3'"),
+        ({"methods": {"ia3": {"from_layer": 1}}}, "'from_layer' is not a setting of 'ia3'"),
         ({"methods": {"lora": {"learning_rates": [0]}}}, "give numbers above 0"),
         (
             {"methods": {"mine": {"method": "lora", "target_modules": {"query"}}}},
@@ -152,7 +152,7 @@ def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, An
         ({"seeds": [2**32]}, "seed=4294967296 is not allowed; choose a whole number from 0 to 4294967295"),
         ({"tuning_seeds": [2**32]}, "seed=4294967296 is not allowed"),
         ({"against": "linear-probe"}, "none of the methods (spt, lora)"),
-        ({"method": ["lora"]}, "no part of a study; parts are: methods"),
+        ({"method": ["lora"]}, "not a field of a study; the fields are: methods"),
     ],
 )
 def test_what_cannot_be_a_study_is_refused(change: dict[str, Any], message: str, parts: dict[str, Any]) -> None:

@@ -199,8 +199,8 @@ def methods_of(study: Study, only: Sequence[str] | None) -> list[str] | None:
     unknown = [name for name in only if name not in study.methods]
     if unknown:
         raise InputError(
-            f"{unknown[0]!r} is none of the study's methods, which are {', '.join(study.methods)}; write it into the "
-            "study."
+            f"{unknown[0]!r} is not a method of the study, whose methods are {', '.join(study.methods)}; write it into "
+            "the study."
         )
     return only
 
@@ -242,7 +242,7 @@ def check_data(study: Study, left: Sequence[RunSpec]) -> dict[str, list[str]]:
         if (other := same.setdefault(spec.id, task)) != task:
             raise InputError(
                 f"Tasks {other} and {task} are the same runs: of the same data with the same options (bf16 "
-                "aside, which is no part of what a run is). Take one of them out, or change it."
+                "aside, which is not part of what a run is). Take one of them out, or change it."
             )
         try:
             options = spec.run_options("")

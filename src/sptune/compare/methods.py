@@ -272,7 +272,7 @@ def find_method(name: str, changes: Mapping[str, Any] | None, where: str) -> Met
         takes = ("method", "learning_rates", *takers[base.kind])
         close = difflib.get_close_matches(unknown[0], takes, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise InputError(f"{where}: {unknown[0]!r} is no setting of {name!r}.{hint} It takes {', '.join(takes)}.")
+        raise InputError(f"{where}: {unknown[0]!r} is not a setting of {name!r}.{hint} It takes {', '.join(takes)}.")
     settings = {key: value for key, value in {**base.settings, **changes}.items() if value is not None}
     _check_plain(name, settings, where)
     if base.kind == PROMPTS and settings.get("prompt_layers") == "search":

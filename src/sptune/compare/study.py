@@ -74,7 +74,7 @@ class Study:
         """
         unknown = [key for key in values if key not in FIELDS]
         if unknown:
-            raise InputError(f"{where}: {unknown[0]!r} is no part of a study; parts are: {', '.join(FIELDS)}.")
+            raise InputError(f"{where}: {unknown[0]!r} is not a field of a study; the fields are: {', '.join(FIELDS)}.")
         methods = _methods(values.get("methods") or list(DEFAULT_METHODS), where)
         shared = _mapping(values.get("options"), f"{where}: options")
         _check_shared(shared, f"{where}: options")
@@ -91,7 +91,7 @@ class Study:
         against = values.get("against") or ("spt" if "spt" in methods else next(iter(methods)))
         against = against if against in methods else with_new_name(against)
         if against not in methods:
-            raise InputError(f"{where}: against={against!r} is none of the methods ({', '.join(methods)}).")
+            raise InputError(f"{where}: against={against!r} is not one of the methods ({', '.join(methods)}).")
         study = cls(
             methods, tasks, seeds, tuning_seeds, _tuning_tasks(values.get("tuning_tasks"), tasks, where), against
         )
@@ -311,7 +311,7 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise InputError(f"{where}: {value!r} is no mapping; write 'name: value' a line.")
+        raise InputError(f"{where}: {value!r} is not a mapping; write 'name: value' a line.")
     return value
 
 

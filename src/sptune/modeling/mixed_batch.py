@@ -90,13 +90,13 @@ class MixedBatch:
         """The adapter of each row of a batch, in which beams and other copies of a row follow one another.
 
         Raises:
-            InputError: the batch is no multiple of the names.
+            InputError: the batch is not a multiple of the names.
         """
         copies, rest = divmod(batch, len(self.names))
         if rest:
             raise InputError(
-                f"A module gets a batch of {batch} rows, which is no multiple of the {len(self.names)} adapter_names, "
-                "so the rows cannot be told apart; split the batch by adapter and use set_adapter."
+                f"A module gets a batch of {batch} rows, which is not a multiple of the {len(self.names)} "
+                "adapter_names, so the rows cannot be told apart; split the batch by adapter and use set_adapter."
             )
         return [name for name in self.names for _ in range(copies)]
 

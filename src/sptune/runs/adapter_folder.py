@@ -127,7 +127,7 @@ def named_folders(adapters: str | Path | Sequence[str | Path] | Mapping[str, str
 
 def _named_folder(text: str) -> tuple[str, Path]:
     if "\0" in text:
-        raise InputError(f"{shortened(text)} is no path; name an adapter folder that a run wrote.")
+        raise InputError(f"{shortened(text)} is not a path; name an adapter folder that a run wrote.")
     text = os.path.expanduser(text)
     name, sign, folder = text.partition("=")
     if sign and not os.path.exists(text):

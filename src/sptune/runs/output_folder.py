@@ -220,7 +220,7 @@ def check_file(path: Path, *, overwrite: bool, read: Path | None = None) -> None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error}); name another file.") from None
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is no file that can be replaced; name another.")
+        raise InputError(f"{path}: is not a regular file and cannot be replaced; name another.")
     if read is not None and path.exists() and read.exists() and path.samefile(read):
         raise InputError(f"{path}: is the data themselves; name another file for the predictions.")
     if path.exists() and not overwrite:

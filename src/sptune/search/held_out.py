@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from sptune.errors import InputError, SptuneError
-from sptune.training.activation_caching import compiles
+from sptune.training.compilation import compiles
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.state_reader import StateReader
 from sptune.training.state_sources import BatchStates

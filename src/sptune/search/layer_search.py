@@ -65,7 +65,9 @@ def search_prompt_layers(
         tell: receives messages before the search, its cost and what is cached; the result holds remarks on the choice.
 
     Raises:
-        InputError: the network is not a supernet, or the number of layers does not fit its candidates.
+        InputError: the network is not a supernet, the number of layers does not fit its candidates, the data make no
+            batch, or the checkpoint is not of a search.
+        SptuneError: the training diverged.
     """
     search = SearchConfig() if search is None else search
     tuner, config = _supernet(network)

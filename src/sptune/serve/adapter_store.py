@@ -154,7 +154,7 @@ def folder_within(root: Path, given: str) -> Path:
     try:
         place = (root / given).resolve()
     except (OSError, ValueError):
-        raise InputError(f"The folder {given!r} is no path; name one relative to the root.") from None
+        raise InputError(f"The folder {given!r} is not a path; name one relative to the root.") from None
     if Path(given).is_absolute() or not place.is_relative_to(root):
         raise InputError(f"The folder {given!r} is not within the root; name one by its path relative to the root.")
     try:

@@ -70,7 +70,7 @@ class GenerationEncoder:
             examples: all with completions.
 
         Returns:
-            Rows with `input_ids`, `labels` (-100 at tokens that are no part of a completion) and `length` in tokens.
+            Rows with `input_ids`, `labels` (-100 at tokens that are not part of a completion) and `length` in tokens.
 
         Raises:
             InputError: if there are no examples, a completion is missing, or prompts leave no room for one.

@@ -22,7 +22,7 @@ def completion_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
     Args:
         logits: of a causal language model, (batch, length, vocabulary).
-        labels: (batch, length), -100 at tokens that are no part of a completion.
+        labels: (batch, length), -100 at tokens that are not part of a completion.
 
     Returns:
         (batch, 2) in float32.

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import pyarrow as pa
 import torch
-from accelerate.utils import DynamoBackend
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -27,6 +26,7 @@ from sptune.training.activation_cache import ActivationCache, cache_folders
 from sptune.training.cache_fingerprint import fingerprint
 from sptune.training.cache_plan import GIB, ActivationCachePlan
 from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.compilation import compiles
 from sptune.training.exactness_probe import probe_reading
 from sptune.training.frozen_layers import dtype_below, first_trained_layer, without_dropout_below
 from sptune.training.state_reader import StateReader
@@ -230,23 +230,6 @@ class ActivationCaching:
         assert reader is not None
         with self.trainer.compute_loss_context_manager():
             return probe_reading(reader, layer, model, backbone.layers, lambda: self.loss_of(model, inputs))
-
-
-def compiles(trainer: Trainer) -> bool:
-    """Whether the model is compiled: by the trainer's arguments, `accelerate launch --dynamo_backend`, or the user."""
-    if trainer.args.torch_compile or trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
-        return True
-    return any(_is_compiled(module) for module in cast(nn.Module, trainer.model).modules())
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """Whether a module is from `torch.compile(module)`, or had `module.compile()`, or its forward was compiled."""
-    forward = vars(module).get("forward")
-    return (
-        hasattr(module, "_orig_mod")
-        or module._compiled_call_impl is not None
-        or hasattr(forward, "_torchdynamo_orig_callable")
-    )
 
 
 def _is_table(dataset: Any) -> bool:

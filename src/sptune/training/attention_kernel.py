@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Trainer
 
-from sptune.training.activation_caching import compiles
+from sptune.training.compilation import compiles
 
 # In tokens; see benchmarks/attention.py.
 LONGEST_WITHOUT_FLASH = 128

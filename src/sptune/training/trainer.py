@@ -68,7 +68,8 @@ class SPTTrainer(OrderedTrainer):
 
     Raises:
         InputError: no or several names of labels of `class_scores`, `class_loss` without these, an unknown
-            `problem_type`, label smoothing of another loss, or `head_learning_rate` with an optimizer of your own.
+            `problem_type`, label smoothing of another loss, `head_learning_rate` with an optimizer of your own, or
+            FSDP or DeepSpeed on CPUs.
     """
 
     # Options of the learning rates, for messages.
@@ -125,7 +126,9 @@ class SPTTrainer(OrderedTrainer):
         """As in `transformers.Trainer`; a checkpoint that has all steps of the arguments is loaded without a step.
 
         Raises:
-            InputError: several processes on CPUs are to resume, which the installed transformers cannot.
+            InputError: several processes on CPUs are to resume, which the installed transformers cannot, or no
+                checkpoint was written to its end.
+            SptuneError: the training diverged: trained weights are no longer finite.
         """
         checkpoint = last_checkpoint(self.args.output_dir, resume_from_checkpoint)
         state = trainer_state(checkpoint)
