@@ -283,7 +283,8 @@ def as_the_demo_writes(**asked: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("given", "chosen_anew"),
     [
-        ({"searcher": "spaced"}, {"selection", "num_prompt_layers"}),
+        ({"searcher": "spaced"}, {"selection", "num_prompt_layers", "candidate_layers"}),
+        ({"test_file": "c.csv"}, {"max_steps"}),
         ({"searcher": "middle"}, {"selection", "num_prompt_layers"}),
         ({"searcher": "darts"}, {"selection", "num_prompt_layers"}),
         ({"searcher": "darts", "threshold": 0.5}, {"selection", "num_prompt_layers"}),
@@ -320,9 +321,10 @@ def test_what_was_asked_for_is_kept_beside_a_change_of_what_its_default_depends_
 
 def test_a_run_that_is_resumed_keeps_all_that_it_chose() -> None:
     written = as_the_demo_writes()
-    now = merged(written, {"searcher": "spaced", "resume": True, "output_dir": "x"})
-    assert (now["selection"], now["candidate_layers"]) == ("sets", [1, 2, 3, 4])
-    assert RunOptions.from_mapping(merged(written, {"resume": True}), "x").given == {"model", "train_file"}
+    now = merged(written, {"batch_size": 8, "resume": True, "output_dir": "x"}, resumes=True)
+    assert (now["max_steps"], now["candidate_layers"]) == (157, [1, 2, 3, 4])
+    made = RunOptions.from_mapping(merged(written, {"resume": True}, resumes=True), "x")
+    assert made.given == {"model", "train_file"}
 
 
 @pytest.mark.parametrize("record", [5, None, [["model"]], {"model": 1}, "model"])
@@ -341,11 +343,71 @@ def test_a_configuration_beside_a_file_goes_before_it() -> None:
 
 
 def test_configurations_do_not_silently_lose_to_other_options() -> None:
-    with pytest.raises(InputError, match=r"search\.seed=7: the search has the seed of its run; give seed=7"):
-        RunOptions(search=SearchConfig(seed=7))
-    assert RunOptions(search=SearchConfig(seed=7), seed=7).search.seed == 7
-    with pytest.raises(InputError, match="preset='paper' and prompts exclude each other"):
-        RunOptions.from_mapping({"preset": "paper", "prompts": PromptConfig(bottleneck_dim=16)}, "options")
+    refused = {
+        r"search\.seed=7: a search has the seed of its run; give seed=7": {"search": SearchConfig(seed=7)},
+        "preset='paper' and prompts exclude": {"preset": "paper", "prompts": PromptConfig(bottleneck_dim=16)},
+    }
+    for message, values in refused.items():
+        with pytest.raises(InputError, match=message):
+            RunOptions.from_mapping(values, "options")
+        with pytest.raises(InputError, match=message):
+            merged(as_the_demo_writes(), values, resumes=True)
+    assert RunOptions.from_mapping({"search": SearchConfig(seed=7), "seed": 7}, "options").search.seed == 7
+    assert dataclasses.replace(RunOptions(seed=3), seed=5).search.seed == 5
+
+
+def test_a_configuration_records_what_differs_in_it() -> None:
+    written = as_a_run_writes(prompts=PromptConfig(bottleneck_dim=16))
+    assert written["given"] == ["bottleneck_dim"]
+    made = RunOptions.from_mapping(merged(written, {"placement": "prepend"}), "again")
+    assert (made.prompts.placement, made.prompts.generator, made.prompts.bottleneck_dim) == ("prepend", "appg", 16)
+
+
+def test_the_epochs_of_a_run_stay_where_its_data_do_not() -> None:
+    written = {**as_the_demo_writes(max_steps=2500), "given": ["model", "train_file", "epochs"]}
+    assert merged(written, {"batch_size": 32})["max_steps"] == 2500
+    assert "max_steps" not in merged(written, {"epochs": 3.0})
+
+
+def test_a_path_in_another_spelling_is_the_same_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written = as_the_demo_writes(train_file=str(tmp_path / "a.csv"))
+    assert merged(written, {"train_file": "a.csv"})["max_steps"] == 157
+    assert "max_steps" not in merged(written, {"train_file": "b.csv"})
+
+
+def test_a_change_can_be_resumed_with_the_same_options() -> None:
+    for change in ({"batch_size": 32}, {"searcher": "darts"}, {"placement": "prepend"}):
+        begun = RunOptions.from_mapping(merged(as_the_demo_writes(), change), "begun")
+        own = {**begun.lasting(), "given": sorted(begun.given), "max_steps": 40, "versions": {"sptune": "0.1"}}
+        again = merged(as_the_demo_writes(), {**change, "resume": True, "output_dir": "x"})
+        resumed = RunOptions.from_mapping(merged(own, again, resumes=True), "resumed").lasting()
+        assert {**resumed, "max_steps": None} == {**begun.lasting(), "max_steps": None}
+
+
+def test_candidates_of_a_search_do_not_bind_a_fixed_setting() -> None:
+    for searcher in ("first", "all"):
+        made = RunOptions.from_mapping(merged(as_the_demo_writes(), {"searcher": searcher}), "again")
+        assert made.prompts.candidate_layers is None
+
+
+def test_other_columns_and_another_file_of_a_backbone_bring_their_own_defaults() -> None:
+    written = as_a_run_writes(model="/ga", gguf_file="x.gguf", task_kind="generate", prompt_column="prompt",
+                              completion_column="completion")  # fmt: skip
+    written["given"] = ["gguf_file", "task_kind"]
+    now = merged(written, {"messages_column": "chat", "gguf_file": "/gb/y.gguf"})
+    assert {"prompt_column", "completion_column", "model"}.isdisjoint(now)
+    assert "gguf_file" not in merged({**written, "given": ["model", "gguf_file"]}, {"model": "gpt2"})
+    asked = {"template": "{sentence} It was [MASK] .", "label_words": {"a": "bad", "b": "good"}}
+    assert {"head_pooling", "text_columns", "task_kind"}.isdisjoint(merged(as_the_demo_writes(), asked))
+
+
+def test_the_file_of_an_older_run_takes_another_placement_and_preset() -> None:
+    old = {**RunOptions().lasting(), "versions": {"sptune": "0.1"}}
+    made = RunOptions.from_mapping(merged(old, {"placement": "prepend"}), "again")
+    assert (made.prompts.generator, made.prompts.bottleneck_dim) == ("appg", 8)
+    made = RunOptions.from_mapping(merged(old, {"preset": "paper"}), "again")
+    assert (made.prompts.placement, made.search.searcher) == ("prepend", "spt_darts")
 
 
 MINE = {"placement": "prepend", "num_virtual_tokens": 3, "generator": "mppg", "searcher": "darts", "selection": "sets"}

@@ -12,11 +12,12 @@ from sptune.errors import InputError
 from sptune.prompt_config import (
     DEFAULT_BOTTLENECK_DIM,
     GENERATION_BOTTLENECK_DIM,
+    GENERATORS,
     PAPER_FIELDS,
     PREPEND_DEFAULTS,
     PromptConfig,
 )
-from sptune.search.search_config import SearchConfig
+from sptune.search.search_config import DEFAULT_SEARCHER, SearchConfig
 from sptune.search.searchers import SEARCHERS
 from sptune.whole_files import expanded
 
@@ -53,25 +54,28 @@ CRITERIA = ("num_prompt_layers", "threshold", "parameter_budget")
 OF_OTHER_KINDS = {"classifier": ("template", "label_words"), "verbalizer": ("head_pooling", "head_learning_rate")}
 # On what the default of an option depends.
 BACKBONE, DATA = ("model", "gguf_file"), ("task", "train_file", "dataset", "dataset_config")
-PROMPTS = ("preset", "placement")
+PROMPTS, STEPS = ("preset", "placement"), ("batch_size", "gradient_accumulation_steps", "few_shot")
+SPLITS = ("validation_file", "test_file")  # what is not given is split off from the training data
+KIND = (*BACKBONE, *DATA, "template", "task_kind")
 DEPENDS_ON = {
     **dict.fromkeys(SEARCH_FIELDS, ("preset", "searcher")),
     **dict.fromkeys((*PREPEND_DEFAULTS, "generator"), PROMPTS),
+    "model": ("gguf_file",),
     "placement": ("preset",),
     "searcher": ("preset",),
     "bottleneck_dim": (*PROMPTS, "generator", "task_kind"),
-    "candidate_layers": (*PROMPTS, *BACKBONE),
+    "candidate_layers": (*PROMPTS, *BACKBONE, "searcher"),
     "num_prompt_layers": (*PROMPTS, *BACKBONE, "searcher", "candidate_layers"),
-    "search_steps": ("preset", "searcher", *LENGTHS),
+    "search_steps": ("preset", "searcher", *LENGTHS, *STEPS, *DATA, *SPLITS),
     "learning_rate": (*PROMPTS, "generator"),
-    "max_steps": ("epochs", "batch_size", "gradient_accumulation_steps", "few_shot", *DATA),
+    "max_steps": ("epochs", *STEPS, *DATA, *SPLITS),
     "max_length": BACKBONE,
-    "gguf_file": ("model",),
-    "head_pooling": (*BACKBONE, "task_kind"),
-    "head_learning_rate": (*BACKBONE, "task_kind", "head_pooling"),
-    "task_kind": (*BACKBONE, *DATA, "template"),
-    **dict.fromkeys(("text_columns", "label_column"), (*DATA, "task_kind")),
-    **dict.fromkeys(("prompt_column", "completion_column", "messages_column"), (*DATA, "task_kind")),
+    "head_pooling": KIND,
+    "head_learning_rate": (*KIND, "head_pooling"),
+    "task_kind": KIND,
+    **dict.fromkeys(("text_columns", "label_column"), (*DATA, "template", "task_kind")),
+    **dict.fromkeys(("prompt_column", "completion_column"), (*DATA, "task_kind", "messages_column")),
+    "messages_column": (*DATA, "task_kind", "prompt_column", "completion_column"),
     **dict.fromkeys(("max_new_tokens", "generated_examples", "label_threshold", "label_separator"), ("task_kind",)),
 }
 # Options of the activation cache.
@@ -168,42 +172,92 @@ def checked_group(values: Mapping[str, Any], group: str, kind: type[Config]) -> 
     return given
 
 
-def merged(written: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merged(written: Mapping[str, Any], given: Mapping[str, Any], *, resumes: bool = False) -> dict[str, Any]:
     """The options of a file, replaced by those that are given beside it, without those that these exclude.
 
     Of a run's config.yaml the defaults that depend on an option that is now another go, too, so that they are chosen
-    anew: what the user asked for is in its record `given`.
+    anew; see `asked_for`.
 
     Args:
         written: options by name, such as those of a run's config.yaml.
         given: options by name.
+        resumes: the file is that of the run that goes on, with all that it chose.
     """
-    written, given = flattened(written), spelled_out(flattened(given))
+    written, given = flattened(written), flattened(given)
+    check_groups(given)
+    given = spelled_out(given)
     said = {name: value for name, value in given.items() if value is not None and name != GIVEN}
-    dropped = _excluded(written, said)
-    asked = asked_for(written)
-    if asked is None or said.get("resume"):
-        asked_now = {} if asked is None else {GIVEN: sorted(asked)}
-    else:
-        changed = {name for name, value in said.items() if value != written.get(name)}
+    dropped, asked = _excluded(written, said), asked_for(written)
+    names: dict[str, Any] = {} if asked is None else {GIVEN: sorted(asked)}
+    if asked is not None and not resumes:
+        changed = {name for name, value in said.items() if not _is_same(name, value, written.get(name))}
         dropped |= {name for name, on in DEPENDS_ON.items() if name not in asked and not changed.isdisjoint(on)}
-        asked_now = {GIVEN: sorted(asked - dropped | said.keys())}
+        names = {GIVEN: sorted(asked - dropped | said.keys())}
     kept = {name: value for name, value in without_records(written).items() if name not in dropped}
-    return {**kept, **asked_now, **given}
+    return {**kept, **names, **given}
+
+
+def _is_same(name: str, value: Any, written: Any) -> bool:
+    """Whether an option has the value that a file has; a path is also known by another spelling."""
+    paths = name in PATHS and isinstance(value, str) and isinstance(written, str)
+    return value == written or (paths and os.path.realpath(value) == os.path.realpath(written))
 
 
 def asked_for(written: Mapping[str, Any]) -> set[str] | None:
-    """The names of the options that the user of a run asked for, by its config.yaml; None where it does not say."""
+    """The names of the options that the user of a run asked for; None where no run wrote these options.
+
+    Args:
+        written: the content of the run's config.yaml. Those of earlier versions have no such record; what has its
+            usual value there counts as not asked for, as far as that is known.
+    """
     names = written.get(GIVEN)
-    return {name for name in names if isinstance(name, str)} if isinstance(names, list) else None
+    if isinstance(names, list):
+        asked = {name for name in names if isinstance(name, str)}
+        return asked | {"max_steps"} if "epochs" in asked else asked  # the file has the steps of these epochs
+    if "versions" not in written:
+        return None
+    usual = {
+        **PREPEND_DEFAULTS,
+        "placement": PromptConfig().placement,
+        "generator": GENERATORS.get(str(written.get("placement") or "prepend"), ("",))[0],
+        "bottleneck_dim": default_bottleneck_dim(without_records(written)),
+        "searcher": DEFAULT_SEARCHER,
+        "selection": SearchConfig().criterion,
+    }
+    return {name for name, value in written.items() if value is not None and value != usual.get(name)}
 
 
-def spelled_out(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with the fields of a PromptConfig or a SearchConfig by name."""
+def check_groups(given: Mapping[str, Any]) -> None:
+    """Refuse a PromptConfig or a SearchConfig beside what it would silently replace, or be replaced by.
+
+    Raises:
+        InputError: a preset beside it, or a seed of the search that is not that of the run.
+    """
+    for group in (name for name in NESTED if given.get(name) is not None):
+        if given.get("preset") is not None:
+            raise InputError(
+                f"preset={given['preset']!r} and {group} exclude each other; give the options of {group} by their own "
+                "names."
+            )
+        seed = getattr(given[group], "seed", 0)
+        if seed not in (0, given.get("seed")):
+            raise InputError(f"{group}.seed={seed}: a search has the seed of its run; give seed={seed}.")
+
+
+def spelled_out(given: Mapping[str, Any], *, beyond_defaults: bool = False) -> dict[str, Any]:
+    """The same with the fields of a PromptConfig or a SearchConfig by name.
+
+    Args:
+        given: options by name.
+        beyond_defaults: only the fields that have another value than a configuration made without it.
+    """
     fields: dict[str, Any] = {}
     for group, names in zip(NESTED, (PROMPT_FIELDS, SEARCH_FIELDS), strict=True):
-        if isinstance(given.get(group), PromptConfig | SearchConfig):
-            fields |= {name: value for name in names if (value := getattr(given[group], name, None)) is not None}
+        whole = given.get(group)
+        if isinstance(whole, PromptConfig | SearchConfig):
+            usual = type(whole)() if beyond_defaults else None
+            found = {name: getattr(whole, name, None) for name in names}
+            fields |= {name: value for name, value in found.items() if value != getattr(usual, name, None)}
     kept = {name: value for name, value in given.items() if not (name in NESTED and fields)}
     return {**fields, **kept}
 
@@ -218,6 +272,7 @@ def _excluded(written: Mapping[str, Any], said: Mapping[str, Any]) -> set[str]:
         excluded.update(CACHE_OPTIONS)
     if said.get("model", written.get("model")) != written.get("model"):
         excluded.add("revision")
+        excluded.add("gguf_file")
     if said.get("placement", written.get("placement")) != written.get("placement"):
         excluded.add("preset")
     return excluded

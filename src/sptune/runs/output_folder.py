@@ -121,7 +121,10 @@ def write_config(path: Path, command: str, options: dict[str, Any], given: Colle
             file: content(Path(file)) for file in map(options.get, DATA_PLACES) if file and Path(file).is_file()
         },
     }
-    heading = f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
+    heading = (
+        f"# What 'sptune {command}' ran with. Repeat it: sptune {command} --config {path.name} --output OTHER\n"
+        f"# An option that you change here: name it under {GIVEN!r}, too. What is not named there is a default.\n"
+    )
     write_text(path, heading + yaml.safe_dump({**options, **records}, sort_keys=False, allow_unicode=True))
 
 

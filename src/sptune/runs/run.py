@@ -120,7 +120,7 @@ def _options(options: RunOptions | None, fields: dict[str, Any]) -> RunOptions:
         return options
     begun = whole_files.expanded(fields.get("output_dir") or "") / outputs.CONFIG_FILE
     if fields.get("resume") and fields.get("output_dir") and begun.exists():
-        fields = merged(with_batches_shared(outputs.read_config(begun)), fields)
+        fields = merged(with_batches_shared(outputs.read_config(begun)), fields, resumes=True)
     return RunOptions.from_mapping(fields, ORIGIN)
 
 

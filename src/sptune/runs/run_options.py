@@ -23,6 +23,7 @@ from sptune.runs.option_mappings import (
     RENAMED,
     SEARCH_FIELDS,
     asked_for,
+    check_groups,
     checked_group,
     default_bottleneck_dim,
     flattened,
@@ -80,7 +81,8 @@ class RunOptions(OptionFields):
             default = one.default if one.default_factory is dataclasses.MISSING else one.default_factory()
             setattr(self, one.name, values.get(one.name, default))
             options[one.name].check_choice(getattr(self, one.name))
-        self.given = frozenset(name for name, value in spelled_out(values).items() if value is not None)
+        named = spelled_out(values, beyond_defaults=True)
+        self.given = frozenset(name for name, value in named.items() if value is not None and name not in NESTED)
         self.prompts = self._prompts_of(values)
         self.search = self._search_of(values)
         check_ranges(self)
@@ -99,12 +101,7 @@ class RunOptions(OptionFields):
     def _search_of(self, values: Mapping[str, Any]) -> SearchConfig:
         given = {name: values[name] for name in SEARCH_FIELDS if values.get(name) is not None}
         if values.get("search") is not None:
-            whole = checked_group(values, "search", SearchConfig)
-            if whole.seed not in (SearchConfig().seed, self.seed):
-                raise InputError(
-                    f"search.seed={whole.seed}: the search has the seed of its run; give seed={whole.seed}."
-                )
-            return dataclasses.replace(whole, **given, seed=self.seed)
+            return dataclasses.replace(checked_group(values, "search", SearchConfig), **given, seed=self.seed)
         preset = {"searcher": SearchConfig.paper().searcher} if self.preset == "paper" else {}
         return SearchConfig(**{**preset, **given, "seed": self.seed})
 
@@ -127,12 +124,7 @@ class RunOptions(OptionFields):
         try:
             values = flattened(values)
             cls.check_names(values, where)
-            groups = [name for name in NESTED if values.get(name) is not None]
-            if groups and values.get("preset") is not None:
-                raise InputError(
-                    f"preset={values['preset']!r} and {groups[0]} exclude each other; give the options of {groups[0]} "
-                    "by their own names."
-                )
+            check_groups(values)
             made = cls(**without_records(values))
             asked = asked_for(values)
             made.given = made.given if asked is None else made.given & asked

@@ -65,9 +65,7 @@ def search_prompt_layers(
         tell: receives messages before the search, its cost and what is cached; the result holds remarks on the choice.
 
     Raises:
-        InputError: the network is not a supernet, the number of layers does not fit its candidates, the data make no
-            batch, or the checkpoint is not of a search.
-        SptuneError: the training diverged.
+        SptuneError: the training diverged, or, as InputError, the network is no supernet or what is given does not fit.
     """
     search = SearchConfig() if search is None else search
     tuner, config = _supernet(network)
