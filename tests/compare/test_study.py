@@ -151,7 +151,7 @@ def test_rates_that_were_chosen_without_failed_runs_are_told(parts: dict[str, An
         ({"seeds": 3}, "give a list such as"),
         ({"seeds": [2**32]}, "seed=4294967296 is not allowed; choose a whole number from 0 to 4294967295"),
         ({"tuning_seeds": [2**32]}, "seed=4294967296 is not allowed"),
-        ({"against": "linear-probe"}, "none of the methods (spt, lora)"),
+        ({"against": "linear-probe"}, "not one of the methods (spt, lora)"),
         ({"method": ["lora"]}, "not a field of a study; the fields are: methods"),
     ],
 )
