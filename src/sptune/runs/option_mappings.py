@@ -200,7 +200,7 @@ def merged(written: Mapping[str, Any], given: Mapping[str, Any], *, resumes: boo
 def _is_same(name: str, value: Any, written: Any) -> bool:
     """Whether an option has the value that a file has; a path is also known by another spelling."""
     paths = name in PATHS and isinstance(value, str) and isinstance(written, str)
-    return value == written or (paths and os.path.realpath(value) == os.path.realpath(written))
+    return value == written or (paths and os.path.abspath(value) == os.path.abspath(written))
 
 
 def asked_for(written: Mapping[str, Any]) -> set[str] | None:
