@@ -558,13 +558,13 @@ def test_what_is_odd_about_the_data_and_what_is_left_out_is_told(
     assert "words: The class 'godo' has 1" in first
     row = next(row for row in read_rows(tmp_path / "out") if row["method"] == "linear-probe")
     assert f"Test examples: words {row['test']['examples']}." in first
-    assert "are done." not in first
+    assert "have ended." not in first
     again = told()
-    assert "All runs are done." in again
+    assert "All runs have ended." in again
     assert "zero-shot needs label words" in again
     assert "Other runs in the folder" not in again
     assert "words: The class" not in again
-    assert "All runs of linear-probe are done." in told("--methods", "linear-probe")
+    assert "All runs of linear-probe have ended." in told("--methods", "linear-probe")
     study.write_text(yaml.safe_dump({**parts, "seeds": [1]}))
     assert re.search(r"Other runs in the folder.*: 2;", told())
 

@@ -149,7 +149,7 @@ class StudyProgress:
         before = None if self.rows is None else {row["run"] for row in self.rows}
         if before is None and not self.study.pending(rows, self.only):
             of = f" of {', '.join(self.only)}" if self.only else ""
-            messages.print(escape(f"All runs{of} are done."), soft_wrap=True)
+            messages.print(escape(f"All runs{of} have ended."), soft_wrap=True)
         self.rows = rows
         new = [row for row in rows if before is not None and row["run"] not in before]
         for row in new:
