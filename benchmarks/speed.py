@@ -50,10 +50,10 @@ from resumable_runs import begun_results
 from sptune import SearchConfig, SPTConfig
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec, load_backbone
 from sptune.search import SPTSearchTrainer
-from sptune.training.activation_cache import ActivationCache
-from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedTexts
-from sptune.training.token_table import TokenTable
+from sptune.training.caching.activation_cache import ActivationCache
+from sptune.training.caching.state_reader import StateReader
+from sptune.training.caching.state_sources import CachedTexts
+from sptune.training.caching.token_table import TokenTable
 from subsets import smollm2
 
 M, CLASSES, BATCHES = 10, 2, 4

@@ -41,7 +41,7 @@ from sptune import MeanPooledClassifier, SPTConfig, SPTTrainer
 from sptune.modeling.loading import BackboneSource, BackboneSpec, find_source, load_backbone, load_tokenizer
 from sptune.runs.output_folder import versions
 from sptune.tasks import Task, TaskEncoder, benchmark_task, few_shot, read_labeled
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 from sptune.training.data_order import grouping_by_length
 
 TASKS = {

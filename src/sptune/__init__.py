@@ -6,19 +6,19 @@ from sptune.lazy_names import lazy_names
 from sptune.registration import register_with_peft
 
 if TYPE_CHECKING:
+    from sptune.adapters.adapter_pool import AdapterPool
+    from sptune.adapters.inference import evaluate, predict
     from sptune.config import SPTConfig
     from sptune.errors import InputError, SptuneError
     from sptune.modeling.final_network import discretize
     from sptune.modeling.mean_pooling import MeanPooledClassifier
     from sptune.modeling.model import SPTModel
-    from sptune.runs.adapter_pool import AdapterPool
-    from sptune.runs.inference import evaluate, predict
     from sptune.runs.run import Run, fit
     from sptune.search.bilevel_trainer import SPTSearchTrainer
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.search_config import SearchConfig
     from sptune.search.search_result import SearchResult
-    from sptune.training.cache_settings import ActivationCacheSettings
+    from sptune.training.caching.cache_settings import ActivationCacheSettings
     from sptune.training.caching_trainer import ActivationCachingTrainer
     from sptune.training.trainer import SPTTrainer
 
@@ -47,9 +47,9 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "ActivationCacheSettings": "sptune.training.cache_settings",
+        "ActivationCacheSettings": "sptune.training.caching.cache_settings",
         "ActivationCachingTrainer": "sptune.training.caching_trainer",
-        "AdapterPool": "sptune.runs.adapter_pool",
+        "AdapterPool": "sptune.adapters.adapter_pool",
         "InputError": "sptune.errors",
         "MeanPooledClassifier": "sptune.modeling.mean_pooling",
         "Run": "sptune.runs.run",
@@ -61,9 +61,9 @@ __getattr__, __dir__ = lazy_names(
         "SearchResult": "sptune.search.search_result",
         "SptuneError": "sptune.errors",
         "discretize": "sptune.modeling.final_network",
-        "evaluate": "sptune.runs.inference",
+        "evaluate": "sptune.adapters.inference",
         "fit": "sptune.runs.run",
-        "predict": "sptune.runs.inference",
+        "predict": "sptune.adapters.inference",
         "search_prompt_layers": "sptune.search.layer_search",
     },
     renamed={

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from sptune.training.activation_cache import ActivationCache
-from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedTexts
-from sptune.training.token_table import TokenTable
+from sptune.training.caching.activation_cache import ActivationCache
+from sptune.training.caching.state_reader import StateReader
+from sptune.training.caching.state_sources import CachedTexts
+from sptune.training.caching.token_table import TokenTable
 
 LENGTHS = (9, 5, 7)
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from reliability.campaign import tries
 from sptune.errors import InputError
+from sptune.runs.options.run_options import RunOptions, all_options
 from sptune.runs.output_folder import read_config
-from sptune.runs.run_options import RunOptions, all_options
 from sptune.runs.task_data import read_data
 
 ROWS = [

@@ -9,9 +9,9 @@ import pytest
 
 from sptune.cli.commands import main
 from sptune.errors import InputError
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.progress import Monitor
 from sptune.runs.run import fit, search, train
-from sptune.runs.run_options import RunOptions
 
 LABEL_WORDS = {"template": "{text} It was [MASK] .", "label_words": {"good": "good", "bad": "bad"}}
 

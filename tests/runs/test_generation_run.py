@@ -13,9 +13,9 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sptune.adapters.inference import evaluate, inspect, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError
-from sptune.runs.inference import evaluate, inspect, predict
 from sptune.runs.run import fit, search, train
 
 TEMPLATE = (

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sptune.runs.adapter_pool import AdapterPool
-from sptune.runs.inference import predict
+from sptune.adapters.adapter_pool import AdapterPool
+from sptune.adapters.inference import predict
 from sptune.runs.run import fit, train
 
 REVIEWS = [

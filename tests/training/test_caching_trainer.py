@@ -16,7 +16,7 @@ from transformers import (
 from cached_training import Losses, build_examples
 from sptune import ActivationCachingTrainer
 from sptune.tasks import PaddingCollator
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 UPPER = {
     "lora": lambda model: get_peft_model(

@@ -13,9 +13,9 @@ import typer
 
 from sptune.cli.terminal import messages
 from sptune.errors import InputError
-from sptune.runs.option_mappings import RENAMED, with_new_names
-from sptune.runs.option_types import Option
-from sptune.runs.run_options import ORIGIN, all_options
+from sptune.runs.options.option_mappings import RENAMED, with_new_names
+from sptune.runs.options.option_types import Option
+from sptune.runs.options.run_options import ORIGIN, all_options
 from sptune.search.searchers import FIXED_SETTINGS
 
 FLAGS = {name: f"--{option.flag}" for name, option in all_options().items()}

@@ -17,10 +17,10 @@ from sptune.cli.terminal import StudyProgress, print_comparison, print_json, pri
 from sptune.compare.methods import DEFAULT_METHODS
 from sptune.errors import InputError
 from sptune.extras import require
-from sptune.runs.option_checks import check_backbone_and_data
-from sptune.runs.option_mappings import merged
+from sptune.runs.options.option_checks import check_backbone_and_data
+from sptune.runs.options.option_mappings import merged
+from sptune.runs.options.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
 from sptune.runs.output_folder import CONFIG_FILE, check_sources, read_config
-from sptune.runs.run_options import CONDUCT, ORIGIN, SHARED_OPTIONS, RunOptions, all_options
 
 
 def _add_run_command(verb: str, text: str) -> None:

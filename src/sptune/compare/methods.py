@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.runs.run_options import PROMPT_OPTIONS
+from sptune.runs.options.run_options import PROMPT_OPTIONS
 
 PROMPTS, PEFT, ADAPTERS, WEIGHTS = "prompts", "peft", "adapters", "weights"
 LINEAR_PROBE, ZERO_SHOT = "linear-probe", "zero-shot"

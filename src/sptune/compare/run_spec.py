@@ -14,8 +14,8 @@ from typing import Any
 from sptune.compare.methods import LINEAR_PROBE, PROMPTS, Method
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.option_mappings import RENAMED, SEARCH_FIELDS
-from sptune.runs.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, RunOptions, all_options
+from sptune.runs.options.option_mappings import RENAMED, SEARCH_FIELDS
+from sptune.runs.options.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, RunOptions, all_options
 
 # The names by which rows know options and kinds of methods that have been renamed since.
 ROW_NAMES = {new: old for old, new in RENAMED.items()}

@@ -13,8 +13,8 @@ from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.option_mappings import NESTED, with_new_names
-from sptune.runs.run_options import (
+from sptune.runs.options.option_mappings import NESTED, with_new_names
+from sptune.runs.options.run_options import (
     PLACES,
     PROMPT_OPTIONS,
     SHARED_OPTIONS,

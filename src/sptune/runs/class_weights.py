@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from sptune.errors import InputError
-from sptune.runs.run_options import RunOptions
+from sptune.runs.options.run_options import RunOptions
 from sptune.tasks import Example, Task
 from sptune.training.class_loss import DEFAULT_FOCAL_GAMMA, ClassLoss, balanced_weights
 

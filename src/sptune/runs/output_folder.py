@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.runs.option_mappings import GIVEN
+from sptune.runs.options.option_mappings import GIVEN
 from sptune.whole_files import PARTIAL, expanded, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"

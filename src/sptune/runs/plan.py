@@ -28,11 +28,11 @@ from sptune.runs import output_folder as outputs
 from sptune.runs.evaluation import Evaluation
 from sptune.runs.folder_claim import FolderClaim, claim_folder
 from sptune.runs.launch import check_launch, check_search_launch, with_batches_shared
-from sptune.runs.option_checks import check_backbone_and_data
+from sptune.runs.options.option_checks import check_backbone_and_data
+from sptune.runs.options.prompt_checks import check_prompts
+from sptune.runs.options.run_options import PLACES, RunOptions
 from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
-from sptune.runs.prompt_checks import check_prompts
 from sptune.runs.resolution import check_early_stopping, resolved
-from sptune.runs.run_options import PLACES, RunOptions
 from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
 from sptune.runs.tracking import RunTracker

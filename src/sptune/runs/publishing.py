@@ -10,8 +10,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from sptune.errors import InputError, SptuneError
 from sptune.runs.model_card import CARD_FILE, card_on_hub
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.output_folder import ADAPTER_FOLDER
-from sptune.runs.run_options import RunOptions
 
 
 def check_hub(options: RunOptions) -> None:

@@ -12,9 +12,9 @@ from transformers import PretrainedConfig
 from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.runs.options.prompt_checks import candidate_layers
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.progress import has_bfloat16_kernels, processes
-from sptune.runs.prompt_checks import candidate_layers
-from sptune.runs.run_options import RunOptions
 from sptune.runs.task_kinds import AnyTask, resolved_task
 from sptune.search.searchers import FIXED_SETTINGS, SEARCHERS
 from sptune.training.data_order import steps_of_epoch

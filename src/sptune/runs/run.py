@@ -16,11 +16,11 @@ from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.folder_claim import claim_folder
 from sptune.runs.launch import with_batches_shared
-from sptune.runs.option_mappings import merged
+from sptune.runs.options.option_mappings import merged
+from sptune.runs.options.run_options import ORIGIN, RunOptions
 from sptune.runs.plan import Plan, begin, is_finished, prepare
 from sptune.runs.progress import Monitor, processes
 from sptune.runs.publishing import check_hub, create_repository, push_adapter
-from sptune.runs.run_options import ORIGIN, RunOptions
 from sptune.runs.run_report import write_run_report
 from sptune.runs.run_results import clean_up, evaluate_and_save
 from sptune.runs.stages import Job, load

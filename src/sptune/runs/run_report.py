@@ -12,7 +12,7 @@ from sptune import whole_files
 from sptune.errors import InputError
 from sptune.report.run_page import RunRecord, run_page
 from sptune.runs import output_folder as outputs
-from sptune.runs.option_fields import ALL
+from sptune.runs.options.option_fields import ALL
 from sptune.search.search_result import SearchResult
 from sptune.tasks.generation_metrics import text_metrics
 

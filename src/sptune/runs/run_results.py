@@ -12,9 +12,9 @@ from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.model_card import model_card
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.peak_memory import peak_memory
 from sptune.runs.progress import processes
-from sptune.runs.run_options import RunOptions
 from sptune.runs.run_report import write_run_report
 from sptune.runs.stages import SPLITS, Job
 from sptune.search.search_result import SearchResult

@@ -31,7 +31,7 @@ from sptune.runs.resolution import evaluation_interval
 from sptune.runs.score_evaluation import by_length
 from sptune.search import SearchResult, search_prompt_layers
 from sptune.search.searchers import SEARCHERS
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import KeepLastCheckpoint, check_checkpoint, last_whole_checkpoint
 from sptune.training.data_order import grouping_by_length
 from sptune.training.early_stopping import EarlyStopping

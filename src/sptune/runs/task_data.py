@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sptune.errors import InputError
-from sptune.runs.run_options import RunOptions
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.task_kinds import AnyTask
 from sptune.tasks import BENCHMARK_TASKS, Example, Splits, Task, benchmark_task, load_benchmark, load_splits
 from sptune.tasks.data.generation_data import load_prompt_splits

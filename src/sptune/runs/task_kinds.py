@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from sptune.errors import InputError
 from sptune.runs.class_weights import run_class_loss
 from sptune.runs.evaluation import Evaluation
+from sptune.runs.options.run_options import RunOptions
 from sptune.runs.predictions import check_text_columns
-from sptune.runs.run_options import RunOptions
 from sptune.runs.score_evaluation import ScoreEvaluation
 from sptune.runs.text_evaluation import DEFAULT_GENERATED_EXAMPLES, DEFAULT_MAX_NEW_TOKENS, TextEvaluation
 from sptune.tasks import Task, TaskEncoder, read_labeled, read_unlabeled

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import Subset
 
 from sptune.errors import InputError, SptuneError
+from sptune.training.caching.exactness_probe import probe_reading
+from sptune.training.caching.state_reader import StateReader
+from sptune.training.caching.state_sources import BatchStates
 from sptune.training.compilation import compiles
-from sptune.training.exactness_probe import probe_reading
-from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import BatchStates
 
 if TYPE_CHECKING:
     from sptune.search.supernet_trainer import SupernetTrainer

@@ -22,7 +22,7 @@ from sptune.search.problem import Findings, SearchProblem
 from sptune.search.search_config import SearchConfig
 from sptune.search.search_result import SearchResult
 from sptune.search.searchers import SEARCHERS, load_searcher
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 if TYPE_CHECKING:
     from sptune.training.trainer import ClassScores, RowLosses

@@ -16,8 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptune import whole_files
+from sptune.adapters.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, checked_file, find_folder
 from sptune.errors import InputError
-from sptune.runs.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, checked_file, find_folder
 from sptune.runs.output_folder import TASK_FILE, file_lock
 
 INDEX_FILE = "adapters.json"

@@ -10,9 +10,9 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from sptune.renamed import renamed_argument, renamed_method
-from sptune.training.activation_caching import ActivationCaching
-from sptune.training.cache_plan import ActivationCachePlan
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.activation_caching import ActivationCaching
+from sptune.training.caching.cache_plan import ActivationCachePlan
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 Batch = dict[str, Any]
 

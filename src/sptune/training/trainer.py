@@ -23,10 +23,10 @@ from sptune.modeling.labeled_positions import at_labels, takes_source_mask, with
 from sptune.modeling.loading import HEADS
 from sptune.modeling.problem_types import SINGLE_LABEL, check_problem_type, problem_loss
 from sptune.renamed import renamed_argument, renamed_method
-from sptune.training.activation_caching import ActivationCaching
 from sptune.training.attention_kernel import fast_attention
-from sptune.training.cache_plan import ActivationCachePlan
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.activation_caching import ActivationCaching
+from sptune.training.caching.cache_plan import ActivationCachePlan
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 from sptune.training.checkpoints import (
     check_shared_resume,
     has_all_steps,

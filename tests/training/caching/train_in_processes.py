@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from sptune import SPTConfig, SPTTrainer
 from sptune.runs.progress import leave_processes
 from sptune.tasks import PaddingCollator
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 
 class Losses(TrainerCallback):

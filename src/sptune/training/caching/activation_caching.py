@@ -21,17 +21,17 @@ from transformers import Trainer
 from sptune.errors import InputError
 from sptune.modeling.backbones import REFUSED_ROPE_TYPES, Backbone, find_backbone, rope_type
 from sptune.modeling.model import SPTModel
-from sptune.training.acting_adapters import ActingAdapters
-from sptune.training.activation_cache import ActivationCache, cache_folders
-from sptune.training.cache_fingerprint import fingerprint
-from sptune.training.cache_plan import GIB, ActivationCachePlan
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.acting_adapters import ActingAdapters
+from sptune.training.caching.activation_cache import ActivationCache, cache_folders
+from sptune.training.caching.cache_fingerprint import fingerprint
+from sptune.training.caching.cache_plan import GIB, ActivationCachePlan
+from sptune.training.caching.cache_settings import ActivationCacheSettings
+from sptune.training.caching.exactness_probe import probe_reading
+from sptune.training.caching.frozen_layers import dtype_below, first_trained_layer, without_dropout_below
+from sptune.training.caching.state_reader import StateReader
+from sptune.training.caching.state_sources import CachedTexts
+from sptune.training.caching.token_table import TokenTable
 from sptune.training.compilation import compiles
-from sptune.training.exactness_probe import probe_reading
-from sptune.training.frozen_layers import dtype_below, first_trained_layer, without_dropout_below
-from sptune.training.state_reader import StateReader
-from sptune.training.state_sources import CachedTexts
-from sptune.training.token_table import TokenTable
 from sptune.whole_files import expanded
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import torch
 from datasets import Dataset
 
-from sptune.training.token_table import PART, TokenTable
+from sptune.training.caching.token_table import PART, TokenTable
 
 
 def test_the_table_knows_padded_examples_and_token_types():

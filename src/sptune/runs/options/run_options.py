@@ -13,9 +13,9 @@ from typing import Any
 
 from sptune.errors import InputError
 from sptune.prompt_config import PAPER_FIELDS, PromptConfig
-from sptune.runs.option_checks import check_combinations, check_ranges
-from sptune.runs.option_fields import ALL, SEARCHING, OptionFields
-from sptune.runs.option_mappings import (
+from sptune.runs.options.option_checks import check_combinations, check_ranges
+from sptune.runs.options.option_fields import ALL, SEARCHING, OptionFields
+from sptune.runs.options.option_mappings import (
     NESTED,
     PATHS,
     PROMPT_FIELDS,
@@ -31,7 +31,7 @@ from sptune.runs.option_mappings import (
     with_new_names,
     without_records,
 )
-from sptune.runs.option_types import Option
+from sptune.runs.options.option_types import Option
 from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
 

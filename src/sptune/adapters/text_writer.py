@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from sptune.adapters.adapter_folder import AdapterFolder
+from sptune.adapters.adapter_loading import load_with_backbone
 from sptune.modeling.loading import load_backbone, load_config, load_tokenizer
-from sptune.runs.adapter_folder import AdapterFolder
-from sptune.runs.adapter_loading import load_with_backbone
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.progress import Monitor
 from sptune.runs.text_evaluation import DEFAULT_MAX_NEW_TOKENS, TextEvaluation

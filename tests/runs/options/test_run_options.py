@@ -10,9 +10,9 @@ import yaml
 from sptune import SPTConfig
 from sptune.errors import InputError
 from sptune.prompt_config import GENERATORS, PLACEMENTS, PromptConfig
-from sptune.runs.option_mappings import merged
+from sptune.runs.options.option_mappings import merged
+from sptune.runs.options.run_options import RunOptions, all_options
 from sptune.runs.output_folder import read_config
-from sptune.runs.run_options import RunOptions, all_options
 from sptune.search import SearchConfig
 from sptune.search.search_config import CONSISTENCIES
 from sptune.search.searchers import SEARCHERS, SELECTION_CRITERIA

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from sptune.training.cache_fingerprint import as_bytes
-from sptune.training.cache_plan import size_in_words
-from sptune.training.token_table import TokenTable
+from sptune.training.caching.cache_fingerprint import as_bytes
+from sptune.training.caching.cache_plan import size_in_words
+from sptune.training.caching.token_table import TokenTable
 
 # Folders of earlier versions have this name, too.
 FOLDER_PREFIX = "prefix-cache-"

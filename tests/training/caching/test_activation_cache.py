@@ -14,10 +14,10 @@ from transformers import (
 )
 
 from cached_training import BlocksRun, build_examples
-from sptune.training.activation_cache import ABOUT_FILE, CHECKSUMS_FILE, STATES_FILE, ActivationCache
-from sptune.training.cache_fingerprint import fingerprint
-from sptune.training.cache_settings import ActivationCacheSettings
-from sptune.training.token_table import TokenTable
+from sptune.training.caching.activation_cache import ABOUT_FILE, CHECKSUMS_FILE, STATES_FILE, ActivationCache
+from sptune.training.caching.cache_fingerprint import fingerprint
+from sptune.training.caching.cache_settings import ActivationCacheSettings
+from sptune.training.caching.token_table import TokenTable
 
 FILE_LIMIT = 4_000
 

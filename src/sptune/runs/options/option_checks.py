@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from sptune.errors import InputError
 from sptune.extras import require
-from sptune.runs.option_mappings import CACHE_OPTIONS
+from sptune.runs.options.option_mappings import CACHE_OPTIONS
 from sptune.search.searchers import SEARCHERS
 
 if TYPE_CHECKING:
-    from sptune.runs.run_options import RunOptions
+    from sptune.runs.options.run_options import RunOptions
 
 
 def check_backbone_and_data(options: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from sptune.errors import InputError
 from sptune.modeling.generators import build_generator
 from sptune.modeling.loading import text_config
 from sptune.prompt_config import PromptConfig
-from sptune.runs.run_options import RunOptions
+from sptune.runs.options.run_options import RunOptions
 from sptune.search.layer_selection import fixed_layers, layers_to_find
 from sptune.search.searchers import FIXED_SETTINGS, check_sets
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sptune.prompt_config import PromptConfig
 from sptune.search.search_config import SearchConfig
-from sptune.training.cache_settings import DTYPES
+from sptune.training.caching.cache_settings import DTYPES
 
 # The commands that take an option.
 ALL = ("fit", "search", "train")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from sptune.training.state_reader import StateReader
+from sptune.training.caching.state_reader import StateReader
 
 
 class _Operands(TorchFunctionMode):

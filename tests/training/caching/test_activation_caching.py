@@ -17,7 +17,7 @@ from transformers import (
 from cached_training import BlocksRun, build_examples
 from sptune import ActivationCachingTrainer, SearchConfig, SPTTrainer, search_prompt_layers
 from sptune.tasks import PaddingCollator
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from sptune.runs.loaded_adapter import LoadedAdapter
+from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.runs.progress import Monitor
 from sptune.runs.text_evaluation import DEFAULT_MAX_NEW_TOKENS, generated_row
 from sptune.tasks.generation_task import GenerationExample

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from sptune.adapters.adapter_files import WEIGHTS_FILE, WRONG_VALUES
+from sptune.adapters.adapter_folder import AdapterFolder
 from sptune.errors import InputError
 from sptune.modeling.size_checks import check_adapter_size
-from sptune.runs.adapter_files import WEIGHTS_FILE, WRONG_VALUES
-from sptune.runs.adapter_folder import AdapterFolder
 from sptune.runs.progress import processes
 
 

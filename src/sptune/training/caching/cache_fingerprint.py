@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from sptune.training.token_table import TokenTable
+from sptune.training.caching.token_table import TokenTable
 
 
 def fingerprint(

@@ -13,8 +13,8 @@ from torch import nn
 
 from sptune.modeling.backbones import unwrapped
 from sptune.modeling.calls import argument_positions
-from sptune.training.activation_cache import ActivationCache
-from sptune.training.token_table import FoundTexts
+from sptune.training.caching.activation_cache import ActivationCache
+from sptune.training.caching.token_table import FoundTexts
 
 logger = logging.getLogger(__name__)
 

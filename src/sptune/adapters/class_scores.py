@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from sptune.runs.loaded_adapter import LoadedAdapter
+from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.runs.predictions import prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.tasks import Example, TaskEncoder

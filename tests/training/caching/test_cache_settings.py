@@ -11,7 +11,7 @@ from transformers import (
 from cached_training import build_examples
 from sptune import SPTTrainer
 from sptune.errors import InputError
-from sptune.training.cache_settings import ActivationCacheSettings
+from sptune.training.caching.cache_settings import ActivationCacheSettings
 
 
 def test_a_shorter_number_format_takes_less(build_trainer, bert):

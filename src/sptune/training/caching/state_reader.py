@@ -18,7 +18,7 @@ from torch import nn
 from sptune.modeling.backbones import unwrapped
 from sptune.modeling.calls import CACHE_NAMES, WrappedMethod, argument_positions
 from sptune.modeling.forward_context import ThreadState
-from sptune.training.state_sources import StateSource
+from sptune.training.caching.state_sources import StateSource
 
 # Inputs that the states follow from, or that do not change them.
 KNOWN_TENSORS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels")
