@@ -103,7 +103,7 @@ def run(problem: Problem, seed: int, restart: int, setting: dict[str, Any], fold
     count = len(gates)
     closings = [gates[None] * (1 - torch.eye(count)[place]) for place in range(count)]
     gated = [partial(trainer.tuner.gating, values) for values in (gates[None], *closings)]
-    alone = [partial(trainer.tuner.prompting_at, [layer]) for layer in trainer.tuner.candidate_layers]
+    alone = [partial(trainer.tuner.prompting_at, [layer]) for layer in trainer.tuner.generator_layers]
     held_out = trainer.held_out.losses([*gated, *alone])
     trainer.architecture_dataset = trainer.train_dataset
     seen = trainer.held_out.losses(gated, 0, 2)

@@ -139,7 +139,7 @@ def row_of(data: Path, method: Method, seed: int, learning_rate: float, kind: st
         "train_seconds": round(seconds, 1),
         "elapsed_seconds": round(elapsed, 1),
         "step_seconds": round(statistics.median(timer.steps), 4),
-        "prompt_layers": tuner.candidate_layers if method != LORA else None,
+        "prompt_layers": tuner.generator_layers if method != LORA else None,
         "parameters": network.get_nb_trainable_parameters()[0],
         "test_examples": len(test),
         "steps": STEPS,

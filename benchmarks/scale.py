@@ -96,7 +96,7 @@ def processor_seconds(run: Callable[[], Any]) -> float:
 def search_network(model: nn.Module) -> Method:
     """A step of the default search: every example through a discrete network of its own."""
     network: Any = get_peft_model(copy_sharing_weights(model), SPTConfig(task_type="SEQ_CLS", **PROMPTS["add"]))
-    method, candidates = trained("search", network), len(network.base_model.candidate_layers)
+    method, candidates = trained("search", network), len(network.base_model.generator_layers)
     plain, noise = method.step, torch.Generator().manual_seed(0)
 
     def step(batch: dict[str, torch.Tensor], rows: torch.Tensor) -> None:

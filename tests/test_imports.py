@@ -125,6 +125,6 @@ def test_peft_loads_an_adapter_folder(imports: str, build_backbone, build_config
 {imports}
 import transformers
 backbone = transformers.{type(backbone).__name__}.from_pretrained({str(tmp_path / "backbone")!r})
-print(PeftModel.from_pretrained(backbone, {str(tmp_path / "adapter")!r}).base_model.candidate_layers)
+print(PeftModel.from_pretrained(backbone, {str(tmp_path / "adapter")!r}).base_model.generator_layers)
 """)
     assert printed.split() == ["[1]"]

@@ -44,3 +44,13 @@ def renamed_method(old: str, new: str) -> Callable[..., Any]:
 
     call.__doc__ = f"Old name of `{new}`."
     return call
+
+
+def renamed_property(old: str, new: str) -> property:
+    """A property under its old name."""
+
+    def value(self: Any) -> Any:
+        warn_renamed(old, new)
+        return getattr(self, new)
+
+    return property(value, doc=f"Old name of `{new}`.")

@@ -11,6 +11,7 @@ from sptune.compare.methods import ADAPTERS
 from sptune.compare.networks import attach, saved_bytes, trained_parameters
 from sptune.compare.study_run import execute
 from sptune.runs import stages
+from sptune.runs.job import load
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor
 
@@ -33,7 +34,7 @@ def test_adapters_and_the_head_are_trained_and_nothing_else(
 ) -> None:
     narrow = {"reduction_factor": 8} if name == "compacter" else {}  # its bottleneck must divide by phm_dim
     spec = run_of(name, {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8}, **narrow)
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     network = attach(spec.method, job).module
     before = {key: value.clone() for key, value in network.named_parameters()}
     stages.train_network(job, network, "")
@@ -48,7 +49,7 @@ def test_adapters_and_the_head_are_trained_and_nothing_else(
 def test_the_weights_of_the_last_step_may_be_the_best(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     """Of this version of transformers too, whose trainer evaluates at multiples of the interval only, here of 2."""
     spec = run_of("pfeiffer", {**data, "model": masked_lm, "max_steps": 7, "batch_size": 8})
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     trainer = stages.train_network(job, attach(spec.method, job).module, "")
     assert [entry["step"] for entry in trainer.state.log_history if "eval_score" in entry] == [2, 4, 6, 7]
 
@@ -73,7 +74,7 @@ def test_a_fresh_pooler_learns_at_the_rate_of_the_head(data: dict[str, str], mas
     """The adapters do not: a checkpoint of a language model has no pooler, so that it belongs to the head."""
     options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
     spec = run_of("pfeiffer", {**options, "head_learning_rate": 1e-2})
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     trainer = stages.train_network(job, attach(spec.method, job).module, "")
     groups = trainer.optimizer.param_groups
     assert {group["initial_lr"] for group in groups} == {1e-3, 1e-2}

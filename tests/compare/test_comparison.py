@@ -28,8 +28,10 @@ from sptune.compare.workers import Watcher
 from sptune.errors import InputError, SptuneError
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.job import load
 from sptune.runs.plan import prepare
 from sptune.runs.progress import Monitor
+from sptune.runs.stage_trainers import make_trainer, training_arguments
 from tiny_runs import write_labels_or_numbers
 
 SMALL = {"bottleneck_dim": 4}
@@ -220,7 +222,7 @@ def test_every_method_trains_its_own_parameters_and_the_head(
     settings = {"searcher": "fair", "search_steps": 2} if name == "spt" else {}
     spec = run_of(name, options, **settings)
     plan = prepare("compare", spec.run_options(tmp_path), Monitor())
-    job = stages.load(plan)
+    job = load(plan)
     backbone = {id(parameter) for parameter in job.backbone.backbone.parameters()}
     network = attach(spec.method, job)
     before = {key: value.clone() for key, value in network.module.named_parameters()}
@@ -274,11 +276,11 @@ def test_lora_in_upper_layers_changes_no_others(
         },
     }[task]
     spec = run_of("lora-upper", {**data, **options, "model": model, "max_steps": 2, "batch_size": 8}, **settings)
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     network = attach(spec.method, job)
     assert changed_layers(network.module) == layers
     assert network.from_layer == min(layers)
-    plan = stages.make_trainer(job, network.module, stages.training_arguments(job, "train", 2)).plan_activation_cache()
+    plan = make_trainer(job, network.module, training_arguments(job, "train", 2)).plan_activation_cache()
     assert (plan.reason is None) is (min(layers) > 0)
     assert plan.layer == min(layers)
 
@@ -318,7 +320,7 @@ def test_layer_norms_of_the_backbone_are_tuned_where_peft_knows_none(
     """Two in each of three blocks, and one below (BERT) or above them (Llama)."""
     for model in (masked_lm, causal_lm):
         spec = run_of("ln-tuning", {**data, "model": model, "max_steps": 2, "task_kind": "classifier"})
-        job = stages.load(prepare("compare", spec.run_options(tmp_path / Path(model).name), Monitor()))
+        job = load(prepare("compare", spec.run_options(tmp_path / Path(model).name), Monitor()))
         network = attach(spec.method, job).module
         weights = [name for name, one in network.named_parameters() if one.requires_grad and name.endswith("weight")]
         assert len([name for name in weights if "classifier" not in name and "score" not in name]) == 7
@@ -337,7 +339,7 @@ def test_a_fresh_pooler_learns_at_the_rate_of_the_head(
     """Whatever the method: a checkpoint of a language model has no pooler, so that it belongs to the head."""
     options = {**data, "model": masked_lm, "max_steps": 1, "batch_size": 8, "head_pooling": "own"}
     spec = run_of(name, {**options, "head_learning_rate": 1e-2}, learning_rates=1e-4)
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     trainer = stages.train_network(job, attach(spec.method, job).module, "")
     names = {id(parameter): key for key, parameter in trainer.model.named_parameters()}
     rates = {
@@ -354,7 +356,7 @@ def test_a_fresh_pooler_learns_at_the_rate_of_the_head(
 def test_prefixes_are_seen_by_a_mean_pooled_classifier(data: dict[str, str], masked_lm: str, tmp_path: Path) -> None:
     """PEFT's prefix tuning hands keys and values through `past_key_values`; the head's mean is over the text alone."""
     spec = run_of("prefix-tuning", {**data, "model": masked_lm, "max_steps": 2, "batch_size": 8})
-    job = stages.load(prepare("compare", spec.run_options(tmp_path), Monitor()))
+    job = load(prepare("compare", spec.run_options(tmp_path), Monitor()))
     network: Any = attach(spec.method, job).module.eval()
     batch = job.plan.encoder.collator([job.encoded["test"][index] for index in range(4)])
     batch.pop("labels")
@@ -631,7 +633,7 @@ def test_ctrl_c_names_the_run_that_was_under_way(
     def interrupted(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "load", interrupted)
+    monkeypatch.setattr("sptune.compare.study_run.load", interrupted)
     with pytest.raises(SystemExit) as left:
         main(["compare", "--study", str(file), "--output", str(tmp_path / "out")])
     assert left.value.code == 130

@@ -533,13 +533,13 @@ def test_a_search_beside_a_final_network(build_network, build_config, build_batc
     network.add_adapter("search", build_config(case, prompt_layers="search", num_virtual_tokens=5))
     network.set_adapter("search")
     randomize(network, seed=4)
-    assert network.base_model.candidate_layers == case.candidates
+    assert network.base_model.generator_layers == case.candidates
     network.base_model.set_gate_values([0.0] * len(case.candidates))
     with network.disable_adapter():
         backbone = logits_of(network, batch)
     torch.testing.assert_close(logits_of(network, batch), backbone, atol=1e-5, rtol=0)
     network.set_adapter("default")
-    assert network.base_model.candidate_layers == [1, 3]
+    assert network.base_model.generator_layers == [1, 3]
     assert torch.equal(logits_of(network, batch), before)
 
 

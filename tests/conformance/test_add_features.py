@@ -186,11 +186,11 @@ def test_states_without_a_batch_dimension(attach, prompt_layers, generator):
     states = torch.randn(21, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(network(states), network(states[None])[0], atol=1e-6, rtol=1e-6)
     if prompt_layers == "search":
-        with network.base_model.gating(torch.rand(1, len(network.base_model.candidate_layers))):
+        with network.base_model.gating(torch.rand(1, len(network.base_model.generator_layers))):
             torch.testing.assert_close(network(states), network(states[None])[0], atol=1e-6, rtol=1e-6)
         # Rows of a padding-free batch are gone, so they can have no gates of their own.
         with (
-            network.base_model.gating(torch.rand(3, len(network.base_model.candidate_layers))),
+            network.base_model.gating(torch.rand(3, len(network.base_model.generator_layers))),
             pytest.raises(InputError, match=r"or \(1, 4\)"),
         ):
             network(states)
@@ -645,7 +645,7 @@ def test_prompts_are_on_the_device_of_their_block(prompt_layers):
             assert (parameter.device.type == "meta") == ("layers.2" in name or "layers.3" in name), name
     assert _logits(network, batch).device.type == "meta"
     if prompt_layers == "search":
-        gates = torch.rand(2, len(network.base_model.candidate_layers))
+        gates = torch.rand(2, len(network.base_model.generator_layers))
         with network.base_model.gating(gates):
             assert _logits(network, batch).device.type == "meta"
 

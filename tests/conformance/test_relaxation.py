@@ -11,7 +11,7 @@ from sptune import discretize
 
 
 def _open(tuner, layers):
-    tuner.set_gate_values([float(layer in layers) for layer in tuner.candidate_layers])
+    tuner.set_gate_values([float(layer in layers) for layer in tuner.generator_layers])
 
 
 def test_prompts_matter(build_network, build_backbone, build_batch, logits_of, case):
@@ -53,7 +53,7 @@ def test_prompting_at_ends_with_its_block_and_refuses_strangers(build_network, b
     tuner, batch = network.base_model, build_batch(bert)
     before = logits_of(network, batch)
     with tuner.prompting_at([2]):
-        assert tuner.candidate_layers == [2]
+        assert tuner.generator_layers == [2]
     assert torch.equal(logits_of(network, batch), before)
     for layers in ([], [1, 3]):
         with pytest.raises(ValueError, match=r"choose some of \[1, 2\]"):
@@ -133,7 +133,7 @@ def test_discretize_keeps_the_backbone_object_and_leaves_no_gate(build_network, 
     backbone = network.get_base_model()
     final = discretize(network, [1, 3])
     assert final.get_base_model() is backbone
-    assert final.base_model.candidate_layers == [1, 3]
+    assert final.base_model.generator_layers == [1, 3]
     assert not any("gate" in name and p.requires_grad for name, p in final.named_parameters())
     assert final.active_peft_config.prompt_layers == [1, 3]
 

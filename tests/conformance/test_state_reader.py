@@ -15,7 +15,7 @@ def _cache(network, batch):
     """A cache of the batch's texts, as a dataset of unpadded examples."""
     mask = batch["attention_mask"].bool()
     examples = [{"input_ids": ids[real].tolist()} for ids, real in zip(batch["input_ids"], mask, strict=True)]
-    layer = network.base_model.candidate_layers[0]
+    layer = network.base_model.generator_layers[0]
     return ActivationCache(layer, TokenTable.of([examples]), 32, torch.float32)
 
 

@@ -29,7 +29,7 @@ def test_gates_start_half_open(build_backbone, build_config, llama):
 
 def test_gate_values_are_the_sigmoids_of_the_gate_parameters(build_network, bert):
     tuner = build_network(bert, prompt_layers="search", candidate_layers=[3, 1]).base_model
-    assert tuner.candidate_layers == [1, 3]
+    assert tuner.generator_layers == [1, 3]
     assert list(tuner.gate_parameters()) == [1, 3]
     alphas = torch.cat(list(tuner.gate_parameters().values()))
     torch.testing.assert_close(tuner.gate_values(), alphas.sigmoid())
@@ -56,7 +56,7 @@ def test_a_final_network_has_no_gates(build_network, bert):
     for ask in (network.base_model.gate_parameters, network.base_model.gate_values):
         with pytest.raises(ValueError, match="search"):
             ask()
-    assert network.base_model.candidate_layers == [1, 3]
+    assert network.base_model.generator_layers == [1, 3]
     counts = {layer: sum(p.numel() for p in ps) for layer, ps in network.base_model.generator_parameters().items()}
     assert network.get_nb_trainable_parameters()[0] == sum(counts.values())
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sptune.runs.progress import Monitor, leave_processes
+from sptune.runs.processes import leave_processes
+from sptune.runs.progress import Monitor
 from sptune.runs.run import fit
 
 

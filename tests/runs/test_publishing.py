@@ -21,7 +21,7 @@ from peft import PeftModel
 from sptune import MeanPooledClassifier
 backbone = MeanPooledClassifier.from_backbone(sys.argv[1], num_labels=2)
 model = PeftModel.from_pretrained(backbone, "me/films")
-print(model.base_model.candidate_layers)
+print(model.base_model.generator_layers)
 """
 
 

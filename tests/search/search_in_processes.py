@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import build_examples, pad_batch
 from sptune import SPTConfig
-from sptune.runs.progress import leave_processes, processes
+from sptune.runs.processes import leave_processes, processes
 from sptune.search import SearchConfig, SPTSearchTrainer
 from sptune.search.gate_sampler import GateSampler
 from sptune.search.searchers.fair import FairTrainer

@@ -32,7 +32,7 @@ def search_with_layer_2(build_supernet, build_args, examples, collate):
 
         def scores(model, batch):
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-            return change(logits) if network.base_model.candidate_layers == [2] else logits
+            return change(logits) if network.base_model.generator_layers == [2] else logits
 
         search = SearchConfig(searcher=searcher, num_prompt_layers=1)
         try:

@@ -36,7 +36,7 @@ def test_the_result_makes_the_final_network(build_supernet, build_backbone, bert
     result.save(tmp_path / "search.json")
     config = type(result).load(tmp_path / "search.json").config
     fresh = get_peft_model(build_backbone(bert, "classifier"), config)
-    assert fresh.base_model.candidate_layers == result.prompt_layers
+    assert fresh.base_model.generator_layers == result.prompt_layers
     final = discretize(network, result.prompt_layers)
     assert {name: p.shape for name, p in final.named_parameters() if p.requires_grad} == {
         name: p.shape for name, p in fresh.named_parameters() if p.requires_grad

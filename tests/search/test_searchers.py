@@ -33,7 +33,7 @@ def test_every_searcher_finds_as_many_layers_as_are_wanted(search, searcher, cri
     assert len(result.scores) == 4
     assert result.search.criterion == criterion
     assert (result.gates is None) == (criterion is None or searcher in ("fair", "auto"))
-    assert discretize(network, result.prompt_layers).base_model.candidate_layers == result.prompt_layers
+    assert discretize(network, result.prompt_layers).base_model.generator_layers == result.prompt_layers
 
 
 @pytest.mark.parametrize("searcher", NAMES)

@@ -12,7 +12,7 @@ from sptune.adapters.adapter_files import WEIGHTS_FILE, WRONG_VALUES
 from sptune.adapters.adapter_folder import AdapterFolder
 from sptune.errors import InputError
 from sptune.modeling.size_checks import check_adapter_size
-from sptune.runs.progress import processes
+from sptune.runs.processes import processes
 
 
 def load_with_backbone(folder: AdapterFolder, backbone: PreTrainedModel, key: str = "default") -> PeftModel:

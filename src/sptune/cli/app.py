@@ -123,7 +123,7 @@ def running(
         with _terminated_as_interrupted(), stages:
             _quiet_libraries()
             from sptune.runs.launch import check_one_process
-            from sptune.runs.progress import leave_processes
+            from sptune.runs.processes import leave_processes
 
             if alone:
                 check_one_process(alone)

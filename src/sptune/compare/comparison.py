@@ -28,7 +28,7 @@ from sptune.errors import InputError
 from sptune.modeling.loading import check_supported, find_source, load_config, text_config
 from sptune.runs.options.prompt_checks import check_prompts
 from sptune.runs.output_folder import REPORT_FILE
-from sptune.runs.progress import processes
+from sptune.runs.processes import processes
 from sptune.runs.task_data import read_data
 from sptune.whole_files import expanded
 

@@ -24,8 +24,8 @@ from sptune.modeling.calls import CACHE_NAMES, argument_positions
 from sptune.modeling.loading import position_limit, text_config
 from sptune.modeling.mean_pooling import MeanPooledClassifier
 from sptune.runs import stages
+from sptune.runs.job import SPLITS, Job
 from sptune.runs.output_folder import weight_bytes
-from sptune.runs.stages import SPLITS, Job
 from sptune.search import SearchConfig
 from sptune.search.layer_selection import evenly_spaced, layers_to_find
 
@@ -89,7 +89,7 @@ def _prompts(settings: Mapping[str, Any], job: Job) -> Network:
     result, network = stages.search_layers(job) if job.plan.options.prompts.searching else (None, None)
     final = stages.final_network(job, result, network)
     tuner: Any = final.base_model
-    return Network(final, list(tuner.candidate_layers))
+    return Network(final, list(tuner.generator_layers))
 
 
 def _peft(settings: Mapping[str, Any], job: Job) -> Network:

@@ -14,8 +14,8 @@ from typing import Any
 from sptune.compare.methods import LINEAR_PROBE, PROMPTS, Method
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.options.option_mappings import RENAMED, SEARCH_FIELDS
-from sptune.runs.options.run_options import PLACES, PROMPT_OPTIONS, SEARCH_OPTIONS, RunOptions, all_options
+from sptune.runs.options.option_mappings import INPUT_PATHS, RENAMED, SEARCH_FIELDS
+from sptune.runs.options.run_options import PROMPT_OPTIONS, SEARCH_OPTIONS, RunOptions, all_options
 
 # The names by which rows know options and kinds of methods that have been renamed since.
 ROW_NAMES = {new: old for old, new in RENAMED.items()}
@@ -57,7 +57,7 @@ class RunSpec:
         options = self.run_options("")
         given = self.lasting_options()
         del given["bf16"]
-        content = {key: _content(given.pop(key), nested=key == "dataset") for key in PLACES if key in given}
+        content = {key: _content(given.pop(key), nested=key == "dataset") for key in INPUT_PATHS if key in given}
         given["activation_cache"] = options.activation_cache
         about = {
             "kind": ROW_KINDS.get(self.method.kind, self.method.kind),

@@ -13,13 +13,8 @@ from sptune.compare.methods import DEFAULT_METHODS, METHODS, Method, find_method
 from sptune.compare.run_spec import Row, RunSpec
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
-from sptune.runs.options.option_mappings import NESTED, with_new_names
-from sptune.runs.options.run_options import (
-    PLACES,
-    PROMPT_OPTIONS,
-    SHARED_OPTIONS,
-    RunOptions,
-)
+from sptune.runs.options.option_mappings import INPUT_PATHS, NESTED, with_new_names
+from sptune.runs.options.run_options import PROMPT_OPTIONS, SHARED_OPTIONS, RunOptions
 from sptune.whole_files import expanded
 
 DEFAULT_SEEDS = (0, 1, 2)
@@ -285,9 +280,9 @@ def _with_paths(options: dict[str, Any]) -> dict[str, Any]:
     An empty text names no file, and would be the path of the working directory; it is left out.
     """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    options = {key: value for key, value in options.items() if key not in PLACES or value != ""}
-    places = {key: expanded(value) for key in PLACES if isinstance(value := options.get(key), str)}
-    return {**options, **{key: str(place.resolve()) for key, place in places.items() if place.exists()}}
+    options = {key: value for key, value in options.items() if key not in INPUT_PATHS or value != ""}
+    paths = {key: expanded(value) for key in INPUT_PATHS if isinstance(value := options.get(key), str)}
+    return {**options, **{key: str(path.resolve()) for key, path in paths.items() if path.exists()}}
 
 
 def _methods(given: Any, where: str) -> dict[str, Method]:

@@ -23,9 +23,12 @@ from sptune.compare.run_spec import Row, RunSpec
 from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
+from sptune.runs.job import load
 from sptune.runs.peak_memory import peak_memory
 from sptune.runs.plan import prepare
-from sptune.runs.progress import Monitor, on_cpu, processes
+from sptune.runs.processes import on_cpu, processes
+from sptune.runs.progress import Monitor
+from sptune.runs.stage_trainers import evaluate_splits
 
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
@@ -110,7 +113,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
     if spec.method.kind in (LINEAR_PROBE, ZERO_SHOT) and is_classifier != (spec.method.kind == LINEAR_PROBE):
         needs, has = ("a classifier", "read from label words") if not is_classifier else ("label words", "a classifier")
         return {"state": SKIPPED, "error": f"{spec.name} needs {needs}, and {spec.task} is {has}."}
-    job = stages.load(plan)
+    job = load(plan)
     splits = ("validation",) if spec.tuning else ("validation", "test")
     timer = Timer()
     network = None
@@ -123,7 +126,7 @@ def _measured(spec: RunSpec, folder: Path) -> Row:
         parameters = trained_parameters(network.module, job)
         title = f"Training {spec.name} on {spec.task}"
         trainer = stages.train_network(job, network.module, title, [timer, *network.callbacks])
-        results = stages.evaluate_splits(job, trainer, job.encoded, splits)
+        results = evaluate_splits(job, trainer, job.encoded, splits)
         size = saved_bytes(network.module, folder / outputs.ADAPTER_FOLDER)
     device = processes().device.type
     search_seconds = plan.clock.seconds.get("search", 0.0)

@@ -30,6 +30,7 @@ from sptune.modeling.layer import CANNOT_MERGE, SPTLayer
 from sptune.modeling.mixed_batch import MixedBatch
 from sptune.modeling.modules_to_save import adopt_wrappers, find_modules_to_save, unwrap_modules, wrap_modules
 from sptune.modeling.size_checks import check_generators
+from sptune.renamed import renamed_property
 
 
 class SPTModel(BaseTuner):
@@ -110,10 +111,9 @@ class SPTModel(BaseTuner):
         if names is None:
             yield
             return
-        attached = self._attachment()
-        mixed_batch = MixedBatch(names, attached, training=self.training)
+        mixed_batch = MixedBatch(names, self._attachment(), training=self.training)
         mixed_batch.check_batch(args, kwargs)
-        with attached.context.having(mixed_batch=mixed_batch):
+        with self._attachment().context.having(mixed_batch=mixed_batch):
             yield
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -178,9 +178,11 @@ class SPTModel(BaseTuner):
         return self._attachment().backbone
 
     @property
-    def candidate_layers(self) -> list[int]:
-        """The layers with a generator in the active adapter, ascending."""
+    def generator_layers(self) -> list[int]:
+        """The layers with a generator in the active adapter, ascending: a supernet's candidates, or prompt layers."""
         return list(self._attachment().settings_of(self._active()).layers)
+
+    candidate_layers = renamed_property("candidate_layers", "generator_layers")
 
     @property
     def takes_source_mask(self) -> bool:

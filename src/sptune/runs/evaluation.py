@@ -77,11 +77,11 @@ class Evaluation(abc.ABC):
         """What task.json holds besides the task and the backbone."""
         return {}
 
-    def gain(self, results: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, float]:
-        """By how much each metric is better than that of a reference; where one has none, there is no gain."""
+    def gain(self, results: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, float]:
+        """By how much each metric that both have is better than that of the linear probe or of zero-shot."""
         pairs = {
             name: (results[name], value)
-            for name, value in reference.items()
+            for name, value in baseline.items()
             if name != "examples" and isinstance(value, int | float) and isinstance(results[name], int | float)
         }
         signs = {name: -1 if name in LOWER_IS_BETTER else 1 for name in pairs}

@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import parse_flag_from_env
 
 from sptune.errors import InputError
-from sptune.runs.progress import on_cpu, processes
+from sptune.runs.processes import on_cpu, processes
 
 # What launchers tell each process about their number: torchrun, and those of MPI.
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock
 
 from sptune.errors import InputError
-from sptune.runs.options.option_mappings import GIVEN
+from sptune.runs.options.option_mappings import DATA_PATHS, GIVEN
 from sptune.whole_files import PARTIAL, expanded, remove, write_json, write_text, written_whole
 
 CONFIG_FILE = "config.yaml"
@@ -32,8 +32,6 @@ SEARCH_PICTURES = ("search.png", "search.svg")
 CHECKPOINTS_FOLDER = "checkpoints"
 TENSORBOARD_FOLDER = "tensorboard"
 TASK_FILE = "task.json"
-# Options that may name a file of data.
-DATA_PLACES = ("train_file", "validation_file", "test_file", "dataset")
 # Of a YAML file of options.
 MAX_VALUES = 100_000
 # Bytes of a line that is read to tell what a file holds.
@@ -118,7 +116,7 @@ def write_config(path: Path, command: str, options: dict[str, Any], given: Colle
         "processes": processes,
         "versions": versions(),
         "data_files": {
-            file: content(Path(file)) for file in map(options.get, DATA_PLACES) if file and Path(file).is_file()
+            file: content(Path(file)) for file in map(options.get, DATA_PATHS) if file and Path(file).is_file()
         },
     }
     heading = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sptune.runs.progress import on_cpu
+from sptune.runs.processes import on_cpu
 
 
 def peak_memory() -> int | None:

@@ -29,10 +29,13 @@ from sptune.runs.evaluation import Evaluation
 from sptune.runs.folder_claim import FolderClaim, claim_folder
 from sptune.runs.launch import check_launch, check_search_launch, with_batches_shared
 from sptune.runs.options.option_checks import check_backbone_and_data
+from sptune.runs.options.option_mappings import DATA_PATHS, INPUT_PATHS
 from sptune.runs.options.prompt_checks import check_prompts
-from sptune.runs.options.run_options import PLACES, RunOptions
-from sptune.runs.progress import Clock, Monitor, has_bfloat16_kernels, processes
+from sptune.runs.options.run_options import RunOptions
+from sptune.runs.processes import has_bfloat16_kernels, processes
+from sptune.runs.progress import Monitor
 from sptune.runs.resolution import check_early_stopping, resolved
+from sptune.runs.stage_clock import StageClock
 from sptune.runs.task_data import read_data
 from sptune.runs.task_kinds import AnyEncoder, AnyTask, build_encoder, run_evaluation
 from sptune.runs.tracking import RunTracker
@@ -69,7 +72,7 @@ class Plan:
     tokenizer: PreTrainedTokenizerBase
     encoder: AnyEncoder
     evaluation: Evaluation
-    clock: Clock
+    clock: StageClock
     monitor: Monitor
     tracker: RunTracker
     claim: FolderClaim | None
@@ -112,7 +115,7 @@ def prepare(verb: str, options: RunOptions, monitor: Monitor) -> Plan:
     source = find_source(options.model, options.gguf_file, options.revision, options.dtype)
     is_main = processes().is_main_process
     tracker = RunTracker(options.report_to, folder, is_main)
-    clock = Clock()
+    clock = StageClock()
     with clock.stage("data"):
         monitor.stage("Reading the data")
         task, splits = read_data(options)
@@ -148,7 +151,7 @@ def _check_folder(options: RunOptions) -> Path:
     folder = options.folder()
     outputs.check_folder(folder, resume=options.resume, overwrite=options.overwrite)
     if options.overwrite:
-        outputs.check_sources(folder, [getattr(options, name) for name in PLACES])
+        outputs.check_sources(folder, [getattr(options, name) for name in INPUT_PATHS])
     return folder
 
 
@@ -259,7 +262,8 @@ def is_finished(verb: str, options: RunOptions) -> bool:
     outputs.check_folder(folder, resume=True, overwrite=False)
     before = begun_options(verb, folder)
     return (folder / outputs.results_file(verb)).exists() and all(
-        value == before[name] or (name in PLACES and value is not None and str(Path(value).resolve()) == before[name])
+        value == before[name]
+        or (name in INPUT_PATHS and value is not None and str(Path(value).resolve()) == before[name])
         for name, value in options.lasting().items()
     )
 
@@ -290,7 +294,7 @@ def _with_data_of_now(before: dict[str, Any], folder: Path, options: RunOptions)
     """
     known = outputs.read_config(folder / outputs.CONFIG_FILE).get("data_files")
     moved = {}
-    for name in outputs.DATA_PLACES:
+    for name in DATA_PATHS:
         content = known.get(before[name]) if isinstance(known, dict) else None
         given = getattr(options, name)
         if content is None or given is None or not Path(given).is_file():
@@ -309,7 +313,7 @@ def _with_data_of_now(before: dict[str, Any], folder: Path, options: RunOptions)
 def _has_moved_data(folder: Path, options: RunOptions) -> bool:
     """Whether config.yaml says that the data are elsewhere."""
     begun = outputs.read_config(folder / outputs.CONFIG_FILE)
-    return any(begun.get(name) != getattr(options, name) for name in outputs.DATA_PLACES)
+    return any(begun.get(name) != getattr(options, name) for name in DATA_PATHS)
 
 
 def _claim(folder: Path, options: RunOptions, before: dict[str, Any] | None) -> FolderClaim:

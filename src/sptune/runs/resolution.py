@@ -12,9 +12,10 @@ from transformers import PretrainedConfig
 from sptune.errors import InputError
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec
 from sptune.prompt_config import DEFAULT_NUM_PROMPT_LAYERS
+from sptune.runs.options.option_mappings import DATA_PATHS
 from sptune.runs.options.prompt_checks import candidate_layers
 from sptune.runs.options.run_options import RunOptions
-from sptune.runs.progress import has_bfloat16_kernels, processes
+from sptune.runs.processes import has_bfloat16_kernels, processes
 from sptune.runs.task_kinds import AnyTask, resolved_task
 from sptune.search.searchers import FIXED_SETTINGS, SEARCHERS
 from sptune.training.data_order import steps_of_epoch
@@ -57,7 +58,7 @@ def resolved(
     if spec.head == CLASSIFIER:
         own = DEFAULT_OWN_HEAD_RATE if spec.pooling == "own" else DEFAULT_HEAD_RATE
         chosen["head_learning_rate"] = options.head_learning_rate or own
-    for name in ("train_file", "validation_file", "test_file", "dataset"):
+    for name in DATA_PATHS:
         path = getattr(options, name)
         if path and Path(path).exists():
             chosen[name] = str(Path(path).resolve())

@@ -15,15 +15,17 @@ from sptune.modeling.loading import CLASSIFIER
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.folder_claim import claim_folder
+from sptune.runs.job import Job, load
 from sptune.runs.launch import with_batches_shared
 from sptune.runs.options.option_mappings import merged
 from sptune.runs.options.run_options import ORIGIN, RunOptions
 from sptune.runs.plan import Plan, begin, is_finished, prepare
-from sptune.runs.progress import Monitor, processes
+from sptune.runs.processes import processes
+from sptune.runs.progress import Monitor
 from sptune.runs.publishing import check_hub, create_repository, push_adapter
 from sptune.runs.run_report import write_run_report
 from sptune.runs.run_results import clean_up, evaluate_and_save
-from sptune.runs.stages import Job, load
+from sptune.runs.stage_trainers import training_arguments
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def _run_locked(verb: str, plan: Plan) -> Run:
         if plan.claim is not None:
             plan.claim.take_back()
         raise
-    arguments = stages.training_arguments(job, "train", plan.max_steps)
+    arguments = training_arguments(job, "train", plan.max_steps, log_losses=True)
     begin(verb, plan)
     with plan.tracker.running(arguments, job.backbone):
         run = _carry_out(verb, job)
@@ -182,7 +184,7 @@ def _finished(verb: str, options: RunOptions, monitor: Monitor) -> Run:
 def _carry_out(verb: str, job: Job) -> Run:
     """All stages of a run whose backbone is loaded."""
     plan = job.plan
-    reference = _reference(job) if plan.options.linear_probe and verb != "search" else None
+    baseline = _baseline(job) if plan.options.linear_probe and verb != "search" else None
     result, network = stages.search_layers(job) if verb != "train" else (None, None)
     if verb == "search":
         assert result is not None
@@ -192,9 +194,9 @@ def _carry_out(verb: str, job: Job) -> Run:
     final = stages.final_network(job, result, network)
     tuner: Any = final.base_model
     trainer = stages.train_network(
-        job, final, f"Training prompts at layers {', '.join(map(str, tuner.candidate_layers))}"
+        job, final, f"Training prompts at layers {', '.join(map(str, tuner.generator_layers))}"
     )
-    metrics = evaluate_and_save(job, final, trainer, result, reference)
+    metrics = evaluate_and_save(job, final, trainer, result, baseline)
     plan.tracker.end(final, trainer.state)
     return Run(plan.folder, metrics, metrics["prompt_layers"])
 
@@ -212,7 +214,7 @@ def _push(verb: str, options: RunOptions, monitor: Monitor) -> None:
         monitor.note(f"Its backbone is the local folder {backbone}: who loads the adapter needs it, too.")
 
 
-def _reference(job: Job) -> dict[str, Any]:
+def _baseline(job: Job) -> dict[str, Any]:
     """Results of a linear probe or, of a verbalizer task, of the language model without training (zero-shot)."""
     plan = job.plan
     kept = plan.checkpoints / "baseline.json"

@@ -11,12 +11,13 @@ from sptune import whole_files
 from sptune.runs import output_folder as outputs
 from sptune.runs import stages
 from sptune.runs.evaluation import Metrics, Rows
+from sptune.runs.job import SPLITS, Job
 from sptune.runs.model_card import model_card
 from sptune.runs.options.run_options import RunOptions
 from sptune.runs.peak_memory import peak_memory
-from sptune.runs.progress import processes
+from sptune.runs.processes import processes
 from sptune.runs.run_report import write_run_report
-from sptune.runs.stages import SPLITS, Job
+from sptune.runs.stage_trainers import evaluate_splits
 from sptune.search.search_result import SearchResult
 from sptune.training.trainer import SPTTrainer
 
@@ -29,7 +30,7 @@ def evaluate_and_save(
     network: PeftModel,
     trainer: SPTTrainer,
     result: SearchResult | None,
-    reference: dict[str, Any] | None,
+    baseline: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Evaluate the final network, and write adapter, predictions and metrics.
 
@@ -38,7 +39,7 @@ def evaluate_and_save(
         network: the final network, trained.
         trainer: its trainer.
         result: of the search; None if there was none.
-        reference: results of the linear probe or of zero-shot; None if they were not asked for.
+        baseline: results of the linear probe or of zero-shot; None if they were not asked for.
 
     Returns:
         The content of metrics.json.
@@ -47,7 +48,7 @@ def evaluate_and_save(
     with plan.clock.stage("evaluate"):
         plan.monitor.stage("Evaluating")
         results, rows = _evaluate(job, trainer)
-    metrics = _metrics(job, network, trainer, results, reference)
+    metrics = _metrics(job, network, trainer, results, baseline)
     if result is not None:
         metrics["search"] = {
             "searcher": result.search.searcher,
@@ -68,8 +69,8 @@ def evaluate_and_save(
 
 def _track(job: Job, metrics: Metrics) -> None:
     """Send the metrics of the final network, and of what it is compared with, to the trackers of the run."""
-    reference, step = metrics.get("baseline"), metrics["training"]["steps"]
-    compared = {"final": metrics} | ({reference["kind"].replace(" ", "_"): reference} if reference else {})
+    baseline, step = metrics.get("baseline"), metrics["training"]["steps"]
+    compared = {"final": metrics} | ({baseline["kind"].replace(" ", "_"): baseline} if baseline else {})
     for stage, results in compared.items():
         for split, prefix in zip(SPLITS[1:], ("eval", "test"), strict=True):
             values = {f"{prefix}_{name}": value for name, value in results[split].items() if name != "examples"}
@@ -82,7 +83,7 @@ def _evaluate(job: Job, trainer: SPTTrainer) -> tuple[dict[str, Metrics], Rows]:
     seen = job.encoded["train"]
     if len(seen) > MAX_TRAIN_EVALUATED:
         seen = seen.shuffle(seed=plan.options.seed).select(range(MAX_TRAIN_EVALUATED))
-    results = stages.evaluate_splits(job, trainer, {**job.encoded, "train": seen}, SPLITS[:2])
+    results = evaluate_splits(job, trainer, {**job.encoded, "train": seen}, SPLITS[:2])
     test, rows = plan.evaluation.test(trainer, job.encoded["test"], job.test_order, plan.splits.test, plan.monitor)
     return {**results, "test": test}, rows
 
@@ -92,7 +93,7 @@ def _metrics(
     network: PeftModel,
     trainer: SPTTrainer,
     results: dict[str, dict[str, Any]],
-    reference: dict[str, Any] | None,
+    baseline: dict[str, Any] | None,
 ) -> dict[str, Any]:
     best = trainer.state.best_model_checkpoint
     tuner: Any = network.base_model
@@ -100,9 +101,9 @@ def _metrics(
         "task": job.plan.task.name,
         "model": job.plan.spec.source.model,
         "seed": job.plan.options.seed,
-        "prompt_layers": tuner.candidate_layers,
+        "prompt_layers": tuner.generator_layers,
         **results,
-        **({"baseline": reference, "gain": _gain(job, results, reference)} if reference else {}),
+        **({"baseline": baseline, "gain": _gain(job, results, baseline)} if baseline else {}),
         "parameters": _parameters(network),
         "training": {
             "steps": trainer.state.global_step,
@@ -159,9 +160,9 @@ def _save(job: Job, network: PeftModel, metrics: Metrics, rows: Rows, history: R
     write_run_report(plan.folder)
 
 
-def _gain(job: Job, results: dict[str, Metrics], reference: dict[str, Any]) -> dict[str, dict[str, float]]:
+def _gain(job: Job, results: dict[str, Metrics], baseline: dict[str, Any]) -> dict[str, dict[str, float]]:
     """By how much each metric of validation and test is better than that of the linear probe or of zero-shot."""
-    return {split: job.plan.evaluation.gain(results[split], reference[split]) for split in SPLITS[1:]}
+    return {split: job.plan.evaluation.gain(results[split], baseline[split]) for split in SPLITS[1:]}
 
 
 def _parameters(network: PeftModel) -> dict[str, int]:

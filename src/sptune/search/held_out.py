@@ -116,7 +116,7 @@ class HeldOutLosses:
         states, reader = BatchStates(backbone.layers), StateReader(backbone.base_model, backbone.layers)
 
         def shared() -> AbstractContextManager[None]:
-            states.layer = tuner.candidate_layers[0]
+            states.layer = tuner.generator_layers[0]
             if states.layer == 0:
                 return contextlib.nullcontext()
             if states.layer not in self._exact:
@@ -138,7 +138,7 @@ class HeldOutLosses:
 
     def _first_layer(self, variant: Variant) -> int:
         with variant():
-            return self.trainer.tuner.candidate_layers[0]
+            return self.trainer.tuner.generator_layers[0]
 
 
 def _sorted_part(dataset: Any, part: int, parts: int) -> Any:

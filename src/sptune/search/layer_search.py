@@ -70,7 +70,7 @@ def search_prompt_layers(
     search = SearchConfig() if search is None else search
     tuner, config = _supernet(network)
     if SEARCHERS[search.searcher].fixed:
-        return _fixed_result(config, search, tuner.candidate_layers, tuner.backbone.num_layers)
+        return _fixed_result(config, search, tuner.generator_layers, tuner.backbone.num_layers)
     options: dict[str, Any] = {"class_scores": class_scores, "data_collator": data_collator, "callbacks": callbacks}
     options |= {"problem_type": problem_type, "class_loss": class_loss, "head_learning_rate": head_learning_rate}
     options["activation_cache"] = activation_cache
@@ -129,7 +129,7 @@ def _with_number(search: SearchConfig, tuner: SPTModel, config: SPTConfig) -> Se
     if search.threshold is not None:
         return search
     size = sum(parameter.numel() for parameter in next(iter(tuner.generator_parameters().values())))
-    number = layers_to_find(search, size, len(tuner.candidate_layers), config.placement or "")
+    number = layers_to_find(search, size, len(tuner.generator_layers), config.placement or "")
     return dataclasses.replace(search, num_prompt_layers=number, parameter_budget=None)
 
 

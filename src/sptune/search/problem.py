@@ -75,7 +75,7 @@ class SearchProblem:
     @property
     def candidates(self) -> list[int]:
         """The layers to choose from."""
-        return self.tuner.candidate_layers
+        return self.tuner.generator_layers
 
     def train_supernet(self, trainer_class: type[SupernetTrainer], **own: Any) -> Findings:
         """Train the supernet, then select layers by the criterion of the configuration.

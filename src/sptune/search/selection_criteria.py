@@ -45,7 +45,7 @@ def by_gates(trainer: SupernetTrainer) -> Selection:
 
 def by_perturbation(trainer: SupernetTrainer) -> Selection:
     """A layer's score is the rise of the held-out loss when its gate is closed; without gates, all others are open."""
-    gates, count = trainer.gates(), len(trainer.tuner.candidate_layers)
+    gates, count = trainer.gates(), len(trainer.tuner.generator_layers)
     values = torch.ones(1, count) if gates is None else torch.tensor(gates)[None]
     closed = [values * (1 - torch.eye(count)[place]) for place in range(count)]
     variants = [partial(trainer.tuner.gating, one) for one in (values, *closed)]
@@ -59,7 +59,7 @@ def by_sets(trainer: SupernetTrainer) -> Selection:
     Evenly spaced layers are taken instead unless the set beats them beyond noise. With more than `MAX_SETS` sets, one
     is built greedily. A layer's score is minus the mean loss of the sets with that layer, in the first round.
     """
-    candidates, size = trainer.tuner.candidate_layers, trainer.search.num_prompt_layers or 1
+    candidates, size = trainer.tuner.generator_layers, trainer.search.num_prompt_layers or 1
     if math.comb(len(candidates), size) > MAX_SETS:
         return greedily(trainer)
     every = list(itertools.combinations(candidates, size))
@@ -74,7 +74,7 @@ def greedily(trainer: SupernetTrainer) -> Selection:
     Evenly spaced layers are taken instead unless the result beats them beyond noise. A layer's score is minus the loss
     of the discrete network with that layer alone, in the first round.
     """
-    candidates = trainer.tuner.candidate_layers
+    candidates = trainer.tuner.generator_layers
     scores: list[float] = []
     chosen: tuple[int, ...] = ()
     for _ in range(trainer.search.num_prompt_layers or 1):
@@ -122,7 +122,7 @@ def _if_significant(trainer: SupernetTrainer, winner: LayerSet) -> list[int]:
 
     They are compared on examples that were not part of the race, where its winner is better by selection.
     """
-    spaced = evenly_spaced(trainer.tuner.candidate_layers, len(winner))
+    spaced = evenly_spaced(trainer.tuner.generator_layers, len(winner))
     if list(winner) == spaced:
         trainer.remarks.append("Evenly spaced layers had the lowest held-out loss.")
         return spaced

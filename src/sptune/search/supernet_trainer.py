@@ -115,7 +115,7 @@ class SupernetTrainer(SPTTrainer):
         """As in `transformers.Trainer`; the logs of a step also have the losses of the search and the gates."""
         entries = self.history.entries
         if "loss" in logs and entries:
-            logs = {**entry_logs(entries[-1], self.tuner.candidate_layers), **logs}
+            logs = {**entry_logs(entries[-1], self.tuner.generator_layers), **logs}
         super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:

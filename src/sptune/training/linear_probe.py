@@ -1,4 +1,4 @@
-"""The linear probe, the baseline of prompts: the same head, trained alone on the frozen backbone."""
+"""The linear probe: the head that prompts have, trained alone on the frozen backbone."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_a_stale_file_is_not_used(build_network, bert, tmp_path, change):
     def key(network, examples):
         backbone = network.base_model.backbone
         return fingerprint(
-            backbone.base_model, network.base_model.candidate_layers[0], TokenTable.of([examples]), backbone.layers
+            backbone.base_model, network.base_model.generator_layers[0], TokenTable.of([examples]), backbone.layers
         )
 
     examples = build_examples(4)

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, TrainingArguments
 
 from sptune import SPTConfig, SPTTrainer
-from sptune.runs.progress import leave_processes
+from sptune.runs.processes import leave_processes
 from sptune.tasks import PaddingCollator
 from sptune.training.caching.cache_settings import ActivationCacheSettings
 

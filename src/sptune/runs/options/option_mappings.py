@@ -33,8 +33,10 @@ RENAMED = {
     "prefix_cache_dtype": "activation_cache_dtype",
 }
 
-# Options that may name a local file or folder.
-PATHS = ("model", "gguf_file", "train_file", "validation_file", "test_file", "dataset", "output_dir")
+# Options that may name a local file or folder: of data, of whatever a run reads, and all of them.
+DATA_PATHS = ("train_file", "validation_file", "test_file", "dataset")
+INPUT_PATHS = ("model", "gguf_file", *DATA_PATHS)
+PATHS = (*INPUT_PATHS, "output_dir")
 
 # Groups of options that a YAML file may nest.
 NESTED = ("prompts", "search")

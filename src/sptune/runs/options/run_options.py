@@ -17,7 +17,6 @@ from sptune.runs.options.option_checks import check_combinations, check_ranges
 from sptune.runs.options.option_fields import ALL, SEARCHING, OptionFields
 from sptune.runs.options.option_mappings import (
     NESTED,
-    PATHS,
     PROMPT_FIELDS,
     RECORDS,
     RENAMED,
@@ -35,8 +34,6 @@ from sptune.runs.options.option_types import Option
 from sptune.search.search_config import SearchConfig
 from sptune.search.searchers import SEARCHERS
 
-# Options that may name a local file or folder to read.
-PLACES = tuple(name for name in PATHS if name != "output_dir")
 # Options of how a run is done, not of what it is: they may change when a run is resumed.
 CONDUCT = (
     "report_to",

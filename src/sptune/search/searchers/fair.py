@@ -64,7 +64,7 @@ class FairTrainer(SupernetTrainer):
 
     def draw_sets(self, size: int, generator: torch.Generator) -> torch.Tensor:
         """(size, candidates): a row for each example, 1 at the layers of its set and 0 elsewhere."""
-        coins = torch.randint(2, (math.ceil(size / 2), len(self.tuner.candidate_layers)), generator=generator)
+        coins = torch.randint(2, (math.ceil(size / 2), len(self.tuner.generator_layers)), generator=generator)
         return torch.stack([coins, 1 - coins], dim=1).flatten(0, 1)[:size].float()
 
 

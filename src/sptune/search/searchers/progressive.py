@@ -32,7 +32,7 @@ class ShrinkingGates(GateSampler):
     def _remaining(self) -> torch.Tensor:
         """1 for layers that remain, 0 for others; from the history, which a resumed search has, too."""
         trainer = self.trainer
-        entries, steps, count = trainer.history.entries, trainer.state.max_steps, len(trainer.tuner.candidate_layers)
+        entries, steps, count = trainer.history.entries, trainer.state.max_steps, len(trainer.tuner.generator_layers)
         warmup = trainer.warmup_steps(steps)
         remaining = list(range(count))
         for stage in range(1, STAGES):

@@ -1,4 +1,4 @@
-"""Layers drawn at random, the baseline of every other searcher."""
+"""Layers drawn at random, with which every other searcher is compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Old names of the activation cache work for one version, with a warning that names the new one."""
+"""Old names work for one version, with a warning that names the new one."""
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -43,3 +43,11 @@ def test_the_old_keyword_of_the_search(build_network, bert, tmp_path):
             network, EXAMPLES, args, SearchConfig("spaced", num_prompt_layers=2), prefix_cache=None
         )
     assert len(result.prompt_layers) == 2
+
+
+@pytest.mark.parametrize(("prompt_layers", "layers"), [("search", [0, 1, 2, 3]), ([1, 3], [1, 3])])
+def test_the_old_name_of_the_layers_with_a_generator(build_network, bert, prompt_layers, layers):
+    tuner = build_network(bert, prompt_layers=prompt_layers).base_model
+    assert tuner.generator_layers == layers
+    with pytest.warns(FutureWarning, match="candidate_layers was renamed to generator_layers"):
+        assert tuner.candidate_layers == layers
