@@ -48,7 +48,7 @@ lowest: $(VENV_LOWEST)/.test
 campaign: $(VENV)/.test
 	@mkdir -p runs && rm -f runs/campaign.jsonl
 	@SPTUNE_CAMPAIGN=10 SPTUNE_CAMPAIGN_OUTPUT=runs/campaign.jsonl $(PYTEST) $(VENV)/bin/pytest -n auto \
-		tests/reliability tests/adapters/test_strangers_folders.py
+		tests/reliability tests/saved_adapters/test_strangers_folders.py
 	@$(VENV)/bin/python docs/scripts/campaign_figures.py runs/campaign.jsonl
 
 conformance: $(VENV4)/.test

@@ -80,7 +80,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a folder for the new study and its data")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text(encoding="utf-8"))
-    missing = [task for task in study["tasks"] if not (given.data / task / "train.jsonl").is_file()]
+    tasks = {name: own.get("task", name) for name, own in study["tasks"].items()}
+    missing = [task for task in tasks.values() if not (given.data / task / "train.jsonl").is_file()]
     if missing:
         parser.error(f"{given.data / missing[0] / 'train.jsonl'} does not exist; --help describes the folder")
     options = study["options"]
@@ -90,11 +91,11 @@ def main() -> None:
         options |= {"model": source.model, "gguf_file": source.gguf_file}
     else:
         options["model"] = str(get_model_path())
-    for task, own in study["tasks"].items():
+    for name, own in study["tasks"].items():
         if on_smollm2:
-            own |= small_task(task, given.data, given.output / "data")
+            own |= small_task(tasks[name], given.data, given.output / "data")
         else:
-            own |= local_task(task, "few_shot" in options, given.data, given.output / "data")
+            own |= local_task(tasks[name], "few_shot" in options, given.data, given.output / "data")
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / given.study.name
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")

@@ -222,37 +222,50 @@ def rates(study: str, method: str) -> str:
     return markdown_table(["learning rate", *(TASKS[task] for task in tasks), "mean"], lines)
 
 
-def costs(study: str) -> str:
-    """A table of the cost of a run: seconds of search and training, and by those of the reference on one machine."""
-    runs, against = runs_of(study), reference(study)
+def costs(study: str, *tasks: str) -> str:
+    """A table of the cost of a run, medians: seconds of search and training, by those of LoRA on one machine, memory.
+
+    Args:
+        study: see `runs_of`.
+        tasks: those that count; all by default.
+    """
+    lora = _of_tasks(runs_of(study)["lora"], tasks)
+    runs = {name: own for name, all_runs in runs_of(study).items() if (own := _of_tasks(all_runs, tasks))}
     rows = []
     for name, own in sorted(runs.items(), key=lambda item: statistics.median(_seconds(item[1].values()))):
-        ratios = [
-            own[key]["seconds"]["total"] / other["seconds"]["total"]
-            for key, other in runs[against].items()
-            if name != against and key in own and machine(own[key]) == machine(other)
-        ]
+        ratios = _time_ratios(own, lora) if name != "lora" else []
         rows.append(
             [
                 LABELS.get(name, f"`{name}`"),
                 f"{statistics.median(row['seconds']['step'] for row in own.values()):.3f}",
                 f"{statistics.median(_seconds(own.values())):.0f}",
                 f"{statistics.median(ratios):.2f}" if ratios else "",
+                f"{statistics.median(row['peak_memory'] for row in own.values()) / 1e6:,.0f}",
+                f"{next(iter(own.values()))['adapter_bytes'] / 1e3:,.0f}",
                 str(len(own)),
             ]
         )
-    return markdown_table(["method", "seconds a step", "seconds a run", f"by `{against}`'s", "runs"], rows)
+    columns = ["method", "seconds a step", "seconds a run", "by LoRA's", "peak memory, MB", "adapter, kB", "runs"]
+    return markdown_table(columns, rows)
+
+
+def _of_tasks(runs: Runs, tasks: Sequence[str]) -> Runs:
+    return {key: row for key, row in runs.items() if not tasks or key[0] in tasks}
+
+
+def _time_ratios(own: Runs, other: Runs) -> list[float]:
+    """Seconds of the runs of one method by those of another, where both are of one machine."""
+    return [
+        row["seconds"]["total"] / other[key]["seconds"]["total"]
+        for key, row in own.items()
+        if key in other and machine(row) == machine(other[key])
+    ]
 
 
 def slower(study: str, method: str, against: str = "", *tasks: str) -> str:
     """How many times as long a run of a method takes as one of the other: median of pairs on one machine."""
     runs = runs_of(study)
-    own, other = runs[method], runs[against or reference(study)]
-    ratios = [
-        own[key]["seconds"]["total"] / other[key]["seconds"]["total"]
-        for key in own
-        if key in other and machine(own[key]) == machine(other[key]) and key[0] in (tasks or {key[0]})
-    ]
+    ratios = _time_ratios(_of_tasks(runs[method], tasks), runs[against or reference(study)])
     return f"{statistics.median(ratios):.2f}"
 
 

@@ -6,14 +6,14 @@ from sptune.lazy_names import lazy_names
 from sptune.registration import register_with_peft
 
 if TYPE_CHECKING:
-    from sptune.adapters.adapter_pool import AdapterPool
-    from sptune.adapters.inference import evaluate, predict
     from sptune.config import SPTConfig
     from sptune.errors import InputError, SptuneError
     from sptune.modeling.final_network import discretize
     from sptune.modeling.mean_pooling import MeanPooledClassifier
     from sptune.modeling.model import SPTModel
     from sptune.runs.run import Run, fit
+    from sptune.saved_adapters.adapter_pool import AdapterPool
+    from sptune.saved_adapters.inference import evaluate, predict
     from sptune.search.bilevel_trainer import SPTSearchTrainer
     from sptune.search.layer_search import search_prompt_layers
     from sptune.search.search_config import SearchConfig
@@ -49,7 +49,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "ActivationCacheSettings": "sptune.training.caching.cache_settings",
         "ActivationCachingTrainer": "sptune.training.caching_trainer",
-        "AdapterPool": "sptune.adapters.adapter_pool",
+        "AdapterPool": "sptune.saved_adapters.adapter_pool",
         "InputError": "sptune.errors",
         "MeanPooledClassifier": "sptune.modeling.mean_pooling",
         "Run": "sptune.runs.run",
@@ -61,9 +61,9 @@ __getattr__, __dir__ = lazy_names(
         "SearchResult": "sptune.search.search_result",
         "SptuneError": "sptune.errors",
         "discretize": "sptune.modeling.final_network",
-        "evaluate": "sptune.adapters.inference",
+        "evaluate": "sptune.saved_adapters.inference",
         "fit": "sptune.runs.run",
-        "predict": "sptune.adapters.inference",
+        "predict": "sptune.saved_adapters.inference",
         "search_prompt_layers": "sptune.search.layer_search",
     },
     renamed={

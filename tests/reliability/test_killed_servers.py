@@ -25,7 +25,7 @@ import pytest
 
 from reliability.campaign import FULL, SCALE
 from running_server import Server, free_port, start_server
-from sptune.adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.adapter_pool import AdapterPool
 from tiny_adapters import write_answerer
 from tiny_runs import causal_lm  # noqa: F401
 

@@ -13,10 +13,10 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sptune.adapters.inference import evaluate, inspect, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError
 from sptune.runs.run import fit, search, train
+from sptune.saved_adapters.inference import evaluate, inspect, predict
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] + ' : ' + message['content'] + ' [SEP] ' }}{% endfor %}"

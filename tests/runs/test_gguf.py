@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sptune.adapters.adapter_pool import AdapterPool
-from sptune.adapters.inference import predict
 from sptune.runs.run import fit, train
+from sptune.saved_adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.inference import predict
 
 REVIEWS = [
     ("a warm and funny film", "positive"),

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
-from sptune.adapters.adapter_pool import AdapterPool
-from sptune.adapters.inference import evaluate, inspect, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError
 from sptune.runs.options.run_options import RECORDS, RunOptions
 from sptune.runs.run import Run, fit, search, train
+from sptune.saved_adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.inference import evaluate, inspect, predict
 from tiny_adapters import write_tiny_adapter
 from tiny_runs import write_labels_or_numbers
 

@@ -17,8 +17,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from sptune import MeanPooledClassifier, SPTConfig
-from sptune.adapters.adapter_pool import AdapterPool
-from sptune.adapters.inference import evaluate, inspect, predict
 from sptune.cli.commands import main
 from sptune.errors import InputError, SptuneError
 from sptune.modeling.loading import _name_inside
@@ -27,6 +25,8 @@ from sptune.runs import resolution
 from sptune.runs.options.run_options import RunOptions
 from sptune.runs.progress import Monitor
 from sptune.runs.run import fit, search, train
+from sptune.saved_adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.inference import evaluate, inspect, predict
 from sptune.search import SearchResult
 from sptune.search.searchers import SEARCHERS
 
@@ -188,7 +188,7 @@ def test_a_place_where_no_predictions_can_be_written_is_found_before_the_adapter
 def test_texts_that_predictions_would_replace_are_refused(
     finished: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sptune.adapters.adapter_pool.load_backbone", None)  # nothing is loaded
+    monkeypatch.setattr("sptune.saved_adapters.adapter_pool.load_backbone", None)  # nothing is loaded
     for column in ("prediction", "scores", "label"):
         file = tmp_path / f"{column}.jsonl"
         rows = [{column: row["text"], "target": row["label"]} for row in read_lines(Path(options["test_file"]))]

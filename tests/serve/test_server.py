@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from sptune import predict
-from sptune.adapters.adapter_pool import AdapterPool
 from sptune.cli.commands import main
+from sptune.saved_adapters.adapter_pool import AdapterPool
 from tiny_adapters import write_answerer
 
 pytest.importorskip("ray.serve")

@@ -58,7 +58,7 @@ def evaluate(
 ) -> None:
     """Score an adapter on labeled data, or on prompts with completions."""
     with running(alone="evaluate") as stages:
-        from sptune.adapters import inference
+        from sptune.saved_adapters import inference
 
         metrics = inference.evaluate(
             adapter,
@@ -109,7 +109,7 @@ def predict(
 ) -> None:
     """Predict the class, the labels or a number for new texts, or write what follows prompts."""
     with running(alone="predict") as stages:
-        from sptune.adapters import inference
+        from sptune.saved_adapters import inference
 
         rows = inference.predict(
             adapter,
@@ -164,7 +164,7 @@ def serve(
 @with_exit_codes
 def inspect_adapter(adapter: AdapterOption, as_json: JsonFlag = False) -> None:
     """Show what an adapter is."""
-    from sptune.adapters import inference
+    from sptune.saved_adapters import inference
 
     about = inference.inspect(adapter)
     if as_json:

@@ -16,9 +16,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sptune import whole_files
-from sptune.adapters.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, checked_file, find_folder
 from sptune.errors import InputError
 from sptune.runs.output_folder import TASK_FILE, file_lock
+from sptune.saved_adapters.adapter_files import CONFIG_FILE, MAX_JSON, WEIGHTS_FILE, checked_file, find_folder
 
 INDEX_FILE = "adapters.json"
 # Folders of stores, in the folder for temporary files, and the file in each that its server locks.

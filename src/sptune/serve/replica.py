@@ -15,9 +15,9 @@ from typing import Any
 
 from ray import serve
 
-from sptune.adapters.adapter_pool import AdapterPool, Row
-from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.errors import InputError, TakenNameError, TooLongError
+from sptune.saved_adapters.adapter_pool import AdapterPool, Row
+from sptune.saved_adapters.loaded_adapter import LoadedAdapter
 from sptune.serve.adapter_store import AdapterStore
 from sptune.tasks import Text, check_request
 from sptune.tasks.generation_encoder import GenerationEncoder

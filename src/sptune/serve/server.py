@@ -91,7 +91,7 @@ def _checked_folders(adapters: Sequence[str]) -> dict[str, Path]:
     Raises:
         InputError: one of them cannot be served, or not under its name.
     """
-    from sptune.adapters.adapter_folder import named_folders, read_all
+    from sptune.saved_adapters.adapter_folder import named_folders, read_all
     from sptune.serve.adapter_store import MAX_NAME, NAME
 
     folders = named_folders(adapters)

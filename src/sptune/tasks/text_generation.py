@@ -1,7 +1,7 @@
 """Functions that let a model write texts after prompts and that measure its loss on completions.
 
 They know no runs or adapters: `sptune.runs.text_evaluation` uses them at the end of a run,
-`sptune.adapters.text_writer` with one saved adapter, and `sptune.adapters.generated_rows` with several.
+`sptune.saved_adapters.text_writer` with one saved adapter, and `sptune.saved_adapters.generated_rows` with several.
 """
 
 from __future__ import annotations

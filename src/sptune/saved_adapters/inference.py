@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from sptune.adapters import adapter_files
-from sptune.adapters.adapter_folder import AdapterFolder, named_folders, read_all
-from sptune.adapters.adapter_pool import AdapterPool
-from sptune.adapters.text_writer import load_writer
 from sptune.errors import InputError
 from sptune.runs import output_folder as outputs
 from sptune.runs.predictions import check_text_columns, prediction_rows
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import AnyTask, Columns, check_max_new_tokens, read_examples
+from sptune.saved_adapters import adapter_files
+from sptune.saved_adapters.adapter_folder import AdapterFolder, named_folders, read_all
+from sptune.saved_adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.text_writer import load_writer
 from sptune.tasks import read_named
 from sptune.tasks.generation_task import GenerationTask
 from sptune.tasks.metrics import score_metrics
@@ -105,7 +105,7 @@ def predict(
 
     Args:
         adapter: an adapter folder that `fit` or `train` wrote. With `adapter_column` several of one backbone: a mapping
-            from names to folders, or what else `sptune.adapters.adapter_folder.named_folders` takes.
+            from names to folders, or what else `sptune.saved_adapters.adapter_folder.named_folders` takes.
         input: texts or prompts: .jsonl, .csv, .tsv or .parquet.
         output: where to write the predictions, as JSON Lines; None not to write them.
         adapter_column: the column that names the adapter of each row.

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sptune.adapters.adapter_folder import AdapterFolder, check_same_backbone, named_folders, read_all
-from sptune.adapters.adapter_loading import load_with_backbone, loading
-from sptune.adapters.class_scores import batch_scores, class_rows, class_scores, tokenize
-from sptune.adapters.generated_rows import generated_rows
-from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.errors import InputError, UnknownAdapterError
 from sptune.modeling.loading import is_causal, load_backbone, load_config, load_tokenizer
 from sptune.runs.progress import Monitor
 from sptune.runs.task_kinds import build_encoder
+from sptune.saved_adapters.adapter_folder import AdapterFolder, check_same_backbone, named_folders, read_all
+from sptune.saved_adapters.adapter_loading import load_with_backbone, loading
+from sptune.saved_adapters.class_scores import batch_scores, class_rows, class_scores, tokenize
+from sptune.saved_adapters.generated_rows import generated_rows
+from sptune.saved_adapters.loaded_adapter import LoadedAdapter
 from sptune.tasks import Example, Text, check_request
 
 Row = dict[str, Any]
@@ -148,7 +148,7 @@ class AdapterPool:
         return [rows[index] for index in range(len(examples))]
 
     def class_scores(self, examples: Sequence[tuple[str, Example]], monitor: Monitor | None = None) -> list[np.ndarray]:
-        """The scores (classes,) of each example; see `sptune.adapters.class_scores`."""
+        """The scores (classes,) of each example; see `sptune.saved_adapters.class_scores`."""
         with self._turn:
             return class_scores(self.model, [(self[name], one) for name, one in examples], monitor or Monitor())
 

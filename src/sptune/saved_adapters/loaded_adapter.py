@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sptune.adapters.adapter_folder import AdapterFolder
 from sptune.errors import InputError
 from sptune.runs.task_kinds import AnyEncoder
+from sptune.saved_adapters.adapter_folder import AdapterFolder
 from sptune.tasks import TaskEncoder
 from sptune.tasks.generation_encoder import GenerationEncoder
 

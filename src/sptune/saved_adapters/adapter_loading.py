@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from sptune.adapters.adapter_files import WEIGHTS_FILE, WRONG_VALUES
-from sptune.adapters.adapter_folder import AdapterFolder
 from sptune.errors import InputError
 from sptune.modeling.size_checks import check_adapter_size
 from sptune.runs.processes import processes
+from sptune.saved_adapters.adapter_files import WEIGHTS_FILE, WRONG_VALUES
+from sptune.saved_adapters.adapter_folder import AdapterFolder
 
 
 def load_with_backbone(folder: AdapterFolder, backbone: PreTrainedModel, key: str = "default") -> PeftModel:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sptune.adapters.adapter_folder import AdapterFolder
-from sptune.adapters.adapter_loading import load_with_backbone
 from sptune.modeling.loading import load_backbone, load_config, load_tokenizer
 from sptune.runs.evaluation import Metrics, Rows
 from sptune.runs.progress import Monitor
 from sptune.runs.text_evaluation import DEFAULT_MAX_NEW_TOKENS, TextEvaluation
+from sptune.saved_adapters.adapter_folder import AdapterFolder
+from sptune.saved_adapters.adapter_loading import load_with_backbone
 from sptune.tasks.generation_encoder import GenerationEncoder
 from sptune.tasks.generation_task import GenerationExample, GenerationTask
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from sptune.adapters.adapter_files import WRONG_VALUES, find_folder, read_config, read_sizes, read_task_document
 from sptune.errors import InputError, shortened
 from sptune.modeling.loading import CLASSIFIER, BackboneSpec, longest_input
 from sptune.runs.output_folder import ADAPTER_FOLDER, TASK_FILE
 from sptune.runs.task_kinds import AnyTask, task_from_document
+from sptune.saved_adapters.adapter_files import WRONG_VALUES, find_folder, read_config, read_sizes, read_task_document
 from sptune.whole_files import expanded
 
 

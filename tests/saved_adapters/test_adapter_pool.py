@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sptune import predict
-from sptune.adapters.adapter_folder import AdapterFolder, named_folders
-from sptune.adapters.adapter_pool import AdapterPool
 from sptune.errors import InputError, UnknownAdapterError
+from sptune.saved_adapters.adapter_folder import AdapterFolder, named_folders
+from sptune.saved_adapters.adapter_pool import AdapterPool
 from tiny_adapters import write_tiny_adapter, write_tiny_writer
 
 TEXTS = ["a lovely film", "the scenes was dull and the actors tired", "it", "this story moving moving moving"]
@@ -135,7 +135,7 @@ def test_writers_and_classifiers_answer_together(causal_lm: str, tmp_path: Path)
 def test_a_file_with_wrong_names_is_refused_with_all_lines(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sptune.adapters.adapter_pool.load_backbone", None)  # nothing is loaded
+    monkeypatch.setattr("sptune.saved_adapters.adapter_pool.load_backbone", None)  # nothing is loaded
     file = tmp_path / "texts.csv"
     file.write_text("who,text\nfilms,a film\nfilm,a film\n,a film\nkinds,\n")
     with pytest.raises(InputError) as refusal:
@@ -325,7 +325,7 @@ def test_a_column_of_names_that_the_output_would_replace_is_refused(
     folder = folders["films"] if kind == "text" else write_tiny_writer(tmp_path / "films", causal_lm, 0)
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({kind: "it", column: "films"}) + "\n", encoding="utf-8")
-    monkeypatch.setattr("sptune.adapters.adapter_pool.load_backbone", None)  # nothing is loaded
+    monkeypatch.setattr("sptune.saved_adapters.adapter_pool.load_backbone", None)  # nothing is loaded
     with pytest.raises(InputError, match=rf"{column}.*rename the column"):
         predict(folder, file, adapter_column=column)
 

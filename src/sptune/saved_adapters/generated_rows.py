@@ -7,9 +7,9 @@ from typing import Any
 
 from peft import PeftModel
 
-from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.runs.progress import Monitor
 from sptune.runs.text_evaluation import DEFAULT_MAX_NEW_TOKENS, generated_row
+from sptune.saved_adapters.loaded_adapter import LoadedAdapter
 from sptune.tasks.generation_task import GenerationExample
 from sptune.tasks.text_generation import generate_texts
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from sptune.adapters.loaded_adapter import LoadedAdapter
 from sptune.runs.predictions import prediction_rows
 from sptune.runs.progress import Monitor
+from sptune.saved_adapters.loaded_adapter import LoadedAdapter
 from sptune.tasks import Example, TaskEncoder
 from sptune.tasks.task_encoder import warn_cut
 

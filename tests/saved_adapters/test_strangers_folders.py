@@ -21,13 +21,13 @@ from transformers import AutoModelForMaskedLM
 
 from reliability.campaign import tries
 from sptune import SPTConfig, evaluate, fit, predict
-from sptune.adapters.adapter_pool import AdapterPool
-from sptune.adapters.inference import inspect
 from sptune.cli.commands import main
 from sptune.errors import InputError
 from sptune.modeling.loading import BackboneSource, load_config, load_tokenizer
 from sptune.runs.output_folder import read_config
 from sptune.runs.progress import Monitor
+from sptune.saved_adapters.adapter_pool import AdapterPool
+from sptune.saved_adapters.inference import inspect
 from sptune.serve.adapter_store import AdapterStore
 from tiny_adapters import write_tiny_adapter, write_tiny_writer
 

@@ -1,3 +1,0 @@
-"""Backbones of the tests of adapters."""
-
-from tiny_runs import causal_lm, masked_lm  # noqa: F401
