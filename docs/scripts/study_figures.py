@@ -223,7 +223,7 @@ def rates(study: str, method: str) -> str:
 
 
 def costs(study: str, *tasks: str) -> str:
-    """A table of the cost of a run, medians: seconds of search and training, by those of LoRA on one machine, memory.
+    """A table of the cost of a run, medians: seconds of search and training, by those of LoRA on one machine.
 
     Args:
         study: see `runs_of`.
@@ -240,12 +240,11 @@ def costs(study: str, *tasks: str) -> str:
                 f"{statistics.median(row['seconds']['step'] for row in own.values()):.3f}",
                 f"{statistics.median(_seconds(own.values())):.0f}",
                 f"{statistics.median(ratios):.2f}" if ratios else "",
-                f"{statistics.median(row['peak_memory'] for row in own.values()) / 1e6:,.0f}",
                 f"{next(iter(own.values()))['adapter_bytes'] / 1e3:,.0f}",
                 str(len(own)),
             ]
         )
-    columns = ["method", "seconds a step", "seconds a run", "by LoRA's", "peak memory, MB", "adapter, kB", "runs"]
+    columns = ["method", "seconds a step", "seconds a run", "by LoRA's", "adapter, kB", "runs"]
     return markdown_table(columns, rows)
 
 
