@@ -41,7 +41,7 @@ audit: $(VENV)/.audit
 
 # The quick part of the tests on the lowest versions that pyproject.toml allows, apart from PyTorch.
 lowest: $(VENV_LOWEST)/.test
-	@$(PYTEST) $(VENV_LOWEST)/bin/pytest -n auto tests/test_config.py tests/test_imports.py tests/cli tests/modeling \
+	@$(PYTEST) $(VENV_LOWEST)/bin/pytest -n auto tests/test_config.py tests/test_imports.py tests/test_renamed.py tests/cli tests/modeling \
 		tests/report tests/runs tests/saved_adapters tests/search tests/tasks tests/training
 
 # Ten times what the test suite does of it; the rows go to runs/campaign.jsonl.

@@ -95,7 +95,7 @@ def main() -> None:
         if on_smollm2:
             own |= small_task(tasks[name], given.data, given.output / "data")
         else:
-            own |= local_task(tasks[name], "few_shot" in options, given.data, given.output / "data")
+            own |= local_task(tasks[name], "few_shot" in {**options, **own}, given.data, given.output / "data")
     given.output.mkdir(parents=True, exist_ok=True)
     path = given.output / given.study.name
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")

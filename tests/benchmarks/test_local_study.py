@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from defaults import development_data
-from local_study import SMOLLM2_SIZES, SPLIT_OFF, local_task, small_task
+from local_study import SMOLLM2_SIZES, SPLIT_OFF, local_task, main, small_task
 
 
 @pytest.fixture
@@ -39,3 +40,14 @@ def test_small_tasks_have_splits_without_overlap(data: Path) -> None:
         assert len(parts[1]) == SMOLLM2_SIZES["validation"]
         assert len(parts[2]) == min(SMOLLM2_SIZES["test"], 500 if task == "sst2" else 1000)
         assert len(set.union(*parts)) == sum(map(len, parts))
+
+
+def test_a_task_may_have_another_name_in_the_study(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = {"options": {"model": "MiniLM"}, "tasks": {"reviews-500": {"task": "sst2", "few_shot": 500}}}
+    (data / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    arguments = ["local_study.py", str(data / "study.yaml"), "--data", str(data), "--output", str(data / "made")]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    task = yaml.safe_load((data / "made" / "study.yaml").read_text(encoding="utf-8"))["tasks"]["reviews-500"]
+    assert task["test_file"] == str((data / "sst2" / "test.jsonl").resolve())
+    assert task["few_shot"] == 500

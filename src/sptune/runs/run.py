@@ -25,7 +25,7 @@ from sptune.runs.progress import Monitor
 from sptune.runs.publishing import check_hub, create_repository, push_adapter
 from sptune.runs.run_report import write_run_report
 from sptune.runs.run_results import clean_up, evaluate_and_save
-from sptune.runs.stage_trainers import training_arguments
+from sptune.runs.stage_trainers import final_arguments
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _run_locked(verb: str, plan: Plan) -> Run:
         if plan.claim is not None:
             plan.claim.take_back()
         raise
-    arguments = training_arguments(job, "train", plan.max_steps, log_losses=True)
+    arguments = final_arguments(job)
     begin(verb, plan)
     with plan.tracker.running(arguments, job.backbone):
         run = _carry_out(verb, job)

@@ -52,7 +52,7 @@ def training_arguments(
     learning_rate: float | None = None,
     evaluate: bool = True,
     log_losses: bool = False,
-    through_backbone: bool = True,
+    baseline: bool = False,
 ) -> TrainingArguments:
     """What all stages share: AdamW, a short warm-up, linear decay, clipping, and the best checkpoint at the end.
 
@@ -63,7 +63,7 @@ def training_arguments(
         learning_rate: that of the options if None.
         evaluate: on validation data, at intervals, which also chooses the best checkpoint.
         log_losses: for the learning curve.
-        through_backbone: whether the training passes texts through the backbone.
+        baseline: for the linear probe or zero-shot, without batches of like length and gradient checkpointing.
     """
     os.environ[MIXED_PRECISION] = LAUNCHED_WITH
     options, evaluation = job.plan.options, job.plan.evaluation
@@ -85,9 +85,14 @@ def training_arguments(
         logging_strategy="steps" if log_losses else "no",
         logging_steps=math.ceil(steps / LOGGED_LOSSES),
         **(_evaluation_arguments(evaluation, interval) if evaluate else {}),
-        **(_backbone_arguments(options.gradient_checkpointing) if through_backbone else {}),
+        **({} if baseline else _backbone_arguments(options.gradient_checkpointing)),
         **_environment_arguments(options),
     )
+
+
+def final_arguments(job: Job) -> TrainingArguments:
+    """The arguments of the final training."""
+    return training_arguments(job, "train", job.plan.max_steps, log_losses=True)
 
 
 def _evaluation_arguments(evaluation: Evaluation, interval: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sptune.runs.job import SPLITS, Job
 from sptune.runs.stage_trainers import (
     activation_cache,
     evaluate_splits,
+    final_arguments,
     last_checkpoint,
     make_trainer,
     run_callbacks,
@@ -45,7 +46,7 @@ def zero_shot(
     """
     job.plan.monitor.stage("Evaluating the language model without any training (zero-shot), for comparison")
     trainer = make_trainer(
-        job, job.backbone, training_arguments(job, "baseline", 1, through_backbone=False), callbacks=callbacks
+        job, job.backbone, training_arguments(job, "baseline", 1, baseline=True), callbacks=callbacks
     )
     return {"kind": "zero-shot", "parameters": 0, **evaluate_splits(job, trainer, job.encoded, splits)}
 
@@ -68,7 +69,7 @@ def linear_probe(
     heads = [name for name in HEADS if isinstance(getattr(job.backbone, name, None), nn.Module)]
     alone = LinearProbe(job.backbone, [*heads, *(name for name in job.absent if name not in heads)])
     arguments = training_arguments(
-        job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate, through_backbone=False
+        job, "baseline", plan.max_steps, learning_rate=plan.options.head_learning_rate, baseline=True
     )
     encoded, collator, pooling_seconds = job.encoded, plan.encoder.collator, 0.0
     if alone.pools_once:
@@ -169,8 +170,7 @@ def train_network(job: Job, network: nn.Module, title: str, callbacks: Sequence[
     plan = job.plan
     with plan.clock.stage("train"):
         callbacks = [*callbacks, *plan.tracker.stage("train")]
-        arguments = training_arguments(job, "train", plan.max_steps, log_losses=True)
-        trainer = make_trainer(job, network, arguments, callbacks=callbacks)
+        trainer = make_trainer(job, network, final_arguments(job), callbacks=callbacks)
         if isinstance(getattr(network, "base_model", None), SPTModel):
             plan.monitor.note(str(trainer.plan_activation_cache()))
         plan.monitor.stage(title, plan.max_steps)
