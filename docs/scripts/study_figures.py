@@ -191,11 +191,16 @@ def times(study: str, method: str, against: str = "") -> str:
     return f"{own / other:.1f}" if own < 10 * other else f"{own / other:.0f}"
 
 
-def by_seed(study: str) -> str:
-    """A table of accuracies by task with those of each seed."""
+def by_seed(study: str, *chosen: str) -> str:
+    """A table of accuracies by task with those of each seed.
+
+    Args:
+        study: see `runs_of`.
+        chosen: the methods; all by default.
+    """
     runs, tasks = runs_of(study), _tasks(study)
     rows = []
-    for name, own in runs.items():
+    for name, own in ((name, own) for name, own in runs.items() if not chosen or name in chosen):
         cells = []
         for task in tasks:
             values = [own[key]["test"]["score"] for key in sorted(own) if key[0] == task]

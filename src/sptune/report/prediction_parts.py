@@ -1,4 +1,4 @@
-"""What a run's page shows of its predictions on test data, by the kind of task."""
+"""The predictions on a run's page, by the kind of task: confusion matrix, or errors of numbers, and mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss of a run on classes, from its options and its training data."""
+"""The loss of a run on classes, with its class weights, from its options and its training data."""
 
 from __future__ import annotations
 

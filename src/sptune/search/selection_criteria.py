@@ -1,4 +1,4 @@
-"""Selection criteria: how a trained supernet selects layers, by its gates or by losses on the architecture split."""
+"""How a trained supernet selects layers: by gates, or by held-out losses; sets must beat evenly spaced layers."""
 
 from __future__ import annotations
 

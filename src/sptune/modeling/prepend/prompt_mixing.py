@@ -1,4 +1,7 @@
-"""How a gated layer mixes its new prompt with the one propagated from the layer below (method section 3)."""
+"""How a gated layer mixes prompts of two layers, and the bias of attention logits by their inclusion probability.
+
+See method section 3.
+"""
 
 from __future__ import annotations
 

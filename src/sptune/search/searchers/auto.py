@@ -1,4 +1,4 @@
-"""A search where the data can tell layers apart, evenly spaced layers where they cannot."""
+"""`fair` with enough training examples and layers to choose from, otherwise `spaced`, before anything is trained."""
 
 from __future__ import annotations
 
